@@ -1,0 +1,950 @@
+"""How does a derivative find its way back?  A reverse-mode autograd engine over NumPy, of any order.
+
+Every operation is one function: the forward line, and beside it one rule per input that turns the cotangent z̄
+of its result into the cotangent of that input. Rules are written with the same operations, so they can be
+differentiated again: a paper about learning inside learning needs gradients through gradients.
+
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = (x ** 3).sum()
+    (dy,) = grad(y, [x], create_graph=True)        # dy is a Tensor, 3x²: it can be differentiated again
+    dy.sum().backward()                            # x.grad is the array 6x
+
+The engine does the shared work once: undoing broadcasts, adding up cotangents, walking the graph in order (no
+recursion: unrolled inner loops are long), and freeing it. Arrays of any library that speaks NumPy's dispatch
+protocols flow through the same functions.
+
+Notation: z is the result, x̄ = ∂L/∂x the cotangent of x; shapes as in NumPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import operator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+__all__ = ["OPS", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
+           "no_grad", "op", "tensor"]
+
+Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
+OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it
+
+
+class _Mode(threading.local):
+    enabled = True
+
+
+_mode = _Mode()
+_order = itertools.count(1)
+
+
+def grad_enabled() -> bool:
+    """Whether operations are being recorded in this thread."""
+    return _mode.enabled
+
+
+@contextlib.contextmanager
+def _recording(enabled: bool) -> Iterator[None]:
+    before, _mode.enabled = _mode.enabled, enabled
+    try:
+        yield
+    finally:
+        _mode.enabled = before
+
+
+def no_grad() -> Any:
+    """Record nothing inside: `with no_grad(): ...`, or `@no_grad()` above a function."""
+    return _recording(False)
+
+
+def enable_grad() -> Any:
+    """Record again inside a `no_grad` block."""
+    return _recording(True)
+
+
+class Node:
+    """One recorded operation: its inputs, and the rules that carry cotangents back to them."""
+
+    __slots__ = ("inputs", "kept", "name", "order", "rules", "shapes")
+
+    def __init__(self, name: str, inputs: tuple[Tensor, ...], rules: Any, kept: Array, shapes: Any):
+        self.name, self.inputs, self.rules, self.shapes = name, inputs, rules, shapes
+        self.kept = kept  # the result's array, if the rules ask for it: its Tensor would be a reference cycle
+        self.order = next(_order)
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    `data` is the array, `grad` (an array, on leaves only) what `backward` has accumulated. Python numbers and
+    lists become float32 (or int64); arrays keep their dtype. Only floating-point tensors have gradients.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad")
+    __array_ufunc__ = None  # ndarray * Tensor defers to Tensor.__rmul__
+    data: Array
+    grad: Array | None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
+        data = data.data if isinstance(data, Tensor) else data
+        plain = not hasattr(data, "dtype")
+        if plain or isinstance(data, np.generic):
+            data = np.asarray(data)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(f"a tensor holds real numbers, not {data.dtype}")
+        if plain and dtype is None and data.dtype == np.float64:
+            dtype = np.float32
+        if dtype is not None:
+            data = data.astype(dtype, copy=False)
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors have gradients, this one is {data.dtype}; "
+                            "convert it with .astype(np.float32) first")
+        self.data, self.grad, self.requires_grad = data, None, requires_grad
+        self.node: Node | None = None
+        self.index = 0
+
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+    T = property(lambda self: transpose(self))
+    mT = property(lambda self: swapaxes(self, axis1=-1, axis2=-2))
+
+    def __repr__(self) -> str:
+        history = f", from {self.node.name}" if self.node else ", requires_grad=True" * self.requires_grad
+        return f"Tensor({np.array2string(self.data, precision=4, threshold=20)}{history})"
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise TypeError("a tensor that requires gradients does not turn into an array by itself; "
+                            "use .data or .detach()")
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def item(self) -> float:
+        """The only element, as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same array without its history."""
+        return Tensor(self.data)
+
+    def backward(self, cotangent: Any = None, retain_graph: bool = False) -> None:
+        """Add ∂⟨cotangent, self⟩/∂leaf to `.grad` of every leaf that requires gradients, and free the graph.
+
+        A tensor of one element needs no cotangent. For derivatives of derivatives use `grad`.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward() from a tensor that depends on nothing requiring gradients "
+                               "(was it computed under no_grad, or detached?)")
+        start = _cotangent(self, cotangent)
+        taken = {id(start.data)}  # leaves share no array, not even the caller's: somebody may clip in place
+        for leaf, g in _pull_back([self], [start], None, False, retain_graph):
+            if leaf.grad is not None:
+                leaf.grad += g.data
+            else:
+                leaf.grad = g.data.copy() if g.data.base is not None or id(g.data) in taken else g.data
+                taken.add(id(leaf.grad))
+
+    # operators -----------------------------------------------------------------------------------
+    __hash__ = object.__hash__
+    __add__ = __radd__ = lambda x, y: add(x, y)
+    __mul__ = __rmul__ = lambda x, y: mul(x, y)
+    __sub__ = lambda x, y: sub(x, y)
+    __rsub__ = lambda x, y: sub(y, x)
+    __truediv__ = lambda x, y: div(x, y)
+    __rtruediv__ = lambda x, y: div(y, x)
+    __pow__ = lambda x, y: power(x, y)
+    __rpow__ = lambda x, y: power(y, x)
+    __matmul__ = lambda x, y: matmul(x, y)
+    __rmatmul__ = lambda x, y: matmul(y, x)
+    __neg__ = lambda x: neg(x)
+    __getitem__ = lambda x, index: getitem(x, index=index)
+    __lt__ = lambda x, y: x.data < _plain(y)
+    __le__ = lambda x, y: x.data <= _plain(y)
+    __gt__ = lambda x, y: x.data > _plain(y)
+    __ge__ = lambda x, y: x.data >= _plain(y)
+    __eq__ = lambda x, y: x.data == _plain(y)  # type: ignore
+    __ne__ = lambda x, y: x.data != _plain(y)  # type: ignore
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return sum(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return mean(self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return max(self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return -max(-self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return reshape(self, shape=shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes: int) -> Tensor:
+        return transpose(self, axes=axes or None)
+
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
+        return swapaxes(self, axis1=axis1, axis2=axis2)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return astype(self, dtype=dtype)
+
+
+def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """`data` as a Tensor (itself, if it is one already)."""
+    return data if isinstance(data, Tensor) else Tensor(data, requires_grad, dtype)
+
+
+def _plain(x: Any) -> Any:
+    """Tensors inside indices and comparisons stand for their arrays."""
+    if isinstance(x, tuple):
+        return tuple(_plain(i) for i in x)
+    return x.data if isinstance(x, Tensor) else x
+
+
+def _wrap(data: Array) -> Tensor:
+    """`Tensor(data)` for an array that needs no checking."""
+    x = Tensor.__new__(Tensor)
+    x.data, x.grad, x.requires_grad, x.node, x.index = data, None, False, None, 0
+    return x
+
+
+def _as_tensors(values: tuple) -> tuple[Tensor, ...]:
+    """Inputs as tensors; Python numbers and lists take the precision of the floats they meet."""
+    for v in values:
+        if not isinstance(v, Tensor):
+            break
+    else:
+        return values
+    dtype = None
+    for v in values:
+        if (met := getattr(v, "dtype", None)) is not None:
+            dtype = met if dtype is None or dtype == met else np.result_type(dtype, met)
+    if dtype is None or dtype.kind != "f":
+        return tuple(map(tensor, values))
+    return tuple([v if isinstance(v, Tensor)
+                  else _wrap(dtype.type(v)) if type(v) in (int, float)  # a scalar: cheap, and fine on a GPU
+                  else Tensor(v, dtype=dtype if isinstance(v, (list, tuple)) else None) for v in values])
+
+
+def _record(name: str, inputs: tuple[Tensor, ...], z: Any, rules: Any, keep: bool = False) -> Any:
+    """The result, an array or a tuple of them, as tensors; with its history if anyone will ask for it."""
+    arrays = z if isinstance(z, tuple) else (z,)
+    tensors = tuple([_wrap(np.asarray(a) if isinstance(a, np.generic) else a) for a in arrays])
+    if _mode.enabled and True in [x.requires_grad for x in inputs]:
+        shapes = None if arrays is not z else [(a.shape, a.dtype) for a in z]
+        node = Node(name, inputs, rules, tensors[0].data if keep else None, shapes)
+        for i, t in enumerate(tensors):
+            if t.data.dtype.kind == "f":
+                t.node, t.index, t.requires_grad = node, i, True
+    return tensors if arrays is z else tensors[0]
+
+
+def op(rule: Callable | None = None, *, output: bool = False, name: str | None = None) -> Any:
+    """Make a differentiable operation of `rule(*tensors, **settings) -> (z, rules)`.
+
+    `rules` holds one function of the cotangent z̄ per input, or is one function that returns the cotangents of
+    all of them (None for zero) where they share work; written with operations, so that any order works. With
+    `output=True` they are functions of (z̄, z). Cotangents broader than their input are summed by the engine.
+    """
+    if rule is None:
+        return functools.partial(op, output=output, name=name)
+    name = name or rule.__name__
+
+    @functools.wraps(rule)
+    def operation(*inputs: Any, **settings: Any) -> Any:
+        inputs = _as_tensors(inputs)
+        z, rules = rule(*inputs, **settings)
+        return _record(name, inputs, z, rules, output)
+
+    OPS[name] = operation
+    return operation
+
+
+def fused(reference: Callable | str) -> Callable:
+    """Make an operation of `rule(*tensors, **settings) -> (arrays, backward)`, its way back written by hand.
+
+    `backward` maps the arrays of all cotangents to the arrays of all input cotangents (None for zero).
+    `reference` is the same function made of operations: where derivatives are to be differentiated again, the
+    way back goes through it. If it is only the name of such a function, there are first derivatives only.
+    """
+    def decorate(rule: Callable) -> Callable:
+        @functools.wraps(rule)
+        def operation(*inputs: Tensor, **settings: Any) -> Any:
+            z, backward = rule(*inputs, **settings)
+
+            def all_at_once(*cotangents: Tensor) -> Sequence[Tensor | None]:
+                if not _mode.enabled:
+                    return [g if g is None else Tensor(g) for g in backward(*(g.data for g in cotangents))]
+                if not callable(reference):
+                    raise RuntimeError(f"'{rule.__name__}' is a fused kernel with first derivatives only; "
+                                       f"for higher orders use {reference}")
+                found = _pull_through(functools.partial(reference, **settings), inputs, inputs, cotangents)
+                return [found.pop(_key(x), None) for x in inputs]  # one that is given twice gets all at once
+            return z, all_at_once
+        return op(operation)
+    return decorate
+
+
+# the walk back ----------------------------------------------------------------------------------
+
+def _cotangent(output: Tensor, given: Any) -> Tensor:
+    if given is None:
+        if output.size != 1:
+            raise ValueError(f"the output has shape {output.shape}; give a cotangent of that shape, or "
+                             "reduce it to one number (.sum(), .mean()) first")
+        return Tensor(np.ones_like(output.data))
+    (given,) = _as_tensors((given,))
+    if given.shape != output.shape:
+        raise ValueError(f"the cotangent has shape {given.shape}, the output {output.shape}; make them equal")
+    return given if given.dtype == output.dtype else given.astype(output.dtype)
+
+
+def _undo_broadcast(g: Tensor, x: Tensor) -> Tensor:
+    """Sum the cotangent over the axes along which x was broadcast, and give it x's dtype."""
+    shape = x.data.shape
+    if g.data.shape != shape:
+        extra = g.ndim - len(shape)
+        axes = tuple(i for i, n in enumerate(g.shape) if i < extra or shape[i - extra] == 1 != n)
+        g = reshape(sum(g, axis=axes), shape=shape)
+    return g if g.data.dtype == x.data.dtype else g.astype(x.dtype)
+
+
+def _key(x: Tensor) -> tuple[int, int]:
+    return id(x.node or x), x.index
+
+
+def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
+               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
+    """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
+
+    With `since` the walk ends at what was recorded before, all of which must be among the targets.
+    """
+    wanted = {_key(x) for x in targets or () if x.requires_grad}
+    oldest = since or min([x.node.order if x.node else -1 for x in targets or ()], default=-1)
+    nodes: set[Node] = set()
+    ends, stack = {}, [y for y in outputs if y.requires_grad]
+    while stack:
+        x = stack.pop()
+        if x.node is None or x.node.order <= oldest:
+            ends[_key(x)] = x
+        elif x.node not in nodes:
+            nodes.add(x.node)
+            stack += [i for i in x.node.inputs if i.requires_grad]
+    if since and (strange := [x.shape for key, x in ends.items() if key not in wanted]):
+        raise RuntimeError(f"checkpoint: the function uses tensors of shapes {strange} that require gradients"
+                           " but are not among its inputs; name them in parameters=")
+    ordered = sorted(nodes, key=operator.attrgetter("order"))
+    useful = nodes  # those with something wanted behind them
+    if targets is None:
+        targets, wanted = list(ends.values()), set(ends)
+    else:
+        useful = set()
+        for n in ordered:
+            if n.rules is None or any(x.node in useful or _key(x) in wanted for x in n.inputs):
+                useful.add(n)  # freed, without rules: what was behind it is not known any more
+
+    grads: dict[tuple[int, int], Tensor] = {}
+    owned: set[tuple[int, int]] = set()  # sums made here, which may be added to in place
+
+    def add_to(x: Tensor, g: Tensor) -> None:
+        key = _key(x)
+        if key not in grads:
+            grads[key] = g
+        elif create_graph:
+            grads[key] = grads[key] + g
+        elif key in owned:
+            grads[key].data += g.data
+        else:
+            grads[key] = Tensor(grads[key].data + g.data)
+            owned.add(key)
+
+    def scatter_to(x: Tensor, rule: _Scatter, g: Tensor) -> None:
+        key = _key(x)
+        if key not in owned:
+            grads[key] = Tensor(grads[key].data.copy() if key in grads else np.zeros_like(x.data))
+            owned.add(key)
+        rule.into(grads[key].data, g.data)
+
+    def arrive(key: tuple[int, int]) -> Any:
+        return grads.get(key) if key in wanted else grads.pop(key, None)
+
+    with _recording(create_graph):
+        for y, g in zip(outputs, cotangents, strict=True):
+            add_to(y, g)
+        while ordered:
+            n = ordered.pop()
+            arrived = [arrive((id(n), i)) for i in range(len(n.shapes) if n.shapes else 1)]
+            if n not in useful or not any(g is not None for g in arrived):
+                continue
+            if n.rules is None:
+                raise RuntimeError(f"the graph behind '{n.name}' was freed by an earlier backward() or grad()"
+                                   "; pass retain_graph=True there, or compute the output again")
+            if n.shapes:
+                like = next(g for g in arrived if g is not None).data
+                arrived = [Tensor(np.zeros_like(like, shape=s, dtype=d)) if g is None else g
+                           for g, (s, d) in zip(arrived, n.shapes, strict=True)]
+            if n.kept is not None:
+                z = _wrap(n.kept)
+                z.node, z.requires_grad = n, True
+                arrived.append(z)
+            rules = n.rules(*arrived) if callable(n.rules) else n.rules
+            for x, rule in zip(n.inputs, rules, strict=True):
+                if rule is None or not (x.node in useful or _key(x) in wanted):
+                    continue
+                if isinstance(rule, _Scatter) and not create_graph:
+                    scatter_to(x, rule, arrived[0])
+                else:
+                    add_to(x, _undo_broadcast(rule if isinstance(rule, Tensor) else rule(*arrived), x))
+            if not retain_graph:
+                n.inputs, n.rules, n.kept = (), None, None
+    return [(x, grads.get(_key(x))) for x in targets]
+
+
+def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], cotangents: Any = None,
+         create_graph: bool = False, retain_graph: bool | None = None) -> tuple[Tensor, ...]:
+    """Cotangents of `inputs` as tensors, leaving `.grad` alone; with `create_graph` they have a history too.
+
+    An input that the outputs do not depend on gets zeros. Raises RuntimeError on a graph that was freed.
+    """
+    outputs, inputs = ([x] if isinstance(x, Tensor) else list(x) for x in (outputs, inputs))
+    given = list(cotangents) if isinstance(cotangents, (list, tuple)) else [cotangents]
+    given = given * len(outputs) if cotangents is None else given
+    if len(given) != len(outputs):
+        raise ValueError(f"{len(given)} cotangents for {len(outputs)} outputs; give one for each")
+    with _recording(create_graph):
+        starts = [_cotangent(y, g) for y, g in zip(outputs, given, strict=True)]
+    keep = create_graph if retain_graph is None else retain_graph
+    found = _pull_back(outputs, starts, inputs, create_graph, keep)
+    return tuple(Tensor(np.zeros_like(x.data)) if g is None else g for x, g in found)
+
+
+def checkpoint(f: Callable, *inputs: Any, parameters: Sequence[Tensor] = ()) -> Any:
+    """f(*inputs) without keeping what happens inside: it is computed again on the way back.
+
+    `f` returns a Tensor or a tuple of Tensors. Tensors that f uses without taking them as inputs (a module's
+    weights) are named in `parameters`; RuntimeError on the way back if one is missing. Memory falls to that
+    of the inputs and outputs; any order of derivative works.
+    """
+    inputs = _as_tensors(inputs)
+    sources = tuple({_key(x): x for x in (*inputs, *parameters)}.values())
+    with no_grad():
+        z = f(*inputs)
+
+    def again(*cotangents: Tensor) -> list[Any]:
+        found = _pull_through(f, inputs, sources, cotangents)
+        return [found[_key(x)] for x in sources]
+
+    return _record("checkpoint", sources, _plain(z), again)
+
+
+def _pull_through(f: Callable, inputs: Sequence[Tensor], sources: Sequence[Tensor],
+                  cotangents: Sequence[Tensor]) -> dict[tuple[int, int], Any]:
+    """Compute f(*inputs) again and carry cotangents through it, as far as `sources`: cotangents by key."""
+    create_graph, since = _mode.enabled, next(_order)
+    with enable_grad():
+        out = f(*inputs)
+    outs = out if isinstance(out, tuple) else (out,)
+    return {_key(x): g for x, g in _pull_back(outs, cotangents, sources, create_graph, create_graph, since)}
+
+
+# element by element -----------------------------------------------------------------------------
+
+@op
+def add(x, y):
+    """z = x + y;  x̄ = z̄, ȳ = z̄"""
+    return x.data + y.data, (lambda g: g, lambda g: g)
+
+@op
+def sub(x, y):
+    """z = x − y;  x̄ = z̄, ȳ = −z̄"""
+    return x.data - y.data, (lambda g: g, lambda g: -g)
+
+@op
+def mul(x, y):
+    """z = x·y;  x̄ = z̄·y, ȳ = z̄·x"""
+    return x.data * y.data, (lambda g: g * y, lambda g: g * x)
+
+@op(output=True)
+def div(x, y):
+    """z = x/y;  x̄ = z̄/y, ȳ = −z̄·z/y"""
+    return x.data / y.data, (lambda g, z: g / y, lambda g, z: -g * z / y)
+
+@op
+def neg(x):
+    """z = −x;  x̄ = −z̄"""
+    return -x.data, (lambda g: -g,)
+
+@op(output=True)
+def power(x, y):
+    """z = xʸ;  x̄ = z̄·y·xʸ⁻¹ (0 where x = y = 0), ȳ = z̄·z·log x (0 where x ≤ 0, as the limit at 0)"""
+    def to_base(g, z):
+        return g * y * power(where((x.data == 0) & (y.data == 0), 1.0, x), y - 1)
+
+    def to_exponent(g, z):
+        return g * z * log(where(x.data > 0, x, 1.0))
+    return x.data ** y.data, (to_base, to_exponent)
+
+@op(output=True)
+def exp(x):
+    """z = eˣ;  x̄ = z̄·z"""
+    return np.exp(x.data), (lambda g, z: g * z,)
+
+@op
+def log(x):
+    """z = log x;  x̄ = z̄/x"""
+    return np.log(x.data), (lambda g: g / x,)
+
+@op
+def log1p(x):
+    """z = log(1 + x);  x̄ = z̄/(1 + x)"""
+    return np.log1p(x.data), (lambda g: g / (x + 1),)
+
+@op(output=True)
+def sqrt(x):
+    """z = √x;  x̄ = z̄/(2z)"""
+    return np.sqrt(x.data), (lambda g, z: g / (z * 2),)
+
+@op(output=True)
+def tanh(x):
+    """z = tanh x;  x̄ = z̄(1 − z²)"""
+    return np.tanh(x.data), (lambda g, z: g * (1 - z * z),)
+
+@op(output=True)
+def sigmoid(x):
+    """z = 1/(1 + e⁻ˣ);  x̄ = z̄·z(1 − z)"""
+    e = np.exp(-np.abs(x.data))  # the exponent is never positive: nothing overflows
+    return np.where(x.data >= 0, 1, e) / (1 + e), (lambda g, z: g * z * (1 - z),)
+
+@op
+def softplus(x):
+    """z = log(1 + eˣ);  x̄ = z̄·σ(x)"""
+    return np.maximum(x.data, 0) + np.log1p(np.exp(-np.abs(x.data))), (lambda g: g * sigmoid(x),)
+
+@op
+def relu(x):
+    """z = max(x, 0);  x̄ = z̄·[x > 0]"""
+    return np.maximum(x.data, 0), (lambda g: g * (x.data > 0),)
+
+@op(name="abs")
+def absolute(x):
+    """z = |x|;  x̄ = z̄·sign x"""
+    return np.abs(x.data), (lambda g: g * np.sign(x.data),)
+
+@op
+def maximum(x, y):
+    """z = max(x, y);  the larger input takes z̄, equal ones share it"""
+    return np.maximum(x.data, y.data), (lambda g: g * _wins(x, y), lambda g: g * _wins(y, x))
+
+def _wins(x: Tensor, y: Tensor) -> Array:
+    return ((x.data > y.data).astype(x.dtype) + (x.data >= y.data)) / 2
+
+def minimum(x: Any, y: Any) -> Tensor:
+    """min(x, y) = −max(−x, −y)"""
+    return neg(maximum(neg(x), neg(y)))
+
+@op
+def silu(x):
+    """z = x·σ(x);  x̄ = z̄·σ(1 + x(1 − σ))"""
+    def rule(g):
+        s = sigmoid(x)
+        return g * (s * (1 + x * (1 - s)))
+    return x.data * sigmoid(x.detach()).data, (rule,)
+
+@op
+def gelu(x):
+    """z = ½x(1 + t), t = tanh(c(x + ax³)), a = 0.044715, c = √(2/π);  x̄ = z̄·½(1 + t + x(1 − t²)c(1 + 3ax²))
+
+    CHOICE: the tanh form, since NumPy has no erf.
+    """
+    a, c = 0.044715, math.sqrt(2 / math.pi)
+
+    def rule(g):
+        square = x * x
+        t = tanh(x * (square * (a * c) + c))
+        return g * ((1 + t + x * (1 - t * t) * (square * (3 * a * c) + c)) * 0.5)
+    return 0.5 * x.data * (1 + np.tanh(x.data * (c + a * c * (x.data * x.data)))), (rule,)
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where the condition holds, y elsewhere"""
+    return select(x, y, condition=_plain(condition))
+
+@op
+def select(x, y, *, condition):
+    """z = x where c, else y;  x̄ = z̄ where c, ȳ = z̄ elsewhere"""
+    return (np.where(condition, x.data, y.data),
+            (lambda g: where(condition, g, 0.0), lambda g: where(condition, 0.0, g)))
+
+@op
+def astype(x, *, dtype):
+    """z = x in another precision;  x̄ = z̄ in x's own (the engine's)"""
+    return x.data.astype(dtype), (lambda g: g,)
+
+# sums and extremes ------------------------------------------------------------------------------
+
+def _kept(x: Tensor, axis: Any) -> tuple[int, ...]:
+    """The shape of x with the reduced axes kept as 1."""
+    reduced = range(x.ndim) if axis is None else normalize_axis_tuple(axis, x.ndim)
+    return tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+
+@op
+def sum(x, *, axis=None, keepdims=False):
+    """z = Σx;  x̄ = z̄ broadcast along the summed axes"""
+    z = np.sum(x.data, axis=axis, keepdims=keepdims)
+    return z, (lambda g: broadcast_to(reshape(g, shape=_kept(x, axis)), shape=x.shape),)
+
+def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Σx/n"""
+    z = sum(x, axis=axis, keepdims=keepdims)
+    return z / (x.size // z.size if z.size else 1)
+
+@op(output=True)
+def max(x, *, axis=None, keepdims=False):
+    """z = max x;  x̄ = z̄ at the maximum, shared among equals"""
+    def rule(g, z):
+        shape = _kept(x, axis)
+        hit = (x.data == np.reshape(z.data, shape)).astype(x.dtype)
+        return reshape(g, shape=shape) * (hit / np.sum(hit, axis=axis, keepdims=True))
+    return np.max(x.data, axis=axis, keepdims=keepdims), (rule,)
+
+@op
+def cumsum(x, *, axis):
+    """z_t = Σ_{i≤t} x_i;  x̄_i = Σ_{t≥i} z̄_t"""
+    return np.cumsum(x.data, axis=axis), (lambda g: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis),)
+
+@op(output=True)
+def norm(x, *, axis=None, keepdims=False):
+    """z = √Σx²;  x̄ = z̄·x/z (0 at x = 0)"""
+    def rule(g, z):
+        shape = _kept(x, axis)
+        z = reshape(z, shape=shape)
+        return reshape(g, shape=shape) * x / where(z.data == 0, 1.0, z)
+    return np.sqrt(np.sum(x.data * x.data, axis=axis, keepdims=keepdims)), (rule,)
+
+@op(output=True)
+def rescale(x, *, axis, m, eps):
+    """z = x/r, r = √(mΣx² + ε);  x̄ = (z̄ − z·mΣz̄z)/r"""
+    def total(v):
+        return sum(v, axis=axis, keepdims=True) * m
+
+    def rule(g, z):
+        return (g - z * total(g * z)) / sqrt(total(x * x) + eps)
+    return x.data / np.sqrt(m * np.sum(x.data * x.data, axis=axis, keepdims=True) + eps), (rule,)
+
+def normalize(x: Tensor, axis: int = -1, eps: float = 1e-12) -> Tensor:
+    """x/√(Σx² + ε): ℓ₂-normalised, smooth at 0"""
+    return rescale(x, axis=axis, m=1, eps=eps)
+
+def rms_normalize(x: Tensor, axis: int = -1, eps: float = 1e-6) -> Tensor:
+    """x/√(mean x² + ε)"""
+    return rescale(x, axis=axis, m=1 / x.shape[axis], eps=eps)
+
+@op(output=True)
+def logsumexp(x, *, axis=-1, keepdims=False):
+    """z = log Σeˣ;  x̄ = z̄·eˣ⁻ᶻ"""
+    top = np.max(x.data, axis=axis, keepdims=True)
+    z = top + np.log(np.sum(np.exp(x.data - top), axis=axis, keepdims=True))
+    rule = lambda g, z: reshape(g, shape=top.shape) * exp(x - reshape(z, shape=top.shape))
+    return z if keepdims else np.squeeze(z, axis), (rule,)
+
+@op(output=True)
+def softmax(x, *, axis=-1):
+    """z = eˣ/Σeˣ;  x̄ = z(z̄ − Σz̄z)"""
+    e = np.exp(x.data - np.max(x.data, axis=axis, keepdims=True))
+    e /= np.sum(e, axis=axis, keepdims=True)
+    return e, (lambda g, z: z * (g - sum(g * z, axis=axis, keepdims=True)),)
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """x − log Σeˣ"""
+    return x - logsumexp(x, axis=axis, keepdims=True)
+
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """−log softmax(logits)[target] over the last axis, in nats.
+
+    logits (..., V), targets (...) integers; positions equal to `ignore_index` count for nothing.
+    reduction: "mean" over the counted positions, "sum", or "none". ValueError on a target outside 0..V−1.
+    """
+    targets = tensor(targets).data
+    if targets.shape != logits.shape[:-1] or targets.dtype.kind not in "iu":
+        raise ValueError(f"targets must be integers of shape {logits.shape[:-1]}, one for each row of logits,"
+                         f" not {targets.dtype} of shape {targets.shape}")
+    counted = targets != ignore_index
+    label = np.where(counted, targets, 0)
+    if label.size and (label.min() < 0 or label.max() >= logits.shape[-1]):
+        raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
+                         f"found {label.min()}..{label.max()}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction {reduction!r}; choose mean, sum or none")
+    chosen = take_along_axis(logits, index=label[..., None], axis=-1).reshape(targets.shape)
+    loss = where(counted, logsumexp(logits) - chosen, 0.0)
+    if reduction == "none":
+        return loss
+    total = sum(loss)
+    return total if reduction == "sum" else total / np.maximum(np.sum(counted), 1).astype(total.dtype)
+
+# shape ------------------------------------------------------------------------------------------
+
+@op
+def reshape(x, *, shape):
+    """z = x in another shape;  x̄ = z̄ in x's"""
+    return np.reshape(x.data, shape), (lambda g: reshape(g, shape=x.shape),)
+
+@op
+def transpose(x, *, axes=None):
+    """z = x with permuted axes;  x̄ = z̄ permuted back"""
+    back = None if axes is None else tuple(int(i) for i in np.argsort([a % x.ndim for a in axes]))
+    return np.transpose(x.data, axes), (lambda g: transpose(g, axes=back),)
+
+@op
+def swapaxes(x, *, axis1, axis2):
+    """z = x with two axes swapped;  x̄ = z̄ with them swapped"""
+    return np.swapaxes(x.data, axis1, axis2), (lambda g: swapaxes(g, axis1=axis1, axis2=axis2),)
+
+@op
+def broadcast_to(x, *, shape):
+    """z = x repeated to a shape;  x̄ = Σz̄ over the repeats (the engine's)"""
+    return np.broadcast_to(x.data, shape), (lambda g: g,)
+
+def expand_dims(x: Tensor, axis: int) -> Tensor:
+    """x with a new axis of length 1"""
+    return reshape(x, shape=np.expand_dims(x.data, axis).shape)
+
+def squeeze(x: Tensor, axis: Any = None) -> Tensor:
+    """x without its axes of length 1"""
+    return reshape(x, shape=np.squeeze(x.data, axis).shape)
+
+@op
+def flip(x, *, axis):
+    """z = x backwards;  x̄ = z̄ backwards"""
+    return np.flip(x.data, axis), (lambda g: flip(g, axis=axis),)
+
+@op
+def tril(x, *, k=0):
+    """z = x on and below diagonal k, 0 above;  x̄ = z̄ there"""
+    return np.tril(x.data, k), (lambda g: tril(g, k=k),)
+
+def triu(x: Tensor, k: int = 0) -> Tensor:
+    """x on and above diagonal k, 0 below"""
+    return tril(x.mT, k=-k).mT
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """The tensors one after another along an existing axis"""
+    return join(*tensors, axis=axis)
+
+@op(name="concatenate")
+def join(*xs, axis=0):
+    """z = [x₁ … xₙ];  x̄ᵢ = its part of z̄"""
+    z = np.concatenate([x.data for x in xs], axis)
+    before = (slice(None),) * (axis % z.ndim)
+
+    def part(end, x):
+        return lambda g: g[(*before, slice(end - x.shape[axis], end))]
+    return z, tuple(map(part, itertools.accumulate(x.shape[axis] for x in xs), xs))
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """The tensors side by side along a new axis"""
+    return concatenate([expand_dims(tensor(x), axis) for x in tensors], axis)
+
+class _Scatter:
+    """The rule of indexing: put the cotangent back where it was read, adding where an index repeats.
+
+    An object, so that the engine can add many parts of an array in place, without an array of zeros for each.
+    """
+
+    def __init__(self, shape: tuple[int, ...], index: Any):
+        self.shape, self.index = shape, index
+
+    def __call__(self, g: Tensor) -> Tensor:
+        return scatter(g, index=self.index, shape=self.shape)
+
+    def into(self, buffer: Array, g: Array) -> None:
+        parts = self.index if isinstance(self.index, tuple) else (self.index,)
+        if all(i is None or i is ... or isinstance(i, (int, slice, np.integer))
+               or getattr(i, "dtype", None) == np.bool_ for i in parts):  # no position twice
+            buffer[self.index] += g
+        elif len(parts) == 1 and hasattr(parts[0], "shape") and parts[0].size and buffer.ndim > 1:
+            # rows of a table: sorted, equal ones stand together and are added up at once
+            rows = np.reshape(parts[0], -1) % len(buffer)
+            order = np.argsort(rows, kind="stable")
+            starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+            g = np.reshape(g, (len(rows), *buffer.shape[1:]))
+            buffer[rows[order[starts]]] += np.add.reduceat(g[order], starts, axis=0)
+        else:
+            np.add.at(buffer, self.index, g)
+
+@op
+def getitem(x, *, index):
+    """z = x[index];  x̄[index] += z̄, so repeated indices add up"""
+    index = _plain(index)
+    return x.data[index], (_Scatter(x.shape, index),)
+
+@op
+def scatter(x, *, index, shape):
+    """z = 0, z[index] += x;  x̄ = z̄[index]"""
+    z = np.zeros_like(x.data, shape=shape)
+    _Scatter(shape, index).into(z, x.data)
+    return z, (lambda g: g[index],)
+
+def take_along_axis(x: Tensor, index: Array, axis: int) -> Tensor:
+    """x at one index per position of the other axes"""
+    grid: list = list(np.ogrid[tuple(slice(n) for n in x.shape)])
+    grid[axis] = _plain(index)
+    return x[tuple(grid)]
+
+def embedding(weight: Tensor, indices: Any) -> Tensor:
+    """Rows of a table: weight (V,D), integer indices (...) → (...,D)"""
+    indices = tensor(indices).data
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding indices must be integers, these are {indices.dtype}")
+    return weight[indices]
+
+# products ---------------------------------------------------------------------------------------
+
+@op
+def matmul(x, y):
+    """z = x y over the last two axes, a vector as one row or column;  x̄ = z̄ yᵀ, ȳ = xᵀ z̄"""
+    if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ValueError(f"matmul of shapes {x.shape} and {y.shape}: the last axis of the first must be as "
+                         "long as the last but one of the second (the only one of a vector)")
+    a, b, one = x, y, y.ndim <= 2
+    if x.ndim == 1 or (one and x.ndim > 2):  # for one matrix a batch is one tall matrix: one large product
+        a = reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
+    if y.ndim == 1:
+        b = reshape(y, shape=(len(y), 1))
+    z = a.data @ b.data
+    full = z.shape
+    shape = (*x.shape[:-1], *y.shape[1:]) if one else full if x.ndim > 1 else (*full[:-2], full[-1])
+
+    def to_x(g):
+        g = reshape(g, shape=full) @ b.mT
+        return reshape(g, shape=x.shape) if one else g
+
+    def to_y(g):
+        g = a.mT @ reshape(g, shape=full)
+        return reshape(g, shape=y.shape) if one else g
+    return np.reshape(z, shape), (to_x, to_y)
+
+@op
+def einsum(*xs, subscripts):
+    """z = Einstein sum;  x̄ᵢ = the sum with z̄ and xᵢ exchanged, repeated along axes that xᵢ alone has"""
+    inputs, out = subscripts.split("->")
+    terms = inputs.split(",")
+
+    def to(i):
+        others = [out, *terms[:i], *terms[i + 1:]]
+        alone = tuple(n for n, s in enumerate(terms[i]) if not any(s in o for o in others))
+        exchanged = ",".join(others) + "->" + "".join(s for n, s in enumerate(terms[i]) if n not in alone)
+
+        def rule(g):
+            found = expand_dims(einsum(g, *xs[:i], *xs[i + 1:], subscripts=exchanged), alone)
+            return broadcast_to(found, shape=np.broadcast_shapes(found.shape, xs[i].shape))
+        return rule
+    z = np.einsum(subscripts, *(x.data for x in xs), optimize=len(xs) > 1)
+    return z, tuple(to(i) for i in range(len(xs)))
+
+def contract(subscripts: str, *operands: Any) -> Tensor:
+    """np.einsum with explicit output ("bik,bkj->bij"); no ellipsis, no index twice in one operand."""
+    subscripts = subscripts.replace(" ", "")
+    terms = subscripts.partition("->")[0].split(",")
+    if "->" not in subscripts or "." in subscripts or any(len(set(t)) < len(t) for t in terms):
+        raise ValueError(f"einsum {subscripts!r}: write the output after '->', without '...', "
+                         "each index once per operand")
+    return einsum(*operands, subscripts=subscripts)
+
+@op(output=True)
+def solve_triangular(a, b, *, unit=False):
+    """z = L⁻¹b, L the lower triangle of a (diagonal 1 if `unit`);  b̄ = L⁻ᵀz̄, ā = −tril(b̄ zᵀ)"""
+    def rules(g, z):  # Lᵀ with rows and columns backwards is lower again
+        reversed_a = flip(flip(a.mT, axis=-1), axis=-2)
+        to_b = flip(solve_triangular(reversed_a, flip(g, axis=-2), unit=unit), axis=-2)
+        return -tril(to_b @ z.mT, k=-1 if unit else 0), to_b
+    if b.ndim < 2:
+        raise ValueError(f"the right side must be a matrix of columns, (..., n, m); its shape is {b.shape}")
+    if not unit and not np.all(np.diagonal(a.data, axis1=-2, axis2=-1)):
+        raise np.linalg.LinAlgError("the triangle has a zero on its diagonal; it cannot be solved")
+    z = b.data / np.ones_like(a.data, shape=(*a.shape[:-1], 1))  # a copy, of the common shape and precision
+    for i in range(a.shape[-1]):  # row by row: what stands in a later row changes no bit of an earlier one
+        z[..., i, :] -= (a.data[..., i, None, :i] @ z[..., :i, :])[..., 0, :]
+        if not unit:
+            z[..., i, :] /= a.data[..., i, i, None]
+    return z, rules
+
+
+# the check --------------------------------------------------------------------------------------
+
+def check_grad(f: Callable, *inputs: Any, order: int = 2, seed: int = 0, eps: float = 1e-6,
+               tolerance: float = 1e-5) -> float:
+    """Compare the derivatives of f up to `order` with central differences in float64, for every input.
+
+        (s(x + εeᵢ) − s(x − εeᵢ))/2ε  against  ∂s/∂xᵢ,   s₁ = ⟨c₁, f⟩, s₂ = ⟨c₂, ∇s₁⟩, …, random c
+
+    f maps tensors to a tensor or a tuple of them. Returns the largest error relative to 1 + |derivative|;
+    raises AssertionError that names the order, input and element beyond `tolerance`.
+    """
+    points = [np.array(_plain(x), dtype=np.float64) for x in inputs]
+
+    def leaves() -> list[Tensor]:
+        return [Tensor(x.copy(), requires_grad=True) for x in points]
+
+    def s(level: int, xs: Sequence[Tensor]) -> Tensor:
+        values = f(*xs) if level == 1 else grad(s(level - 1, xs), xs, create_graph=True)
+        c = np.random.default_rng([seed, level])
+        return functools.reduce(add, [sum(v * c.standard_normal(v.shape))
+                                      for v in (values if isinstance(values, tuple) else (values,))])
+
+    worst = 0.0
+    for level in range(1, order + 1):
+        xs = leaves()
+        for n, (x, exact) in enumerate(zip(points, grad(s(level, xs), xs), strict=True)):
+            for at in np.ndindex(x.shape):
+                middle, sides = x[at], []
+                for x[at] in (middle + eps, middle - eps):
+                    sides.append(s(level, leaves()).item())
+                x[at] = middle
+                numeric = (sides[0] - sides[1]) / (2 * eps)
+                error = abs(numeric - exact.data[at]) / (1 + abs(numeric))
+                if not error <= tolerance:  # so that NaN fails too
+                    raise AssertionError(f"order {level}, input {n}, element {at}: the rule says "
+                                         f"{exact.data[at]:.9g}, central differences {numeric:.9g}")
+                worst = error if error > worst else worst
+    return float(worst)
+
+
+def main() -> None:
+    """A hand-sized trace: one small expression, its graph, its first and second derivative."""
+    x = Tensor(np.array([0.5, -1.0]), requires_grad=True)
+    y = sum(tanh(x * x))
+    print("y = Σ tanh(x·x) at x =", x.data)
+    node = y.node
+    while node is not None:
+        print(f"  recorded: {node.name:8s} from {[i.node.name if i.node else 'leaf' for i in node.inputs]}")
+        node = node.inputs[0].node
+    (first,) = grad(y, [x], create_graph=True)
+    (second,) = grad(sum(first), [x])
+    print("dy/dx    =", first.data, " by hand 2x(1 − tanh²x²)")
+    print("d²y/dx²  =", second.data)
+    print(f"largest error against central differences: {check_grad(lambda x: sum(tanh(x * x)), x):.1e}")
+
+
+if __name__ == "__main__":
+    main()

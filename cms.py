@@ -1,0 +1,181 @@
+"""What moves when?  The continuum memory system: a chain of MLPs, each learning on its own clock.
+
+A Transformer has one MLP per block, and it changes at every step or never. Here a block has several, fast to
+slow; the one with chunk size C changes only when its clock is due, and then by all it has gathered since [A
+70–71, N 30–31]:
+
+    y = MLP_k( … MLP_2(MLP_1(x)) … )
+    θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η f(θ_ℓ; x)     if i ≡ 0 (mod C_ℓ),      else unchanged
+
+One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment.
+
+The clocks tick in two places. In training, the optimiser holds one parameter group per chunk size, and
+changes the initial states. While reading with learning on, `learn` changes the running state: each level's
+drift from its initial state, one per sequence. (Nested levels learn in this second way while they are trained
+as well, and the initial states are learned through it; their steps are the pieces of one window.)
+
+Legend: B batch, T time, D width, F hidden size, k levels, C chunk size (in steps), i clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autograd import Tensor, grad, mean, minimum, softmax, sqrt, stack, sum
+from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, rms_norm
+
+if TYPE_CHECKING:
+    from hope import Config
+
+VARIANTS = ("sequential", "independent", "nested", "spread")
+
+Drift = dict[str, Tensor]  # what one level has drifted from its initial state, a weight (B,out,in) per name
+
+
+def due(clock: int, chunk: int) -> bool:
+    """Whether a level of this chunk size changes at this step (steps count from 1)."""
+    return clock % chunk == 0
+
+
+class Level(Module):
+    """One memory of the chain: MLP(x) = W_down σ(W_up x), with σ = GELU.  x (B,T,D)"""
+
+    def __init__(self, rng: Rng | None, width: int, hidden: int, chunk: int, scale: float):
+        self.chunk = chunk
+        self.up = Linear(rng, width, hidden)
+        self.down = Linear(rng, hidden, width, scale)
+
+    def weights(self) -> dict[str, Parameter]:
+        return {"up": self.up.weight, "down": self.down.weight}
+
+    def __call__(self, x: Tensor, drift: Drift | None = None) -> Tensor:
+        if drift is None:
+            return linear(fused_gelu(linear(x, self.up.weight)), self.down.weight)
+        W = {name: w + drift[name] for name, w in self.weights().items()}  # (B,out,in)
+        return fused_gelu(x @ W["up"].mT) @ W["down"].mT
+
+    def zero_drift(self, batch: int) -> Drift:
+        """No drift yet, in a form that gradients can be taken of."""
+        return {name: Tensor(np.zeros_like(w.data, shape=(batch, *w.shape)), requires_grad=True)
+                for name, w in self.weights().items()}
+
+
+class CMS(Module):
+    """The chain of levels, fast to slow, with its residual connections.  x (B,T,D) → (B,T,D)
+
+    sequential   h ← h + MLP_ℓ(norm h), level after level [A 70, 73]
+    nested       the same function; the levels differ in how their initial states are learned [A 72]:
+    `Hope.nested_loss`
+    independent  x + Σ_ℓ w_ℓ MLP_ℓ(norm x), w = softmax of learned weights [A 74]
+    spread       one level per block, the chunk sizes spread over the depth of the model, fast to slow [§7.3]
+
+    CHOICE: every level is residual behind its own norm, so that one level is the Transformer's MLP and a
+    chain of untrained ones passes its input on.
+    """
+
+    def __init__(self, rng: Rng | None, config: Config, block: int):
+        scale = (2 * config.layers) ** -0.5
+        self.variant = config.cms
+        self.levels = [Level(rng, config.width, config.hidden, chunk, scale)
+                       for chunk in config.block_chunks(block)]
+        if self.variant == "independent":
+            self.mix = Parameter(np.zeros(len(self.levels), dtype=np.float32))
+
+    def __call__(self, x: Tensor, drift: Sequence[Drift | None] | None = None) -> Tensor:
+        drift = drift or [None] * len(self.levels)
+        if self.variant == "independent":
+            h, weight = rms_norm(x), softmax(self.mix)
+            for i, level in enumerate(self.levels):
+                x = x + weight[i] * level(h, drift[i])
+            return x
+        for level, moved in zip(self.levels, drift, strict=True):
+            x = x + level(rms_norm(x), moved)
+        return x
+
+    def tick(self, n: int, clock: int, drift: Drift, pending: Drift | None, grads: Drift,
+             rate: float) -> tuple[Drift | None, Drift | None]:
+        """One step of the clock of level n: its drift (None: none) and what it has gathered, after it.
+
+        It gathers its clipped gradient, and if it is due moves by all it has gathered [A 71]. A nested level
+        returns to its initial state when the next slower one is due, which ends its context [A 72].
+        """
+        pending = gather(pending, clip(grads))
+        if not due(clock, self.levels[n].chunk):
+            return drift, pending
+        if self.variant == "nested" and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
+            return None, None
+        return move(drift, pending, rate), None
+
+
+def clip(grads: Drift, bound: float = 1.0) -> Drift:
+    """Every sequence's gradient scaled down to a norm of at most `bound`, over all weights of a level."""
+    squares = stack([sum(g * g, axis=(1, 2)) for g in grads.values()])
+    scale = minimum(1.0, bound / sqrt(sum(squares, axis=0) + 1e-12))[:, None, None]  # (B,1,1)
+    return {name: g * scale for name, g in grads.items()}
+
+
+def gather(pending: Drift | None, grads: Drift) -> Drift:
+    """What a level has gathered since it last changed, one step later."""
+    return grads if pending is None else {name: pending[name] + g for name, g in grads.items()}
+
+
+def move(drift: Drift, pending: Drift, rate: float) -> Drift:
+    """The change that is due [A 71]: θ ← θ − η Σ f."""
+    return {name: d - pending[name] * rate for name, d in drift.items()}
+
+
+def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> dict[str, np.ndarray]:
+    """Weights of a trained one-level model, spread over the levels of a new configuration [§7.3].
+
+    independent: every level starts as the trained MLP, and their equal mixture is the trained function, to
+    rounding; spread: every block keeps its own MLP and only the clocks differ, bit for bit. Raises ValueError
+    for other variants, whose chain would apply the MLP several times.
+    """
+    if len(set(old.chunks)) != 1 or len(old.block_chunks(0)) != 1:
+        raise ValueError("levels are stacked from a model with one level; this one has chunk sizes "
+                         f"{old.chunks}")
+    if new.cms not in ("independent", "spread"):
+        raise ValueError(f"cms {new.cms!r} would apply the trained MLP several times; choose independent or "
+                         "spread")
+    stacked = {}
+    for name, array in weights.items():
+        if ".cms.levels.0." not in name:
+            stacked[name] = array
+            continue
+        block = int(name.split(".")[1])
+        for i in range(len(new.block_chunks(block))):
+            stacked[name.replace(".levels.0.", f".levels.{i}.")] = array.copy()
+        if new.cms == "independent":
+            stacked[f"blocks.{block}.cms.mix"] = np.zeros(len(new.chunks), dtype=array.dtype)
+    return stacked
+
+
+def main() -> None:
+    """A hand-sized trace: eight segments of 64 tokens, two levels, which weights move when."""
+    rng = np.random.default_rng(0)
+    config: Any = SimpleNamespace(width=8, hidden=32, layers=1, cms="sequential",
+                                  block_chunks=lambda block: (1, 4))
+    chain, A = CMS(rng, config, 0), (rng.standard_normal((8, 8)) / np.sqrt(8)).astype(np.float32)
+    drift: list[Any] = [level.zero_drift(1) for level in chain.levels]
+    pending: list[Any] = [None, None]
+    print("Two levels, chunk sizes 1 and 4 (in segments), learn y = A x while they read eight segments:\n")
+    print("segment   loss    |drift| chunk 1   |drift| chunk 4   moved")
+    for clock in range(1, 9):
+        x, moved = rng.standard_normal((1, 64, 8), dtype=np.float32), []
+        loss = mean((chain(Tensor(x), drift) - x @ A.T) ** 2)
+        leaves = [w for d in drift for w in d.values()]
+        found = iter(grad(loss, leaves))
+        for n, d in enumerate(drift):
+            after, pending[n] = chain.tick(n, clock, d, pending[n], {name: next(found) for name in d}, 0.5)
+            moved += [f"chunk {chain.levels[n].chunk}"] * (after is not d)
+            drift[n] = {name: Tensor(w.data, requires_grad=True) for name, w in (after or d).items()}
+        sizes = [float(np.sqrt(np.sum([np.sum(w.data ** 2) for w in d.values()]))) for d in drift]
+        print(f"{clock:7d}   {loss.item():.4f}  {sizes[0]:15.6f}   {sizes[1]:15.6f}   {', '.join(moved)}")
+
+
+if __name__ == "__main__":
+    main()

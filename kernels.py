@@ -1,0 +1,816 @@
+"""Where does the time go?  The hot loops: each as readable NumPy, right below it the same, compiled by Numba.
+
+    o, S = launch("delta_rule", q, k, v, log_a, b, c, S)      # the fastest version that these arrays have
+    o, S = delta_rule_chunked(q, k, v, log_a, b, c, S)        # the reference: always NumPy
+
+`PAIRS` lists every (reference, twin). A reference uses only NumPy functions that dispatch on their arguments,
+so it also runs on arrays of other libraries; `register` adds a twin for those. Without a usable Numba,
+or with NUMBA_DISABLE_JIT=1, everything runs through the references: the same numbers, slower.
+
+No twin adds up across threads: the number of threads changes no bit of a result. Twins are compiled at their
+first call, for float32 and for float64, and cached on disk where a folder can be written.
+
+Legend: N sequences (batch × heads), T time, C chunk, d_k and d_v width of keys and values; B batch, R rows,
+D width, V vocabulary, W taps of a filter. x̄ is the cotangent of x, in code x_bar.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that spins as it waits keeps BLAS off its core
+try:
+    import numba
+    from numba import prange
+    from numba.core import types
+    from numba.core.cgutils import ir  # LLVM's instructions
+    from numba.extending import intrinsic, models, overload, register_model
+except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
+    numba = None  # type: ignore[assignment]
+    print(f"Numba cannot be used ({error}): the NumPy references run instead, with the same results, slower.",
+          file=sys.stderr)
+
+JIT = numba is not None and not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+Array = Any  # numpy.ndarray in twins; in references any array that dispatches on NumPy's protocols
+
+# Which version runs -----------------------------------------------------------------------------------------
+
+PAIRS: dict[str, tuple[Callable, Callable]] = {}  # name → (reference, twin); filled at the end
+FLAGS = {"reassoc", "contract", "arcp", "nsz"}  # not all of fastmath: it assumes that no number is NaN
+_DISPATCHERS: dict[str, Any] = {}
+_REGISTERED: dict[tuple[type, str], Callable] = {}
+
+
+def launch(name: str, *args: Any) -> Any:
+    """Run kernel `name`: the twin registered for its arrays, Numba's for NumPy floats, or the reference.
+
+    The first argument decides. Raises KeyError on an unknown name, ValueError on shapes that do not fit.
+    """
+    (reference, twin), x = _pair(name), args[0]
+    if not isinstance(x, np.ndarray):
+        return _REGISTERED.get((type(x), name), reference)(*args)
+    if not JIT or x.dtype not in (np.float32, np.float64):
+        return reference(*args)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(threads if x.size >= 2**14 else 1)  # less work is done before a thread wakes up
+    try:
+        return twin(*args)
+    finally:
+        numba.set_num_threads(threads)
+
+
+def register(array_type: type, name: str, function: Callable) -> None:
+    """Let `launch(name, …)` call `function` when the first argument is an `array_type`."""
+    _pair(name)
+    _REGISTERED[array_type, name] = function
+
+
+def _pair(name: str) -> tuple[Callable, Callable]:
+    if name not in PAIRS:
+        raise KeyError(f"no kernel is called {name!r}; there are {', '.join(PAIRS)}")
+    return PAIRS[name]
+
+
+def compiled() -> dict[str, list[str]]:
+    """Every loop and the dtypes it is compiled for in this process, so far: {"_gelu": ["float32"], …}."""
+    return {name: sorted({str(argument.dtype) for signature in dispatcher.signatures for argument in signature
+                          if isinstance(getattr(argument, "dtype", None), types.Float)})
+            for name, dispatcher in _DISPATCHERS.items()}
+
+
+def set_threads(n: int) -> None:
+    """Let the twins use n threads. Raises ValueError unless 1 ≤ n ≤ the number Numba started with."""
+    most = numba.config.NUMBA_NUM_THREADS if JIT else max(n, 1)  # type: ignore[attr-defined]
+    if not 1 <= n <= most:
+        raise ValueError(f"{n} threads; choose 1 to {most} (NUMBA_NUM_THREADS in the environment)")
+    if JIT:
+        numba.set_num_threads(n)
+
+
+def _jit(**options: Any) -> Callable[[Callable], Any]:
+    """numba.njit with our flags; cached on disk, or compiled in each process if no folder can be written."""
+    def decorate(function: Callable) -> Any:
+        if not JIT:
+            return function
+        settings = {"fastmath": FLAGS, "error_model": "numpy"} | options
+        try:
+            dispatcher = numba.njit(cache=True, **settings)(function)
+        except RuntimeError:  # neither this folder nor the user's can be written
+            dispatcher = numba.njit(**settings)(function)
+        _DISPATCHERS[function.__name__] = dispatcher
+        return dispatcher
+    return decorate
+
+
+def _ready(*arrays: Array) -> list[np.ndarray]:
+    """The arrays as compiled code wants them: one dtype, contiguous, aligned, plain."""
+    dtype = np.result_type(*arrays)
+    return [np.require(np.asarray(x), dtype, ["C", "A", "W"]) for x in arrays]
+
+
+def _run(loop: Callable, inputs: list[Array], *shapes: Any) -> list[np.ndarray]:
+    """Make the inputs ready, let loop(*inputs, *outputs) fill outputs of these shapes, return them."""
+    inputs = _ready(*inputs)
+    outputs = [np.empty(shape, inputs[0].dtype) for shape in shapes]
+    loop(*inputs, *outputs)
+    return outputs
+
+
+def _expect(**shapes: tuple[Array, tuple[int, ...]]) -> None:
+    """Compiled loops do not look where they read: ValueError unless every array has the shape beside it."""
+    for name, (array, shape) in shapes.items():
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; the other arguments ask for {shape}")
+
+
+# The delta rule: the definition -----------------------------------------------------------------------------
+
+def delta_rule_recurrent(q, k, v, log_a, b, c, S0):
+    """The family of learning rules for a matrix memory S, token by token: read, then write.
+
+        o_t = S_{t−1} q_t,      S_t = S_{t−1}(a_t I − b_t k_t k_tᵀ) + c_t v_t k_tᵀ = a_t S_{t−1} + u_t k_tᵀ
+                                u_t = c_t v_t − b_t S_{t−1} k_t
+
+    Hebbian a=1, b=0, c=1 [A 14–18, 64; N 12–15] · with retention a=α [A 5] · delta rule a=1, b=c=β [A 65] ·
+    gated delta rule a=α, b=αβ, c=β · delta gradient descent a=α, b=c=η′, v=u [A 56–57, 88, 92–93].
+
+    q, k (N,T,d_k); v (N,T,d_v); log_a, b, c (N,T); S0 (N,d_v,d_k) → o (N,T,d_v), S_T (N,d_v,d_k).
+    Retention comes as log_a ≤ 0, finite: near a = 1, a float32 has no digits left for 1 − a.
+    """
+    _expect_delta_rule(q, k, v, log_a, b, c, S0)
+    o, S = np.zeros_like(v), S0.copy()
+    for t in range(v.shape[1]):
+        o[:, t] = np.einsum("nvk,nk->nv", S, q[:, t])
+        u = c[:, t, None] * v[:, t] - b[:, t, None] * np.einsum("nvk,nk->nv", S, k[:, t])
+        S = np.exp(log_a[:, t])[:, None, None] * S + u[:, :, None] * k[:, t, None, :]
+    return o, S
+
+
+def delta_rule_recurrent_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
+    """Cotangents of (q, k, v, log_a, b, c, S0) from those of o and S_T. With S = S_{t−1} and G = S̄_t:
+
+        ū = G k,    k̄ = Gᵀu − b Sᵀū,    q̄ = Sᵀō,    v̄ = c ū,    c̄ = ū·v,    b̄ = −ū·S k
+        log a‾ = a⟨G, S⟩,      S̄_{t−1} = a G − b ū kᵀ + ō qᵀ
+    """
+    inputs = q, k, v, log_a, b, c
+    states, G = [S0], S_bar.copy()
+    for t in range(v.shape[1]):
+        states.append(delta_rule_recurrent(*(x[:, t:t + 1] for x in inputs), *states[-1:])[1])
+    q_bar, k_bar, v_bar, log_a_bar, b_bar, c_bar = (np.zeros_like(x) for x in inputs)
+    for t in reversed(range(v.shape[1])):
+        S, a_t, b_t, c_t = states[t], np.exp(log_a[:, t]), b[:, t, None], c[:, t, None]
+        k_t, q_t, v_t, o_t = (x[:, t] for x in (k, q, v, o_bar))
+        Sk, u_bar = np.einsum("nvk,nk->nv", S, k_t), np.einsum("nvk,nk->nv", G, k_t)
+        k_bar[:, t] = np.einsum("nvk,nv->nk", G, c_t * v_t - b_t * Sk)
+        k_bar[:, t] -= b_t * np.einsum("nvk,nv->nk", S, u_bar)
+        q_bar[:, t] = np.einsum("nvk,nv->nk", S, o_t)
+        v_bar[:, t], c_bar[:, t], b_bar[:, t] = c_t * u_bar, np.sum(u_bar * v_t, -1), -np.sum(u_bar * Sk, -1)
+        log_a_bar[:, t] = a_t * np.einsum("nvk,nvk->n", G, S)
+        G = a_t[:, None, None] * G - (b_t * u_bar)[:, :, None] * k_t[:, None] + o_t[:, :, None] * q_t[:, None]
+    return q_bar, k_bar, v_bar, log_a_bar, b_bar, c_bar, G
+
+
+def _expect_delta_rule(q, k, v, log_a, b, c, S0):
+    (N, T, d_k), d_v = k.shape, v.shape[-1]
+    _expect(q=(q, (N, T, d_k)), v=(v, (N, T, d_v)), log_a=(log_a, (N, T)), b=(b, (N, T)), c=(c, (N, T)),
+            S0=(S0, (N, d_v, d_k)))
+
+
+# The delta rule: chunk-parallel and exact -------------------------------------------------------------------
+
+def delta_rule_chunked(q, k, v, log_a, b, c, S0, chunk=64):
+    """The same as `delta_rule_recurrent`, one triangular solve per chunk in place of C rank-one updates.
+
+    With S₀ the state at the chunk's start, g_t = ∏_{i≤t} a_i, g_0 = 1:
+
+        (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,    L_ti = b_t (g_{t−1}/g_i) k_t·k_i for i < t, else 0
+        o_t = g_{t−1} S₀ q_t + Σ_{i<t} (g_{t−1}/g_i)(q_t·k_i) u_i,      S_C = g_C S₀ + Σ_i (g_C/g_i) u_i k_iᵀ
+    """
+    _expect_delta_rule(q, k, v, log_a, b, c, S0)
+    o, S = np.zeros_like(v), S0.copy()
+    for t in range(0, v.shape[1], chunk):
+        now = slice(t, t + chunk)
+        o[:, now], S = _read_and_write_chunk(S, *(x[:, now] for x in (q, k, v, log_a, b, c)))
+    return o, S
+
+
+def delta_rule_chunked_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar, chunk=64):
+    """Cotangents of `delta_rule_chunked`: keep the states at the chunks' starts, recompute their insides."""
+    inputs = q, k, v, log_a, b, c
+    states, G, bars = [S0], S_bar.copy(), [np.zeros_like(x) for x in inputs]
+    chunks = [slice(t, t + chunk) for t in range(0, v.shape[1], chunk)]
+    for now in chunks[:-1]:
+        states.append(_read_and_write_chunk(states[-1], *(x[:, now] for x in inputs))[1])
+    for now in reversed(chunks):
+        *chunk_bars, G = _chunk_backward(states.pop(), G, *(x[:, now] for x in (o_bar, *inputs)))
+        for bar, chunk_bar in zip(bars, chunk_bars, strict=True):
+            bar[:, now] = chunk_bar
+    return *bars, G
+
+
+def _T(X):
+    return np.swapaxes(X, 1, 2)
+
+
+def _chunk_parts(k, v, log_a, b, c, S):
+    """What a chunk's forward and backward share: the decays (each ≤ 1), decayed K Kᵀ, I + L, K S₀ᵀ and U."""
+    log_g = np.cumsum(log_a, 1, dtype=np.float64)
+    log_before = np.concatenate([np.zeros_like(log_g[:, :1]), log_g[:, :-1]], 1)
+    # masked before the exponential as well as after it: g_{t−1}/g_i may overflow where i ≥ t
+    log_ratio = np.tril(log_before[:, :, None] - log_g[:, None], -1).astype(k.dtype)
+    ratio = np.tril(np.exp(log_ratio), -1)  # (N,C,C)
+    before, after, whole = (np.exp(x)[:, :, None].astype(k.dtype) for x in (  # g_{t−1}, g_C/g_i, g_C
+        log_before, log_g[:, -1:] - log_g, log_g[:, -1:]))
+    KK, KS = ratio * (k @ _T(k)), k @ _T(S)
+    system = np.eye(k.shape[1], dtype=k.dtype, like=k) + b[:, :, None] * KK
+    # back to front the system is upper triangular: then no row trades places with that of a later token
+    right = np.flip(c[:, :, None] * v - b[:, :, None] * before * KS, 1)
+    U = np.flip(np.linalg.solve(np.flip(system, (1, 2)), right), 1)  # (N,C,d_v)
+    return ratio, before, after, whole, KK, system, KS, U
+
+
+def _read_and_write_chunk(S, q, k, v, log_a, b, c):
+    ratio, before, after, whole, _, _, _, U = _chunk_parts(k, v, log_a, b, c, S)
+    return before * (q @ _T(S)) + (ratio * (q @ _T(k))) @ U, whole * S + _T(after * U) @ k
+
+
+def _chunk_backward(S, G, o_bar, q, k, v, log_a, b, c):
+    """Every product of the forward pass, transposed. Decays enter by their logarithms: y = eˢx, s̄ = ȳ·y."""
+    ratio, before, after, whole, KK, system, KS, U = _chunk_parts(k, v, log_a, b, c, S)
+    QK, KG, oS, b_t = ratio * (q @ _T(k)), after * (k @ _T(G)), before * (o_bar @ S), b[:, :, None]
+    right_bar = np.linalg.solve(_T(system), _T(QK) @ o_bar + KG)  # of the right-hand side, (I + L) U
+    L_bar, QK_bar = -np.tril(right_bar @ _T(U), -1), np.tril(o_bar @ _T(U), -1)
+    KS_bar = -b_t * before * right_bar
+
+    KK_bar = ratio * b_t * L_bar
+    k_bar = (KK_bar + _T(KK_bar)) @ k + _T(ratio * QK_bar) @ q + KS_bar @ S + (after * U) @ G
+    b_bar = np.sum(L_bar * KK, -1) - np.sum(right_bar * before * KS, -1)
+    S_bar = whole * G + _T(KS_bar) @ k + _T(before * o_bar) @ q
+
+    ratio_bar = L_bar * b_t * KK + QK_bar * QK  # of log g_{t−1} − log g_i
+    written = np.sum(KG * U, -1)  # of log g_C − log g_i
+    log_before_bar = np.sum(ratio_bar, 2) + np.sum(KS_bar * KS, -1) + np.sum(oS * q, -1)
+    log_g_bar = -np.sum(ratio_bar, 1) - written
+    log_g_bar[:, :-1] += log_before_bar[:, 1:]
+    log_g_bar[:, -1] += np.sum(written, -1) + np.sum(whole * G * S, (1, 2))
+    log_a_bar = np.flip(np.cumsum(np.flip(log_g_bar, 1), 1), 1)
+    return ((ratio * QK_bar) @ k + oS, k_bar, c[:, :, None] * right_bar, log_a_bar, b_bar,
+            np.sum(right_bar * v, -1), S_bar)
+
+
+# The delta rule: compiled -----------------------------------------------------------------------------------
+#
+# The rows of S do not know of each other: given k, a, b, c, a block of LANES rows is a recurrence of its own.
+# Its state, transposed to (d_k, LANES), stays in the nearest cache; every step is a number times a vector.
+# Numba has no type for LANES numbers side by side; we make one, and four verbs: the wide registers.
+
+LANES = 32
+
+if JIT:
+    class Lanes(types.Type):
+        """LANES numbers that are computed together."""
+
+        def __init__(self, dtype: Any):
+            self.dtype = dtype
+            super().__init__(name=f"Lanes({dtype})")
+
+    @register_model(Lanes)
+    class _LanesModel(models.PrimitiveModel):
+        def __init__(self, manager: Any, lanes: Lanes):
+            number = manager.lookup(lanes.dtype).get_data_type()
+            super().__init__(manager, lanes, ir.VectorType(number, LANES))
+
+    def _pointer(context, builder, array_type, array, i, lanes):
+        data = context.make_array(array_type)(context, builder, array).data
+        return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
+
+    def _times(builder, number, x):
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        undefined, lane = ir.Constant(x.type, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        first = builder.insert_element(undefined, number, lane)
+        return builder.fmul(builder.shuffle_vector(first, first, zeros), x, flags=("contract",))
+
+    @intrinsic
+    def _load(typing, row, i):
+        """row[i:i+LANES]"""
+        def generate(context, builder, signature, args):
+            lanes = context.get_value_type(signature.return_type)
+            x = builder.load(_pointer(context, builder, row, *args, lanes))
+            x.align = row.dtype.bitwidth // 8
+            return x
+        return Lanes(row.dtype)(row, i), generate
+
+    @intrinsic
+    def _store(typing, row, i, x):
+        """row[i:i+LANES] = x"""
+        def generate(context, builder, signature, args):
+            stored = builder.store(args[2], _pointer(context, builder, row, *args[:2], args[2].type))
+            stored.align = row.dtype.bitwidth // 8
+            return context.get_dummy_value()
+        return types.none(row, i, x), generate
+
+    @intrinsic
+    def _scaled(typing, a, x):
+        """a·x"""
+        return x(x.dtype, x), lambda context, builder, signature, args: _times(builder, *args)
+
+    @intrinsic
+    def _plus(typing, y, a, x):
+        """y + a·x"""
+        def generate(context, builder, signature, args):
+            return builder.fadd(args[0], _times(builder, *args[1:]), flags=("contract",))
+        return y(y, y.dtype, y), generate
+
+
+@_jit()
+def _decays(log_a, decay):
+    """How the state is kept: as X, divided by the decay since the last fold, so that decaying costs nothing.
+
+    S_{t−1} = read·X;  writing u kᵀ adds `write`·u kᵀ to X;  X ← fold·X when that decay is below e⁻³².
+    """
+    N, T = log_a.shape
+    for n in range(N):
+        log_g = 0.0
+        for t in range(T):
+            decay[n, t, 0] = math.exp(log_g)  # read
+            log_g += log_a[n, t]
+            decay[n, t, 1] = 1  # fold
+            if log_g < -32:
+                decay[n, t, 1] = math.exp(log_g)
+                log_g = 0.0
+            decay[n, t, 2] = math.exp(-log_g)  # write
+        decay[n, T, 0] = math.exp(log_g)
+
+
+@_jit(parallel=True)
+def _scan_forward(rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch):
+    """X_t = a_t X_{t−1} + w_t u_tᵀ, u_t = c_t v_t − b_t y1_t, y1_t = X_{t−1}ᵀ p1_t, y2_t = X_{t−1}ᵀ p2_t"""
+    _, T, D = v.shape
+    for block in prange(len(scratch)):
+        n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
+        for i in range(rows):
+            _store(X, i * LANES, _load(X_0[n, i], lane))
+        write_u = _scaled(0, _load(X, 0))
+        for t in range(T):
+            w_t, p1_t, p2_t = w[n, max(t - 1, 0)], p1[n, t], p2[n, t]
+            read1 = read2 = _scaled(0, write_u)
+            for i in range(rows):  # write the token before and read this one, in one pass over the state
+                x = _plus(_load(X, i * LANES), w_t[i], write_u)
+                _store(X, i * LANES, x)
+                read1 = _plus(read1, p1_t[i], x)
+                read2 = _plus(read2, p2_t[i], x)
+            read, fold, write = decay[n, t]
+            if fold != 1:
+                for i in range(rows):
+                    _store(X, i * LANES, _scaled(fold, _load(X, i * LANES)))
+            read1 = _scaled(read, read1)
+            u_t = _plus(_scaled(c[n, t], _load(v[n, t], lane)), -b[n, t], read1)
+            _store(y1[n, t], lane, read1)
+            _store(y2[n, t], lane, _scaled(read, read2))
+            _store(u[n, t], lane, u_t)
+            write_u = _scaled(write, u_t)
+        for i in range(rows):
+            x = _plus(_load(X, i * LANES), w[n, T - 1, i], write_u)
+            _store(X_T[n, i], lane, _scaled(decay[n, T, 0], x))
+
+
+@_jit(parallel=True)
+def _scan_backward(rows, w1, w2, p, v1, v2, b, c, decay, X_T, y, X_0, scratch):
+    """X_{t−1} = a_t X_t + w1_t (c_t v1_t − b_t y_t)ᵀ + w2_t v2_tᵀ, y_t = X_tᵀ p_t;  decay is reversed too"""
+    _, T, D = v1.shape
+    for block in prange(len(scratch)):
+        n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
+        for i in range(rows):
+            _store(X, i * LANES, _load(X_T[n, i], lane))
+        write1 = write2 = _scaled(0, _load(X, 0))
+        for step in range(T):
+            t = T - 1 - step
+            w1_t, w2_t, p_t = w1[n, min(t + 1, T - 1)], w2[n, min(t + 1, T - 1)], p[n, t]
+            y_t = _scaled(0, write1)
+            for i in range(rows):
+                x = _plus(_plus(_load(X, i * LANES), w1_t[i], write1), w2_t[i], write2)
+                _store(X, i * LANES, x)
+                y_t = _plus(y_t, p_t[i], x)
+            read, fold, write = decay[n, step]
+            if fold != 1:
+                for i in range(rows):
+                    _store(X, i * LANES, _scaled(fold, _load(X, i * LANES)))
+            y_t = _scaled(read, y_t)
+            _store(y[n, t], lane, y_t)
+            write1 = _scaled(write, _plus(_scaled(c[n, t], _load(v1[n, t], lane)), -b[n, t], y_t))
+            write2 = _scaled(write, _load(v2[n, t], lane))
+        for i in range(rows):
+            x = _plus(_plus(_load(X, i * LANES), w1[n, 0, i], write1), w2[n, 0, i], write2)
+            _store(X_0[n, i], lane, _scaled(decay[n, T, 0], x))
+
+
+@_jit(parallel=True)
+def _gather(q, k, v, b, c, u, Su, q_bar, GS_T, k_bar, v_bar, log_a_bar, b_bar, c_bar):
+    """The cotangents that need no state, from k_bar = Gᵀu and v_bar = ū. For log a, ⟨G, S⟩ is carried along:
+
+        a_t⟨G_t, S_{t−1}⟩ = ⟨G_t, S_t⟩ − ū_t·u_t,    ⟨G_{t−1}, S_{t−1}⟩ = ⟨G_t, S_t⟩ − c_t ū_t·v_t + q̄_t·q_t
+    """
+    N, T, _ = k.shape
+    for n in prange(N):
+        GS = GS_T[n]
+        for t in range(T - 1, -1, -1):
+            u_v = u_u = k_Su = q_q = b.dtype.type(0)
+            for j in range(v.shape[2]):
+                u_v += v_bar[n, t, j] * v[n, t, j]
+                u_u += v_bar[n, t, j] * u[n, t, j]
+                v_bar[n, t, j] *= c[n, t]
+            for j in range(k.shape[2]):
+                k_Su += k[n, t, j] * Su[n, t, j]
+                q_q += q[n, t, j] * q_bar[n, t, j]
+                k_bar[n, t, j] -= b[n, t] * Su[n, t, j]
+            b_bar[n, t], c_bar[n, t], log_a_bar[n, t] = -k_Su, u_v, GS - u_u
+            GS += q_q - c[n, t] * u_v
+
+
+def _padded(x: np.ndarray, *axes: int) -> np.ndarray:
+    """x with zeros at the end of these axes, up to a multiple of LANES: no block has a ragged edge."""
+    widths = [(0, -n % LANES if axis in axes else 0) for axis, n in enumerate(x.shape)]
+    return np.pad(x, widths) if any(after for _, after in widths) else x
+
+
+def _empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
+    """np.empty from the start of a cache line on: a vector that straddles two lines costs double."""
+    size, line = math.prod(shape), 64 // like.itemsize
+    room = np.empty(size + line, like.dtype)
+    start = -room.ctypes.data % 64 // like.itemsize
+    return room[start:start + size].reshape(shape)
+
+
+def _scratch(rows: int, v: np.ndarray) -> np.ndarray:
+    """Room for the state of every block."""
+    return _empty((v.shape[0] * v.shape[2] // LANES, rows * LANES), v)
+
+
+def _decay(log_a: np.ndarray) -> np.ndarray:
+    return _run(_decays, [log_a], (log_a.shape[0], log_a.shape[1] + 1, 3))[0]
+
+
+def delta_rule(q, k, v, log_a, b, c, S0):
+    """`delta_rule_chunked`, compiled: token by token, parallel over sequences and blocks of rows of S."""
+    _expect_delta_rule(q, k, v, log_a, b, c, S0)
+    q, k, v, log_a, b, c, S0 = _ready(q, k, v, log_a, b, c, S0)
+    d_k, d_v = k.shape[2], v.shape[2]
+    if not v.shape[1]:
+        return np.empty_like(v), S0.copy()
+    v, X_0 = _padded(v, 2), np.ascontiguousarray(_T(_padded(S0, 1)))
+    (o, u, unused), X_T = (_empty(v.shape, v) for _ in range(3)), np.empty_like(X_0)
+    _scan_forward(d_k, k, k, q, v, b, c, _decay(log_a), X_0, unused, o, u, X_T, _scratch(d_k, v))
+    return o[..., :d_v], np.ascontiguousarray(_T(X_T[..., :d_v]))
+
+
+def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
+    """`delta_rule_chunked_backward`, compiled: four recurrences, and no state is stored.
+
+    Forwards for u, backwards for ū; then, transposed, S forwards for q̄ and Sᵀū, and G backwards for Gᵀu.
+    """
+    _expect_delta_rule(q, k, v, log_a, b, c, S0)
+    _expect(o_bar=(o_bar, v.shape), S_bar=(S_bar, S0.shape))
+    q, k, v, log_a, b, c, S0, o_bar, S_bar = _ready(q, k, v, log_a, b, c, S0, o_bar, S_bar)
+    d_k, d_v = k.shape[2], v.shape[2]
+    if not v.shape[1]:
+        return *(np.empty_like(x) for x in (q, k, v, log_a, b, c)), S_bar.copy()
+    q, k, v, o_bar = (_padded(x, 2) for x in (q, k, v, o_bar))
+    S0, S_bar = (_padded(x, 1, 2) for x in (S0, S_bar))
+    X_0, G_T = (np.ascontiguousarray(_T(S)) for S in (S0, S_bar))
+    X_T, G_0, unused = np.empty_like(X_0), np.empty_like(X_0), np.empty_like(S0)
+    u, u_bar, unread = (_empty(v.shape, v) for _ in range(3))
+    q_bar, Su, Gu = (_empty(k.shape, k) for _ in range(3))
+    zero, one, forwards, backwards = np.zeros_like(b), np.ones_like(b), _decay(log_a), _decay(log_a[:, ::-1])
+
+    _scan_forward(d_k, k, k, q, v, b, c, forwards, X_0, unread, u_bar, u, X_T, _scratch(d_k, v))
+    _scan_backward(d_k, k, q, k, v, o_bar, b, zero, backwards, G_T, u_bar, G_0, _scratch(d_k, v))
+    _scan_forward(d_v, u, u_bar, o_bar, k, zero, one, forwards, S0, Su, q_bar, Gu, unused, _scratch(d_v, k))
+    _scan_backward(d_v, u_bar, o_bar, u, k, q, zero, -b, backwards, S_bar, Gu, unused, _scratch(d_v, k))
+
+    GS_T = np.einsum("nij,nij->n", G_T[:, :d_k], X_T[:, :d_k], dtype=np.float64)
+    log_a_bar, b_bar, c_bar = (np.empty_like(b) for _ in range(3))
+    _gather(q, k, v, b, c, u, Su, q_bar, GS_T, Gu, u_bar, log_a_bar, b_bar, c_bar)
+    return (q_bar[..., :d_k], Gu[..., :d_k], u_bar[..., :d_v], log_a_bar, b_bar, c_bar,
+            np.ascontiguousarray(_T(G_0[:, :d_k, :d_v])))
+
+
+# GELU -------------------------------------------------------------------------------------------------------
+
+def gelu_reference(x):
+    """½x(1 + tanh s),  s = √(2/π)(x + 0.044715 x³)"""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_backward_reference(x, y_bar):
+    """x̄ = ȳ·½(1 + tanh s + x(1 − tanh² s) s′)"""
+    tanh = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return y_bar * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * slope)
+
+
+def _exp(x):
+    return math.exp(x)
+
+
+if JIT:
+    @overload(_exp, jit_options={"fastmath": {"contract", "nsz"}, "forceinline": True})
+    def _exp_of(x):
+        """eˣ; of a float32 (cut at ±87) to about 1 ulp, without a call, so that loops around it vectorise:
+        2ⁿeʳ with |r| ≤ ½ ln 2, where 2ⁿ is an integer shifted into place.
+        """
+        if x != types.float32:
+            return lambda x: math.exp(x)
+        f = np.float32
+        log2_e, ln2_high, ln2_low = f(1.44269504), f(0.693359375), f(-2.12194440e-4)
+        c2, c3, c4, c5, c6, c7 = (f(coefficient) for coefficient in (
+            0.50000001201, 0.16666665459, 0.041665795894, 0.0083334519073, 0.0013981999507, 0.000198756915))
+
+        def exp32(x):
+            x = np.minimum(np.maximum(x, f(-87)), f(87))  # these two keep a NaN
+            n = np.floor(x * log2_e + f(0.5))
+            r = (x - n * ln2_high) - n * ln2_low
+            e_r = (((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r * r + r + f(1)
+            return e_r * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+        return exp32
+
+
+@_jit(parallel=True)
+def _gelu(x, y):
+    """½(1 + tanh s) = 1/(1 + e^−2s), 2s = s₁x + s₃x³: no tanh, and no digits lost where it is near −1"""
+    number = x.dtype.type
+    one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)
+    for i in prange(x.size):
+        y[i] = x[i] / (one + _exp(-x[i] * (s1 + s3 * x[i] * x[i])))
+
+
+@_jit(parallel=True)
+def _gelu_backward(x, y_bar, x_bar):
+    number = x.dtype.type
+    one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)
+    for i in prange(x.size):
+        p = one / (one + _exp(-x[i] * (s1 + s3 * x[i] * x[i])))
+        x_bar[i] = y_bar[i] * (p + x[i] * p * (one - p) * (s1 + (s3 + s3 + s3) * x[i] * x[i]))
+
+
+def gelu(x):
+    """`gelu_reference`, compiled."""
+    return _run(_gelu, [x.reshape(-1)], x.size)[0].reshape(x.shape)
+
+
+def gelu_backward(x, y_bar):
+    """`gelu_backward_reference`, compiled."""
+    _expect(y_bar=(y_bar, x.shape))
+    return _run(_gelu_backward, [x.reshape(-1), y_bar.reshape(-1)], x.size)[0].reshape(x.shape)
+
+
+# RMS normalisation ------------------------------------------------------------------------------------------
+
+def rms_norm_reference(x, w, eps=1e-6):
+    """y = w·x·r,  r = 1/√(mean x² + ε) over the last axis.  x (…,D), w (D,) → y (…,D), r (…)"""
+    r = 1 / np.sqrt(np.mean(x * x, -1) + eps)
+    return w * x * r[..., None], r
+
+
+def rms_norm_backward_reference(x, w, r, y_bar):
+    """x̄ = r(wȳ − x r² mean(wȳx)),  w̄ = Σ ȳ x r"""
+    r = r[..., None]
+    x_bar = r * (w * y_bar - x * r * r * np.mean(w * y_bar * x, -1, keepdims=True))
+    return x_bar, np.sum(np.reshape(y_bar * x * r, (-1, len(w))), 0)
+
+
+@_jit(parallel=True)
+def _rms_norm(eps, x, w, y, r):
+    R, D = x.shape
+    for i in prange(R):
+        squares = x.dtype.type(0)
+        for j in range(D):
+            squares += x[i, j] * x[i, j]
+        r[i] = 1 / math.sqrt(squares / D + eps)
+        for j in range(D):
+            y[i, j] = w[j] * x[i, j] * r[i]
+
+
+@_jit(parallel=True)
+def _rms_norm_backward(x, w, r, y_bar, x_bar, w_parts):
+    R, D = x.shape
+    for part in prange(len(w_parts)):  # 64 rows each: w_bar is added up the same way by any number of threads
+        for j in range(D):
+            w_parts[part, j] = 0
+        for i in range(part * 64, min(part * 64 + 64, R)):
+            dot = x.dtype.type(0)
+            for j in range(D):
+                dot += w[j] * y_bar[i, j] * x[i, j]
+            shrink = x.dtype.type(dot * r[i] * r[i] / D)
+            for j in range(D):
+                x_bar[i, j] = r[i] * (w[j] * y_bar[i, j] - x[i, j] * shrink)
+                w_parts[part, j] += y_bar[i, j] * x[i, j] * r[i]
+
+
+def rms_norm(x, w, eps=1e-6):
+    """`rms_norm_reference`, compiled."""
+    _expect(w=(w, x.shape[-1:]))
+    rows = x.reshape(-1, len(w))  # (R,D)
+    y, r = _run(functools.partial(_rms_norm, eps), [rows, w], rows.shape, len(rows))
+    return y.reshape(x.shape), r.reshape(x.shape[:-1])
+
+
+def rms_norm_backward(x, w, r, y_bar):
+    """`rms_norm_backward_reference`, compiled."""
+    _expect(w=(w, x.shape[-1:]), r=(r, x.shape[:-1]), y_bar=(y_bar, x.shape))
+    inputs = [x.reshape(-1, len(w)), w, r.reshape(-1), y_bar.reshape(-1, len(w))]
+    x_bar, w_parts = _run(_rms_norm_backward, inputs, inputs[0].shape, (-(-r.size // 64), len(w)))
+    return x_bar.reshape(x.shape), w_parts.sum(0)
+
+
+# Softmax cross-entropy --------------------------------------------------------------------------------------
+
+def cross_entropy_reference(logits, targets, ignore_index=-100):
+    """loss = z − logits[target],  z = log Σ e^logits;  0 where target = ignore_index.
+
+    logits (…,V), integer targets (…) → loss (…), z (…), which the backward pass needs. Raises ValueError on a
+    target that is neither ignore_index nor in 0..V−1.
+    """
+    label, counted = _labels(logits, targets, ignore_index)
+    top = np.max(logits, -1)
+    z = top + np.log(np.sum(np.exp(logits - top[..., None]), -1))
+    return np.where(counted, z - np.take_along_axis(logits, label[..., None], -1)[..., 0], 0), z
+
+
+def cross_entropy_backward_reference(logits, targets, z, loss_bar, ignore_index=-100):
+    """logits‾ = loss‾(softmax − onehot(target)), 0 where target = ignore_index"""
+    label, counted = _labels(logits, targets, ignore_index)
+    onehot = label[..., None] == np.arange(logits.shape[-1], like=logits)
+    return (counted * loss_bar)[..., None] * (np.exp(logits - z[..., None]) - onehot)
+
+
+def _labels(logits, targets, ignore_index):
+    """Where each loss is read (0 where it is ignored), and whether it counts."""
+    _expect(targets=(targets, logits.shape[:-1]))
+    counted = targets != ignore_index
+    label = np.where(counted, targets, 0)
+    if label.size and not 0 <= label.min() <= label.max() < logits.shape[-1]:
+        raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
+                         f"found {label.min()}..{label.max()}")
+    return label, counted
+
+
+@_jit(parallel=True)
+def _cross_entropy(label, counted, logits, loss, z):
+    R, V = logits.shape
+    for i in prange(R):
+        top, total = logits[i, 0], logits.dtype.type(0)
+        for j in range(V):
+            top = max(top, logits[i, j])
+        for j in range(V):
+            total += _exp(logits[i, j] - top)
+        z[i] = top + math.log(total)
+        loss[i] = z[i] - logits[i, label[i]] if counted[i] else 0
+
+
+@_jit(parallel=True)
+def _cross_entropy_backward(label, logits, z, scale, logits_bar):
+    R, V = logits.shape
+    for i in prange(R):
+        for j in range(V):
+            logits_bar[i, j] = scale[i] * _exp(logits[i, j] - z[i])
+        logits_bar[i, label[i]] -= scale[i]
+
+
+def cross_entropy(logits, targets, ignore_index=-100):
+    """`cross_entropy_reference`, compiled."""
+    label, counted = _labels(logits, targets, ignore_index)
+    loop = functools.partial(_cross_entropy, label.reshape(-1).astype(np.int64), counted.reshape(-1))
+    loss, z = _run(loop, [logits.reshape(-1, logits.shape[-1])], label.size, label.size)
+    return loss.reshape(label.shape), z.reshape(label.shape)
+
+
+def cross_entropy_backward(logits, targets, z, loss_bar, ignore_index=-100):
+    """`cross_entropy_backward_reference`, compiled."""
+    label, counted = _labels(logits, targets, ignore_index)
+    _expect(z=(z, label.shape), loss_bar=(loss_bar, label.shape))
+    loop = functools.partial(_cross_entropy_backward, label.reshape(-1).astype(np.int64))
+    inputs = [logits.reshape(-1, logits.shape[-1]), z.reshape(-1), (counted * loss_bar).reshape(-1)]
+    return _run(loop, inputs, inputs[0].shape)[0].reshape(logits.shape)
+
+
+# AdamW ------------------------------------------------------------------------------------------------------
+
+def adamw_reference(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step):
+    """One step in place on p, m and v; `step` counts from 1.
+
+        m ← β₁m + (1 − β₁)g,    v ← β₂v + (1 − β₂)g²,    m̂ = m/(1 − β₁ᵗ),    v̂ = v/(1 − β₂ᵗ)
+        p ← (1 − lr·weight_decay) p − lr m̂/(√v̂ + ε)
+    """
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    p *= 1 - lr * weight_decay
+    p -= lr / (1 - beta1**step) * m / (np.sqrt(v / (1 - beta2**step)) + eps)
+
+
+@_jit(parallel=True)
+def _adamw(p, g, m, v, rate1, rate2, keep, lr, unbias, eps):
+    for i in prange(p.size):
+        m[i] += rate1 * (g[i] - m[i])
+        v[i] += rate2 * (g[i] * g[i] - v[i])
+        p[i] = keep * p[i] - lr * m[i] / (np.sqrt(v[i] * unbias) + eps)
+
+
+def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step):
+    """`adamw_reference`, compiled; what is not one contiguous run of one dtype goes to the reference."""
+    if not all(x.flags.carray and x.dtype == p.dtype for x in (p, m, v)):
+        return adamw_reference(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step)
+    _expect(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
+    numbers = 1 - beta1, 1 - beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps
+    g = np.require(g, p.dtype, ["C", "A", "W"])
+    _adamw(*(x.reshape(-1) for x in (p, g, m, v)), *(p.dtype.type(number) for number in numbers))
+
+
+# Causal depthwise convolution -------------------------------------------------------------------------------
+
+def causal_conv_reference(x, tail, w):
+    """y_t = Σ_i w_i x_{t−i}, every channel by itself; the tail holds the W−1 inputs before x_1.
+
+    x (B,T,D), tail (B,W−1,D), w (W,D) → y (B,T,D), next tail (B,W−1,D)
+    """
+    past, y, last = np.concatenate([tail, x], 1), np.zeros_like(x), len(w) - 1  # (B,W−1+T,D)
+    for i in range(len(w)):
+        y += w[i] * past[:, last - i:last - i + x.shape[1]]
+    return y, past[:, x.shape[1]:].copy()
+
+
+def causal_conv_backward_reference(x, tail, w, y_bar, next_bar):
+    """x̄_s = Σ_i w_i ȳ_{s+i} (and what the next tail asks for; likewise the tail),  w̄_i = Σ_t ȳ_t x_{t−i}"""
+    past, w_bar, last = np.concatenate([tail, x], 1), np.zeros_like(w), len(w) - 1
+    past_bar = np.concatenate([np.zeros_like(x), next_bar], 1)
+    for i in range(len(w)):
+        now = slice(last - i, last - i + x.shape[1])
+        past_bar[:, now] += w[i] * y_bar
+        w_bar[i] = np.sum(y_bar * past[:, now], (0, 1))
+    return past_bar[:, last:], past_bar[:, :last], w_bar
+
+
+@_jit(parallel=True)
+def _causal_conv(past, w, y):
+    B, T, D = y.shape
+    for n in prange(B):
+        for t in range(T):
+            for d in range(D):
+                y[n, t, d] = 0
+            for i in range(len(w)):
+                for d in range(D):
+                    y[n, t, d] += w[i, d] * past[n, t + len(w) - 1 - i, d]
+
+
+@_jit(parallel=True)
+def _causal_conv_backward(past, w, y_bar, next_bar, past_bar, w_parts):
+    (B, T, D), last = y_bar.shape, len(w) - 1
+    for n in prange(B):  # w_bar of every sequence by itself, added up afterwards
+        for i in range(last + 1):
+            for d in range(D):
+                w_parts[n, i, d] = 0
+        for s in range(last + T):
+            for d in range(D):
+                past_bar[n, s, d] = next_bar[n, s - T, d] if s >= T else 0
+            for i in range(max(0, last - s), min(last + 1, last - s + T)):
+                for d in range(D):
+                    past_bar[n, s, d] += w[i, d] * y_bar[n, s - last + i, d]
+                    w_parts[n, i, d] += past[n, s, d] * y_bar[n, s - last + i, d]
+
+
+def causal_conv(x, tail, w):
+    """`causal_conv_reference`, compiled."""
+    _expect(tail=(tail, (len(x), len(w) - 1, x.shape[2])), w=(w, (len(w), x.shape[2])))
+    past = np.concatenate([tail, x], 1)
+    return _run(_causal_conv, [past, w], x.shape)[0], past[:, x.shape[1]:].copy()
+
+
+def causal_conv_backward(x, tail, w, y_bar, next_bar):
+    """`causal_conv_backward_reference`, compiled."""
+    last = len(w) - 1
+    _expect(tail=(tail, (len(x), last, x.shape[2])), w=(w, (last + 1, x.shape[2])), y_bar=(y_bar, x.shape),
+            next_bar=(next_bar, tail.shape))
+    inputs = [np.concatenate([tail, x], 1), w, y_bar, next_bar]
+    past_bar, w_parts = _run(_causal_conv_backward, inputs, inputs[0].shape, (len(x), *w.shape))
+    return past_bar[:, last:], past_bar[:, :last], w_parts.sum(0)
+
+
+PAIRS |= {
+    "delta_rule": (delta_rule_chunked, delta_rule),
+    "delta_rule_backward": (delta_rule_chunked_backward, delta_rule_backward),
+    "gelu": (gelu_reference, gelu),
+    "gelu_backward": (gelu_backward_reference, gelu_backward),
+    "rms_norm": (rms_norm_reference, rms_norm),
+    "rms_norm_backward": (rms_norm_backward_reference, rms_norm_backward),
+    "cross_entropy": (cross_entropy_reference, cross_entropy),
+    "cross_entropy_backward": (cross_entropy_backward_reference, cross_entropy_backward),
+    "adamw": (adamw_reference, adamw),
+    "causal_conv": (causal_conv_reference, causal_conv),
+    "causal_conv_backward": (causal_conv_backward_reference, causal_conv_backward),
+}

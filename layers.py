@@ -1,0 +1,307 @@
+"""What is a layer?  Weights with a name, and a function of them.
+
+A `Module` is any object whose attributes are parameters or other modules (also in lists and dicts). Calling
+it computes; nothing it computes is hidden in its attributes: a layer that remembers takes its state and hands
+back the next one, `y, state = layer(x, state)`. Functions called fused_… have twins in kernels.py, or a way
+back of their own; each names its reference, made of operations, which their higher derivatives go through.
+
+Legend: B batch, T time, D width, H heads, d = D/H head size, F hidden size.
+Weights are (out, in), as in y = W x.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import autograd
+import kernels
+from autograd import Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, swapaxes, where
+
+Rng = np.random.Generator
+
+
+class Parameter(Tensor):
+    """A tensor that the outer optimiser learns. To a list in `tap` its layer adds (inputs, output errors)."""
+
+    __slots__ = ("name", "tap")
+
+    def __init__(self, data: Any):
+        super().__init__(data, requires_grad=True)
+        self.name = ""
+        self.tap: list | None = None
+
+
+class Module:
+    """A function with parameters, which are found by walking its attributes, in the order they were set."""
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """("blocks.0.mixer.query", parameter) pairs; each parameter once, under its first name."""
+        seen: set[int] = set()
+        for name, value in _walk(self, prefix):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self) -> list[Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    def astype(self, dtype: Any) -> Any:
+        """The same module with its parameters in another precision (float64 to check derivatives)."""
+        for p in self.parameters():
+            p.data = p.data.astype(dtype)
+        return self
+
+    def zero_grad(self) -> None:
+        for p in self.parameters():
+            p.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The arrays of all parameters by name (the arrays themselves, not copies)."""
+        return {name: p.data for name, p in self.named_parameters()}
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Copy arrays into the parameters; ValueError names the first missing, unknown or misshaped one."""
+        own = dict(self.named_parameters())
+        for name in [*own, *arrays]:
+            if name not in arrays or name not in own:
+                raise ValueError(f"the weights {'lack' if name in own else 'have an unknown'} {name!r}; "
+                                 "they were saved from a model of another configuration")
+            if arrays[name].shape != own[name].shape:
+                raise ValueError(f"{name} has shape {arrays[name].shape} in the file and {own[name].shape} "
+                                 "in the model; load it with the configuration it was saved with")
+        for name, p in own.items():
+            p.data[...] = arrays[name]
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Parameter]]:
+    if isinstance(value, Parameter):
+        yield name, value
+    elif isinstance(value, Module):
+        for key, child in vars(value).items():
+            yield from _walk(child, f"{name}.{key}" if name else key)
+    elif isinstance(value, (list, tuple, dict)):
+        for at, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _walk(child, f"{name}.{at}")
+
+
+def normal(rng: Rng | None, shape: tuple[int, ...], std: float) -> Parameter:
+    """A parameter from N(0, std²), in float32. Without an rng it has a shape but no memory: to be counted."""
+    if rng is None:
+        return Parameter(np.broadcast_to(np.float32(0), shape))
+    return Parameter(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
+
+
+@op
+def linear(x, w):
+    """z = x Wᵀ;  x̄ = z̄ W, W̄ = z̄ᵀ x [A 8, N 3].  x (…,in), w (out,in)
+
+    If the weight has a tap, what a learning rule on the layer itself needs is put there: its inputs and
+    output errors.
+    """
+    flat = reshape(x, shape=(-1, x.shape[-1]))
+
+    def to_w(g):
+        g = reshape(g, shape=(-1, w.shape[0]))
+        if getattr(w, "tap", None) is not None:
+            w.tap.append((flat.data, g.data))
+        return g.mT @ flat
+    return np.reshape(flat.data @ w.data.T, (*x.shape[:-1], w.shape[0])), (lambda g: g @ w, to_w)
+
+
+class Linear(Module):
+    """y = W x (no bias).  x (…,in) → (…,out)"""
+
+    def __init__(self, rng: Rng | None, inputs: int, outputs: int, scale: float = 1.0):
+        self.weight = normal(rng, (outputs, inputs), scale / np.sqrt(inputs))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+@fused(reference=autograd.gelu)
+def fused_gelu(x):
+    """½x(1 + tanh(√(2/π)(x + 0.044715x³)))"""
+    return kernels.launch("gelu", x.data), lambda g: (kernels.launch("gelu_backward", x.data, g),)
+
+
+@fused(reference=lambda x, w: rms_normalize(x) * w)
+def fused_rms_norm(x, w):
+    """w·x/√(mean x² + ε).  x (…,D), w (D,)"""
+    y, r = kernels.launch("rms_norm", x.data, w.data)
+    return y, lambda g: kernels.launch("rms_norm_backward", x.data, w.data, r, g)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x/√(mean x² + ε).  x (…,D)"""
+    return fused_rms_norm(x, np.ones_like(x.data, shape=x.shape[-1:]))
+
+
+@fused(reference=lambda x, *, targets: autograd.cross_entropy(x, targets, reduction="none"))
+def fused_cross_entropy(x, *, targets):
+    """−log softmax(x)[target], in nats; 0 where the target is −100.  x (…,V), integer targets (…) → (…)"""
+    loss, z = kernels.launch("cross_entropy", x.data, targets)
+    return loss, lambda g: (kernels.launch("cross_entropy_backward", x.data, targets, z, g),)
+
+
+class RMSNorm(Module):
+    """y = w·x/√(mean x² + ε).  x (…,D)"""
+
+    def __init__(self, width: int):
+        self.weight = Parameter(np.ones(width, dtype=np.float32))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return fused_rms_norm(x, self.weight)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B,T,H·d) → (B,H,T,d)"""
+    return swapaxes(reshape(x, shape=(*x.shape[:-1], heads, x.shape[-1] // heads)), axis1=1, axis2=2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B,H,T,d) → (B,T,H·d)"""
+    x = swapaxes(x, axis1=1, axis2=2)
+    return reshape(x, shape=(*x.shape[:2], -1))
+
+
+def causal_conv(x: Tensor, tail: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """y_t = Σ_i w_i x_{t−i} on every channel, and the last W−1 inputs.  x (B,T,D), tail (B,W−1,D), w (W,D)"""
+    last, time = tail.shape[1], x.shape[1]
+    past = concatenate([tail, x], axis=1)  # (B,W−1+T,D)
+    y = past[:, last:] * w[0]
+    for i in range(1, last + 1):
+        y = y + past[:, last - i:last - i + time] * w[i]
+    return y, past[:, time:]
+
+
+@fused(reference=causal_conv)
+def fused_causal_conv(x, tail, w):
+    """`causal_conv`, compiled"""
+    return (kernels.launch("causal_conv", x.data, tail.data, w.data),
+            lambda g, next_g: kernels.launch("causal_conv_backward", x.data, tail.data, w.data, g, next_g))
+
+
+class CausalConv(Module):
+    """A short causal filter on every channel: y_t = Σ_i w_i x_{t−i}.  x (B,T,D); state = the last W−1 inputs.
+
+    It starts as the identity filter (w_0 = 1), so that it adds neighbours only as training asks for them.
+    """
+
+    def __init__(self, rng: Rng | None, width: int, taps: int = 4):
+        self.taps = taps
+        self.weight = normal(rng, (taps, width), 0.1)
+        if rng is not None:
+            self.weight.data[0] += 1
+
+    def __call__(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if tail is None:
+            tail = Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.taps - 1, x.shape[2])))
+        return fused_causal_conv(x, tail, self.weight)
+
+
+BLOCK = 64  # queries or keys that attention looks at together: their scores fit in a core's own cache
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,H,P+T,d)"""
+    scores = (q @ k.mT) * (q.shape[-1] ** -0.5)  # (B,H,T,P+T)
+    seen = np.tril(np.ones(scores.shape[-2:], dtype=bool), k.shape[2] - q.shape[2])
+    return softmax(where(seen, scores, -1e30)) @ v
+
+
+@fused(reference=attention)
+def fused_attention(q, k, v):
+    """`attention`, block by block: nothing is computed for keys that all queries of a block must not see.
+
+    Only z_t = log Σ_i exp(q_t·k_i/√d) is kept. The way back computes p_ti = exp(q_t·k_i/√d − z_t) again:
+    v̄_i = Σ_t p_ti ȳ_t,  s̄_ti = p_ti(ȳ_t·v_i − ȳ_t·y_t),  q̄_t = Σ_i s̄_ti k_i/√d,  k̄_i = Σ_t s̄_ti q_t/√d.
+    """
+    (T, d), past = q.shape[2:], k.shape[2] - q.shape[2]
+    sequences = list(zip(q.data * d ** -0.5, k.data, v.data, strict=True))
+    y, z = np.empty_like(q.data), np.empty_like(q.data, shape=(*q.shape[:3], 1))
+
+    def scores(q, k, t, i):
+        """Of queries q (H,n,d) from t on and keys k (H,m,d) from i on: (H,n,m), −∞ where a key lies ahead."""
+        s = q @ np.swapaxes(k, 1, 2)
+        first = max(0, past + t - i)  # all queries see the keys before, and those from `last` on see all keys
+        last = max(0, min(s.shape[1], i + s.shape[2] - past - t))
+        keys = np.arange(i + first, i + s.shape[2], like=s)
+        queries = np.arange(past + t, past + t + last, like=s)
+        np.copyto(s[:, :last, first:], -np.inf, where=keys > queries[:, None])
+        return s
+
+    for (q_b, k_b, v_b), y_b, z_b in zip(sequences, y, z, strict=True):
+        for t in range(0, T, BLOCK):
+            now, seen = slice(t, t + BLOCK), slice(0, past + t + BLOCK)
+            s = scores(q_b[:, now], k_b[:, seen], t, 0)
+            top = np.max(s, axis=-1, keepdims=True)
+            s -= top
+            total = np.sum(np.exp(s, out=s), axis=-1, keepdims=True)
+            y_b[:, now] = s @ v_b[:, seen] / total
+            z_b[:, now] = top + np.log(total)
+
+    def backward(g):
+        bars = q_bar, k_bar, v_bar = [np.zeros_like(x.data) for x in (q, k, v)]
+        gy = np.sum(g * y, axis=-1, keepdims=True)
+        for b, (q_b, k_b, v_b) in enumerate(sequences):
+            for i in range(0, past + T, BLOCK):
+                t = max(0, i - past)
+                now, seeing = slice(i, i + BLOCK), slice(t, T)  # keys, and queries that see any of them
+                q_n, g_n = q_b[:, seeing], g[b, :, seeing]
+                p = scores(q_n, k_b[:, now], t, i)
+                p -= z[b, :, seeing]
+                np.exp(p, out=p)
+                v_bar[b, :, now] = np.swapaxes(p, 1, 2) @ g_n
+                s_bar = g_n @ np.swapaxes(v_b[:, now], 1, 2)
+                s_bar -= gy[b, :, seeing]
+                s_bar *= p
+                k_bar[b, :, now] = np.swapaxes(s_bar, 1, 2) @ q_n
+                q_bar[b, :, seeing] += s_bar @ k_b[:, now]
+        q_bar *= d ** -0.5
+        return bars
+    return y, backward
+
+
+class CausalAttention(Module):
+    """Softmax attention over the past, with rotary positions [Su 2021].
+
+        y_t = W_o Σ_{i≤t} softmax_i(q_t·k_i/√d) v_i
+
+    x (B,T,D) → (B,T,D); the state is all keys and values so far, (B,H,T,d).
+    """
+
+    def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0):
+        self.heads = heads
+        self.query, self.key, self.value = (Linear(rng, width, width) for _ in range(3))
+        self.output = Linear(rng, width, width, scale)
+
+    def __call__(self, x: Tensor, state: dict | None = None) -> tuple[Tensor, dict]:
+        past = 0 if state is None else state["key"].shape[2]
+        q, k, v = (split_heads(f(x), self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
+        q, k = rotate(q, start=past), rotate(k, start=past)
+        if state is not None:
+            k, v = concatenate([state["key"], k], axis=2), concatenate([state["value"], v], axis=2)
+        return self.output(merge_heads(fused_attention(q, k, v))), {"key": k, "value": v}
+
+
+@op
+def rotate(x, *, start, back=False):
+    """z = x with pairs (x_2i, x_2i+1) turned by the angle t·10000^(−2i/d), t from `start`;  x̄ = z̄ turned
+    back
+
+    Rotary positions: the product of two such vectors depends on their distance only.  x (B,H,T,d)
+    """
+    data = x.data if x.data.strides[-1] == x.data.itemsize else np.ascontiguousarray(x.data)
+    turn = np.asarray(turns(start, *x.shape[2:]), dtype=np.result_type(x.dtype, np.complex64), like=data)
+    z = data.view(turn.dtype) * (turn.conj() if back else turn)  # pairs as complex numbers
+    return z.view(x.dtype), (lambda g: rotate(g, start=start, back=not back),)
+
+
+@functools.lru_cache(maxsize=8)
+def turns(start: int, time: int, size: int) -> np.ndarray:
+    """exp(i·angle) of every position and pair: (T,d/2)"""
+    return np.exp(1j * np.arange(start, start + time)[:, None] * 10000.0 ** (-np.arange(0, size, 2) / size))

@@ -1,0 +1,636 @@
+"""Optimisers are associative memories of gradients: what does each rung remember, and how?
+
+    rung                 what it keeps                       how it writes                   how it reads
+    SGD                  nothing                             -                               g
+    Momentum             a matrix m                          dot product, fades by μ         m
+    AdaGrad              the sum V of g²                     ℓ₂ regression, never fades      g/√V
+    AdamW                averages m of g and V of g²         ℓ₂ regression, fades            m/√V
+    DeltaMomentum        a matrix m                          ℓ₂: unlearns what g repeats     m
+    DeepMomentum         an MLP per matrix                   dot or ℓ₂, trained online       its Jacobian at g
+    HigherOrderMomentum  a matrix m                          dot product, of φ(g)            m
+    NonlinearMomentum    a matrix m                          dot product, average            σ(m)
+    Muon                 a matrix m                          dot product, average            NS(m), orthogonal
+    M3                   a fast and a slow matrix, V         dot product, at two clocks      (NS + α NS)/√V
+    DGD                  the weight W itself, of inputs x    ℓ₂: unlearns what x repeats     W
+    MultiTimescale       fast and slow averages of g, V      dot product, of a digest of g   (fast + slow)/√V
+
+W (out, in) a parameter, g = ∂L/∂W, η the learning rate, X (N, in) N keys. CHOICE: a 1-D parameter is a row
+(1, in), one with more axes a stack of matrices (..., out, in). `python optimizers.py` runs the ladder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+import kernels
+
+State = dict[str, Any]
+QUINTIC, CUBIC = (3.4445, -4.7750, 2.0315), (1.5, -0.5, 0.0)
+
+
+# The shared pieces: a linear memory, an implicit step, an orthogonaliser, a digest.
+
+
+def hebbian(state: State, key: str, x, a: float, c: float):
+    """Write x into a linear memory and return it: M ← aM + cx, Hebbian with retention [A 5], from M = 0.
+
+    (μ, η) makes it heavy-ball momentum, (β, 1 − β) a moving average, (1, 1) a sum.
+    """
+    state[key] = a * state[key] + c * x if key in state else c * x
+    return state[key]
+
+
+def magnitude(state: State, g, beta2: float, eps: float):
+    """√(V/(1 − β₂ᵗ)) + ε after V ← β₂V + (1 − β₂)g²; counts its own steps in state["t"]."""
+    state["t"] = state.get("t", 0) + 1
+    return np.sqrt(hebbian(state, "v", g * g, beta2, 1 - beta2) / (1 - beta2 ** state["t"])) + eps
+
+
+def implicit(grad, X, eta: float):
+    """Damp the gradient (..., m, n) of a regression on the keys X (..., N, n): grad (I + ηXᵀX)⁻¹.
+
+    For L(W) = ½Σ‖Wx − u‖², W − η implicit(∇L(W), X, η) = argmin_V L(V) + ‖V − W‖²/(2η): stable for all η ≥ 0;
+    for N = 1 it is Sherman–Morrison [A 113–121]. Solved on the smaller side: n × n or, by Woodbury, N × N.
+    """
+    N, n = X.shape[-2:]
+    if N < n:
+        inner = np.eye(N, dtype=X.dtype, like=X) + eta * (X @ X.mT)
+        return grad - eta * (grad @ X.mT) @ np.linalg.solve(inner, X)
+    return np.linalg.solve(np.eye(n, dtype=X.dtype, like=X) + eta * (X.mT @ X), grad.mT).mT
+
+
+def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC):
+    """Push the singular values of M towards 1: X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖ [A 43–44].
+
+    QUINTIC is Muon's: five steps leave them between about 0.7 and 1.2. CUBIC is slower and converges to 1.
+    """
+    a, b, c = coefficients
+    tall = M.shape[-2] > M.shape[-1]
+    X = M.mT if tall else M
+    X = X / (frobenius(X) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
+
+
+def low_rank(g, state: State, rank: int):
+    """Digest g to `rank` by one warm power iteration; what is lost returns with the next g.
+
+    P = orth((g + e)Q), digest = PPᵀ(g + e), e ← g + e − digest, Q ← (g + e)ᵀP; always Σ digests + e = Σ g.
+    """
+    G = as_matrix(g)
+    if min(G.shape[-2:]) <= rank:
+        return g
+    G = G + state.get("error", 0.0)
+    P = np.linalg.qr(G @ (state["basis"] if "basis" in state else cosine_basis(rank, G).mT))[0]
+    state["basis"] = G.mT @ P
+    digest = P @ state["basis"].mT
+    state["error"] = G - digest
+    return digest.reshape(g.shape)
+
+
+def cosine_basis(rows: int, like):
+    """Orthonormal rows (rows ≤ n, n) without a die: √(2/n) cos(π(j + ½)(i + ½)/n), n = like.shape[-1]."""
+    n = like.shape[-1]
+    j, i = np.arange(rows, like=like)[:, None] + 0.5, np.arange(n, like=like) + 0.5
+    return (math.sqrt(2 / n) * np.cos(math.pi / n * j * i)).astype(like.dtype)
+
+
+def as_matrix(x):
+    return x if x.ndim >= 2 else x.reshape(1, -1)
+
+
+def frobenius(x):
+    return np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not known; it offers the nearest one that is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+# What the rungs share: groups, weight decay, the level clock, saving.
+
+
+class Optimizer:
+    """Base of the ladder: a rung defines `update(p, g, state, group) -> delta`; p.data += delta, in place.
+
+    params: parameters (`.data`, `.grad`, maybe `.name`) or groups, dicts {"params": [...], option: value}.
+    Options of all rungs: `lr` η; `weight_decay` λ, decoupled: −ηλW; `method`="adamw" hands a group to AdamW,
+    at the learning rate lr × `adamw_lr_scale`;
+    `period` C, the level clock [A 71, N 31]: weights change only at steps i ≡ 0 (mod C), counted from 1, by
+        accumulate="updates": the sum of the last C updates, each computed at the frozen weights, as printed;
+        accumulate="gradients": one update on the mean of the last C gradients.
+    CHOICE: the printed sum has C + 1 terms, ours the last C. `lr_scale` multiplies every η (see `schedule`).
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 0.0, "weight_decay": 0.0, "method": ("own", "adamw"), "adamw_lr_scale": 1.0,
+        "period": 1, "accumulate": ("updates", "gradients"),
+    }  # fmt: skip
+    matrices_only = False  # True: 1-D parameters take AdamW
+
+    def __init_subclass__(cls, **options):
+        """Options and defaults stand in the head of a class; a tuple lists the choices, default first."""
+        cls.defaults = {**cls.defaults, **options}
+
+    def __init__(self, params, lr: float, **options):
+        params = list(params)
+        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+        self.groups = [self._group({"lr": lr, **options, **group}) for group in groups]
+        self.params = [p for group in self.groups for p in group["params"]]
+        self.owners = [group for group in self.groups for _ in group["params"]]
+        if not self.params:
+            raise ValueError("no parameters to optimise: params is empty")
+        if len({id(p) for p in self.params}) < len(self.params):
+            raise ValueError("a parameter appears twice; it belongs in one group, once")
+        for p in self.params:
+            p.tap = None  # layers record their inputs only for the optimiser that reads them, DGD
+        self.state: list[State] = [{} for _ in self.params]
+        self.clock, self.lr_scale = 0, 1.0
+
+    def _group(self, given: dict) -> dict:
+        known = {**AdamW.defaults, **self.defaults} if self.matrices_only else self.defaults
+        if given.get("method") == "adamw":
+            known = {**known, **AdamW.defaults, "adamw_lr_scale": self.defaults["adamw_lr_scale"]}
+        group = {key: value[0] if isinstance(value, tuple) else value for key, value in known.items()}
+        for key, value in given.items():
+            if key not in known and key != "params":
+                raise unknown(f"option of {type(self).__name__}", key, known)
+            if isinstance(known.get(key), tuple) and value not in known[key]:
+                raise unknown(f"value of {key}", value, known[key])
+            if isinstance(value, np.number):
+                value = value.item()  # a NumPy scalar would lift float32 memories to float64
+            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+                raise ValueError(f"{key} = {value}: must be finite and not negative")
+            if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
+                raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
+            group[key] = value
+        return group | {"params": list(group.get("params", ()))}
+
+    def update(self, p, g, state: State, group: dict):
+        """What to add to p.data for the gradient g; `state` is the memory of p, an empty dict at first."""
+        raise TypeError(f"{type(self).__name__} is not a rung of the ladder: it has no update")
+
+    def sense(self, p, state: State):
+        """What the optimiser perceives of p at every step, whatever the clock says: its gradient."""
+        return p.grad
+
+    def step(self) -> list[int]:
+        """Take one step; return the sorted periods that fired. A parameter without a gradient rests."""
+        self.clock += 1
+        for p, group, state in zip(self.params, self.owners, self.state, strict=True):
+            x, period = self.sense(p, state), group["period"]
+            if group["accumulate"] == "gradients":
+                x = self._gather(x, state, period)
+                x = None if x is None else self._delta(p, x / period, state, group)
+            else:
+                x = None if x is None else self._delta(p, x, state, group)
+                x = self._gather(x, state, period)
+            if x is not None:
+                p.data += x
+        return sorted({group["period"] for group in self.groups if self.clock % group["period"] == 0})
+
+    def _gather(self, x, state: State, period: int):
+        """Add x to the sum of this chunk; when the clock is due hand the sum over and start the next."""
+        if period == 1:
+            return x
+        if x is not None:
+            hebbian(state, "pending", x, 1, 1)
+        return state.pop("pending", None) if self.clock % period == 0 else None
+
+    def _delta(self, p, g, state: State, group: dict):
+        if g.shape != p.data.shape:
+            name = getattr(p, "name", None) or "parameter"
+            raise ValueError(f"{name} has data of shape {p.data.shape} and a grad of shape {g.shape}")
+        adamw = group["method"] == "adamw" or (self.matrices_only and g.ndim < 2)
+        lr = group["lr"] * self.lr_scale * (group["adamw_lr_scale"] if adamw else 1)
+        group = {**group, "lr": lr}
+        delta = adamw_update(g, state, group) if adamw else self.update(p, g, state, group)
+        return delta - lr * group["weight_decay"] * p.data if group["weight_decay"] else delta
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+            if p.tap:
+                p.tap.clear()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force, of the first group."""
+        return self.groups[0]["lr"] * self.lr_scale
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, but options: {"AdamW.clock": 7, "AdamW.0.m": array, ...}."""
+        name = type(self).__name__
+        out: dict[str, Any] = {f"{name}.clock": self.clock, f"{name}.lr_scale": self.lr_scale}
+        for i, (p, state) in enumerate(zip(self.params, self.state, strict=True)):
+            out[f"{name}.{i}.shape"] = np.array(p.data.shape, dtype=np.int64)
+            for key, value in state.items():
+                out[f"{name}.{i}.{key}"] = value.copy() if np.ndim(value) else value
+        return out
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue bit for bit from a `state_dict`; ValueError for another optimiser's or other shapes."""
+        name, shapes = type(self).__name__, [p.data.shape for p in self.params]
+        if f"{name}.clock" not in saved:
+            raise ValueError(f"this state is of {next(iter(saved), 'nothing').split('.')[0]}, not of {name}")
+        theirs = [tuple(value.tolist()) for key, value in saved.items() if key.endswith(".shape")]
+        if theirs != shapes:
+            raise ValueError(f"this state is for parameters of shapes {theirs}; the optimiser has {shapes}")
+        self.clock, self.lr_scale = int(saved[f"{name}.clock"]), float(saved[f"{name}.lr_scale"])
+        self.state = [{} for _ in self.params]
+        for key, value in saved.items():
+            _, i, *rest = key.split(".")
+            if rest and rest != ["shape"]:
+                value = np.array(value, like=self.params[int(i)].data)
+                self.state[int(i)][rest[0]] = value if value.ndim else value.item()
+
+
+# The ladder.
+
+
+class SGD(Optimizer):
+    """No memory: W ← W − ηg, the proximal step argmin_V ⟨g, V⟩ + ‖V − W‖²/(2η) [A 1–3, 8–9; N 3–5]."""
+
+    def update(self, p, g, state, group):
+        return -group["lr"] * g
+
+
+class Momentum(Optimizer, momentum=0.9):
+    """SGD with a linear memory of past gradients: m ← μm + ηg, W ← W − m [A 10–13, 33; N 7–10, 17].
+
+    m has no values: it learns to answer every gradient with 1, by gradient steps on −⟨m, g⟩. CHOICE: η stands
+    inside m, as in the paper; a gradient is remembered at its own η. For constant η it is PyTorch's momentum.
+    """
+
+    def update(self, p, g, state, group):
+        return -hebbian(state, "m", g, group["momentum"], group["lr"])
+
+
+class AdaGrad(Optimizer, eps=1e-10):
+    """Remembers magnitudes instead of directions: V ← V + g², W ← W − ηg/(√V + ε) [A 106–111].
+
+    Per element, g/√V is the m of least Σ_i (m g_i − P_i)², P_i = √V for the newest gradient, 0 for the older.
+    """
+
+    def update(self, p, g, state, group):
+        return -group["lr"] * g / (np.sqrt(hebbian(state, "v", g * g, 1, 1)) + group["eps"])
+
+
+class AdamW(Optimizer, beta1=0.9, beta2=0.999, eps=1e-8):
+    """AdaGrad that remembers directions too, and lets both fade: W ← W − η m̂/(√v̂ + ε) [A 101–105].
+
+    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ) (Loshchilov and Hutter).
+    """
+
+    def update(self, p, g, state, group):
+        return adamw_update(g, state, group)
+
+
+def adamw_update(g, state: State, group: dict):
+    state["t"] = state.get("t", 0) + 1
+    m, v = (state.setdefault(key, np.zeros_like(g)) for key in "mv")
+    delta = np.zeros_like(g)
+    numbers = group["lr"], group["beta1"], group["beta2"], group["eps"]
+    kernels.launch("adamw", delta, g, m, v, *numbers, 0.0, state["t"])  # from 0, without decay: the update
+    return delta
+
+
+class DeltaMomentum(Momentum, decay=1.0, precondition=False, beta2=0.999, eps=1e-8):
+    """Momentum that unlearns what a gradient repeats: m ← m(αI − gᵀg) + ηPg, W ← W − m [A 48–49, N 20–22].
+
+    The rows of g are keys and the rows of ηP their values, learned by ℓ₂ regression instead of a dot product.
+    CHOICE: one exact proximal step, which cannot diverge and is the printed rule for small βgᵀg,
+        m ← (α − 1)m + argmin_n ½β‖ngᵀ‖² − η⟨n, Pg⟩ + ½‖n − m‖²,  β = `decay`: 1 as printed, 0 is Momentum.
+    CHOICE: P is the identity or, with `precondition`, AdamW's 1/(√v̂ + ε) per element.
+    """
+
+    def update(self, p, g, state, group):
+        keys, beta = as_matrix(g), group["decay"]
+        root = magnitude(state, keys, group["beta2"], group["eps"]) if group["precondition"] else 1
+        m = state.get("m", np.zeros_like(keys))
+        error = beta * (m @ keys.mT) @ keys - group["lr"] * keys / root
+        state["m"] = group["momentum"] * m - implicit(error, keys, beta)
+        return -state["m"].reshape(g.shape)
+
+
+class DeepMomentum(Momentum, hidden=16, objective=("dot", "l2")):
+    """Momentum in an MLP trained online: m ← αm − η∇L(m; u, I), W ← W − m(u), u = g [A 50, N 23].
+
+    CHOICE: one MLP per matrix, m(u) = Mu + W₂relu(W₁u) from R^in to R^out. Keys are the rows of g, the value
+    of row r is the unit vector e_r, the paper's I. L = −Σ_r⟨m(g_r), e_r⟩ ("dot"), or ½Σ_r‖m(g_r) − e_r‖²
+    ("l2") with a proximal step per layer. CHOICE: of a linear m the paper adds m itself, its Jacobian; so row
+    r of W moves by ∂m_r/∂u at u = g_r, and hidden=0 is Momentum ("dot") or DeltaMomentum of decay η ("l2").
+    CHOICE: relu, as it needs no scale for g; W₁ starts at ± a cosine basis and fades back to it, not to 0.
+    """
+
+    def update(self, p, g, state, group):
+        G, eta, alpha = as_matrix(g), group["lr"], group["momentum"]
+        (out, n), pairs = G.shape[-2:], min(group["hidden"] // 2, G.shape[-1])
+        start = np.concatenate([cosine_basis(pairs, G), -cosine_basis(pairs, G)])  # (hidden, in)
+        top = state.get("top", np.zeros_like(G, shape=(*G.shape[:-1], n + 2 * pairs)))  # M, W₂ side by side
+        moved = state.get("moved", np.zeros_like(G, shape=(*G.shape[:-2], 2 * pairs, n)))  # W₁ − start
+        z = G @ (start + moved).mT  # (..., out, hidden)
+        Z = np.concatenate([G, z * (z > 0)], axis=-1)  # (..., out, in + hidden)
+        if group["objective"] == "dot":
+            up, down = Z, (top[..., n:] * (z > 0)).mT @ G
+        else:
+            error = np.eye(out, dtype=G.dtype, like=G) - Z @ top.mT  # (..., key, output)
+            up = implicit(error.mT @ Z, Z, eta)
+            down = implicit((error @ top[..., n:] * (z > 0)).mT @ G, G, eta)
+        state["top"], state["moved"] = top, moved = alpha * top + eta * up, alpha * moved + eta * down
+        gate = G @ (start + moved).mT > 0
+        return -(top[..., :n] + (top[..., n:] * gate) @ (start + moved)).reshape(g.shape)
+
+
+class HigherOrderMomentum(Momentum, order=1):
+    """Momentum that remembers a polynomial of the gradient: m ← μm + ηφ(g), W ← W − m [A 51].
+
+    CHOICE: φ(g) = ‖g‖NS(g), `order` quintic Newton–Schulz steps before the memory instead of behind it: odd
+    powers (ggᵀ)ʲg that lift the weak singular directions of g and keep its scale. Order 0 is Momentum.
+    """
+
+    def update(self, p, g, state, group):
+        G = as_matrix(g)
+        feature = frobenius(G) * newton_schulz(G, group["order"]) if group["order"] else G
+        return super().update(p, feature.reshape(g.shape), state, group)
+
+
+class NonlinearMomentum(Optimizer, momentum=0.9, output=("newton_schulz", "sign", "linear")):
+    """Momentum read through a non-linearity: m ← μm + (1 − μ)g, W ← W − ησ(m) [A 52, N 24].
+
+    CHOICE: a σ like these forgets the scale of m, so η stands outside and m is an average.
+    """
+
+    def update(self, p, g, state, group):
+        m = hebbian(state, "m", g, group["momentum"], 1 - group["momentum"])
+        if group["output"] == "newton_schulz":
+            m = newton_schulz(as_matrix(m)).reshape(g.shape)
+        return -group["lr"] * (np.sign(m) if group["output"] == "sign" else m)
+
+
+class Muon(Optimizer, momentum=0.95, nesterov=True, scale=True, ns_steps=5, adamw_lr_scale=0.05):
+    """Newton–Schulz output with a look ahead, for matrices only: W ← W − ηs NS((1 − μ)g + μm) [A 42–44].
+
+    As Keller Jordan published it: m ← μm + (1 − μ)g, five quintic steps, s = √max(1, out/in) (`scale`).
+    CHOICE: 1-D parameters take AdamW at lr × adamw_lr_scale, as embeddings do in a group of method="adamw".
+    """
+
+    matrices_only = True
+
+    def update(self, p, g, state, group):
+        mu = group["momentum"]
+        m = hebbian(state, "m", g, mu, 1 - mu)
+        ahead = (1 - mu) * g + mu * m if group["nesterov"] else m
+        s = math.sqrt(max(1.0, g.shape[-2] / g.shape[-1])) if group["scale"] else 1.0
+        return -group["lr"] * s * newton_schulz(ahead, group["ns_steps"])
+
+
+class M3(Optimizer, momentum=0.95, beta2=0.999, beta3=0.9, eps=1e-8, slow_weight=0.5, slow_period=16,
+         variance=True, reading=("ema", "sum"), ns_steps=5, adamw_lr_scale=0.05):  # fmt: skip
+    """Muon with a second, slow memory and with V: W ← W − η(NS(M₁) + αNS(M₂))/(√V + ε) [A 75, Algorithm 1].
+
+    M₁ ← M₁ + β₁g, V ← V + β₂g²; every f = `slow_period` steps M₂ ← M₂ + β₃Σ_{last f} g, read from the next
+    step on. β₁ is `momentum`, α `slow_weight`; variance=False leaves V out. This is reading="sum".
+    CHOICE: "ema", moving averages all three, for the text calls them momenta. CHOICE: NS does not shrink with
+    g but √V does; so with "ema" the division keeps the norm of the step, and V only shapes it.
+    """
+
+    matrices_only = True
+
+    def update(self, p, g, state, group):
+        ema = group["reading"] == "ema"
+
+        def remember(key, x, beta):
+            return hebbian(state, key, x, beta if ema else 1, 1 - beta if ema else beta)
+
+        step = newton_schulz(remember("fast", g, group["momentum"]), group["ns_steps"])
+        step = step + group["slow_weight"] * state.get("slow_output", 0.0)
+        if group["variance"]:
+            shaped = step / (np.sqrt(remember("v", g * g, group["beta2"])) + group["eps"])
+            step = shaped * (frobenius(step) / np.maximum(frobenius(shaped), 1e-30)) if ema else shaped
+        state["t"], window = state.get("t", 0) + 1, hebbian(state, "window", g, 1, 1)
+        if state["t"] % group["slow_period"] == 0:
+            slow = remember("slow", window, group["beta3"])
+            state["slow_output"] = newton_schulz(slow, group["ns_steps"])
+            del state["window"]
+        return -group["lr"] * step
+
+
+class DGD(Optimizer, retention=1.0, forget=1.0):
+    """The weight of a linear layer is itself the memory, of the layer's inputs [A 56–57, 113–121; N 27–29].
+
+    W ← argmin_V (1/N)Σ_n ½‖Vx_n − u_n‖² + ‖V − W‖²/(2η) over the N tokens of a step, u_n = −∂ℓ_n/∂y_n, so
+        W ← αW − η(g + WΣ)(I + ηΣ)⁻¹,  Σ = XᵀX/N,  α = `retention`;
+    for one token this is the paper's W(αI − η′xxᵀ) + η′uxᵀ, η′ = η/(1 + η‖x‖²). CHOICE: a mean over tokens,
+    as the loss is one, lest a longer batch forget more. g is p.grad, so clipping counts; x comes from p.tap,
+    to which the layer's backward appends (x, ∂L/∂y); a parameter without inputs takes SGD. As printed,
+    forget=1, it is SGD − ηWΣ for small η and rests where g = −WΣ, not where g = 0. CHOICE: with forget=0 the
+    target is Wx_n + u_n, so that W keeps its old answers: SGD for small η, an implicit step for large.
+    """
+
+    def __init__(self, params, lr: float, **options):
+        super().__init__(params, lr, **options)
+        for p, group in zip(self.params, self.owners, strict=True):
+            p.tap = [] if p.data.ndim == 2 and group["method"] == "own" else None
+
+    def sense(self, p, state):
+        if p.tap:
+            earlier = [state["inputs"]] if "inputs" in state else []
+            state["inputs"] = np.concatenate(earlier + [x for x, _ in p.tap])
+            p.tap.clear()
+        return p.grad
+
+    def update(self, p, g, state, group):
+        W, eta, X = p.data, group["lr"], state.pop("inputs", None)
+        if X is None:
+            return -eta * g
+        X = X / math.sqrt(len(X))  # (N, in)
+        step = eta * implicit(g + group["forget"] * (W @ X.mT) @ X, X, eta)
+        return -step - (1 - group["retention"]) * W if group["retention"] != 1 else -step
+
+
+class MultiTimescale(Optimizer, fast_lr_scale=1.0, slow_lr_scale=0.1, fast_ema=0.9, slow_ema=0.99, sync=64,
+                     rank=256, beta2=0.999, eps=1e-8):  # fmt: skip
+    """AdamW with a fast and a slow memory of a low-rank digest of the gradient; it comes from a seed system.
+
+    W ← W − η(s_f m̂_fast + s_s m̂_slow)/(√v̂ + ε), moving averages without bias of low_rank(g). CHOICE: at
+    every `sync` steps (0: never) the fast memory restarts from the slow one, as a nested level does [A 72].
+    With full rank and slow_lr_scale=0 it is AdamW.
+    """
+
+    def update(self, p, g, state, group):
+        g = low_rank(g, state, group["rank"])
+        root = magnitude(state, g, group["beta2"], group["eps"])
+        t, b_fast, b_slow = state["t"], group["fast_ema"], group["slow_ema"]
+        fast = hebbian(state, "fast", g, b_fast, 1 - b_fast) / (1 - b_fast**t)
+        slow = hebbian(state, "slow", g, b_slow, 1 - b_slow) / (1 - b_slow**t)
+        if group["sync"] and t % group["sync"] == 0:
+            state["fast"] = (1 - b_fast**t) * slow
+        return -group["lr"] * (group["fast_lr_scale"] * fast + group["slow_lr_scale"] * slow) / root
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD, "momentum": Momentum, "adagrad": AdaGrad, "adamw": AdamW, "delta_momentum": DeltaMomentum,
+    "deep_momentum": DeepMomentum, "higher_order": HigherOrderMomentum, "nonlinear": NonlinearMomentum,
+    "muon": Muon, "m3": M3, "dgd": DGD, "multi_timescale": MultiTimescale,
+}  # fmt: skip
+
+
+def build(name: str, groups, lr: float, **options) -> Optimizer:
+    """The optimiser of that name in OPTIMIZERS; the ValueError for an unknown one offers the nearest."""
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name](groups, lr, **options)
+
+
+# Around a step.
+
+
+def schedule(kind: str, step: int, steps: int, warmup: int = 0, final: float = 0.0) -> float:
+    """Multiplier of η at `step`, from 0: (step + 1)/warmup, then "cosine" or "linear" from 1 to `final`.
+
+    `final` is reached at step = steps and kept; "constant" stays at 1 after the warm-up.
+    """
+    if kind not in ("cosine", "linear", "constant"):
+        raise unknown("schedule", kind, ("cosine", "linear", "constant"))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[kind]
+    return final + (1 - final) * left
+
+
+def clip_grad_norm(params: Iterable[Any], max_norm: float) -> float:
+    """Scale all gradients by one factor to a joint norm of at most max_norm; return the norm they had.
+
+    Summed in float64. A norm that is not finite is returned and the gradients are left as they are.
+    """
+    params = [p for p in params if p.grad is not None]
+    norm = math.sqrt(sum(float(np.sum(np.square(p.grad.astype(np.float64)))) for p in params))
+    if max_norm < norm < math.inf:
+        for p in params:
+            p.grad = p.grad * (max_norm / norm)  # a new array: two parameters may share one gradient
+    return norm
+
+
+# A hand-sized trace, and paths. A landscape maps W to (loss, ∂L/∂y (N, out), x (N, in)) of a layer y = W x.
+
+
+def regression(W):
+    """½ mean‖W x − y‖² over 8 tokens whose x vary 1 : 0.4 : 0.15 along three oblique axes."""
+    X = math.sqrt(8) * cosine_basis(3, np.zeros(8)).T * (1, 0.4, 0.15) @ cosine_basis(3, W)
+    error = X @ (W - [[1, -1, 2], [2, 1, -1]]).T
+    return (error**2).sum() / 16, error / 8, X
+
+
+def quadratic(x, y):
+    """Curvatures 1 and 40, axes turned by 30 degrees."""
+    c, s = math.cos(math.pi / 6), math.sin(math.pi / 6)
+    u, v = c * x + s * y, c * y - s * x
+    return (u**2 + 40 * v**2) / 2, c * u - 40 * s * v, s * u + 40 * c * v
+
+
+def ravine(x, y):
+    """Rosenbrock's, with 20 for 100; lowest at (1, 1)."""
+    return (1 - x) ** 2 + 20 * (y - x**2) ** 2, 2 * (x - 1) - 80 * x * (y - x**2), 40 * (y - x**2)
+
+
+def curved_valley(x, y):
+    """The unit circle, falling gently towards (1, 0)."""
+    r = x**2 + y**2 - 1
+    return 4 * r**2 + ((x - 1) ** 2 + y**2) / 4, 16 * r * x + (x - 1) / 2, 16 * r * y + y / 2
+
+
+def diagonal(f):
+    """The plane as the diagonal of a 2 × 2 matrix fed with unit vectors; its axes are singular directions."""
+
+    def landscape(W):
+        loss, dx, dy = f(W[0, 0], W[1, 1])
+        return loss, np.diag([dx, dy]), np.eye(2)
+
+    return landscape
+
+
+def walk(name: str, start, landscape, steps: int, lr: float, **options):
+    """Take `steps` steps from `start`: (lr, points, losses), inf for the losses after an overflow."""
+    p = SimpleNamespace(data=np.array(start, dtype=np.float64), grad=None, tap=None)
+    optimizer, points, losses = build(name, [p], lr, **options), [p.data.copy()], [landscape(p.data)[0]]
+    while len(losses) <= steps and losses[-1] < 1e9:
+        _, G, X = landscape(p.data)
+        p.grad = G.T @ X
+        if p.tap is not None:
+            p.tap.append((X, G))
+        optimizer.step()
+        points.append(p.data.copy())
+        losses.append(landscape(p.data)[0])
+    losses += [math.inf] * (steps + 1 - len(losses))
+    return lr, np.array(points), np.nan_to_num(losses, nan=math.inf, posinf=math.inf)
+
+
+def best_walk(name: str, start, landscape, steps: int, per_decade: int, **options):
+    """The walk of lowest mean loss over its last ten steps, among learning rates from 10⁻³ to 10."""
+    sweep = [10 ** (k / per_decade) for k in range(-3 * per_decade, per_decade + 1)]
+    walks = [walk(name, start, landscape, steps, lr, **options) for lr in sweep]
+    return min(walks, key=lambda found: found[2][-10:].mean())
+
+
+def trace() -> None:
+    """Print the loss of every rung on `regression` at its best learning rate."""
+    print("Loss of a layer of 2 × 3 weights on 8 tokens, curvatures 44 : 7 : 1, from W = 0; each rung at the")
+    print("learning rate of 0.001, 0.003, 0.01 ... 10 with the lowest mean loss over steps 41 to 50.\n")
+    print(f"{'rung':<20}{'lr':>8}{'1 step':>12}{'10 steps':>12}{'50 steps':>12}")
+    for name, options in [*((name, {}) for name in OPTIMIZERS), ("dgd", {"forget": 0.0})]:
+        lr, _, losses = best_walk(name, np.zeros((2, 3)), regression, 50, 2, **options)
+        label = " ".join([name, *(f"{key}={value:g}" for key, value in options.items())])
+        print(f"{label:<20}{lr:>8.2g}{losses[1]:>12.4f}{losses[10]:>12.4f}{losses[50]:>12.6f}")
+
+
+def draw(file: str, steps: int = 60) -> None:
+    """Draw the path of every rung on the three landscapes at its best learning rate there."""
+    from matplotlib.figure import Figure
+
+    rows = [
+        ("an ill-conditioned quadratic", quadratic, (-1.6, 0.2), (0, 0), (-2.0, 0.8, -1.4, 0.9)),
+        ("a ravine", ravine, (-1.1, 1.4), (1, 1), (-1.6, 1.6, -0.6, 2.1)),
+        ("a curved valley", curved_valley, (-0.9, 0.8), (1, 0), (-1.6, 1.6, -1.4, 1.4)),
+    ]
+    figure = Figure(figsize=(12, 13.5), layout="constrained")
+    for k, (title, f, start, lowest, (left, right, bottom, top)) in enumerate(rows):
+        panel = figure.add_subfigure(figure.add_gridspec(3, 1)[k])
+        panel.suptitle(f"{title}: {steps} steps, light to dark, and the mean loss of the last ten", size=11)
+        x, y = np.meshgrid(np.linspace(left, right, 160), np.linspace(bottom, top, 160))
+        heights = f(x, y)[0]
+        for name, axes in zip(OPTIMIZERS, np.ravel(panel.subplots(2, 6)), strict=True):
+            lr, points, losses = best_walk(name, np.diag(start), diagonal(f), steps, 4)
+            px, py = points[:, 0, 0], points[:, 1, 1]
+            axes.contour(x, y, heights, np.geomspace(0.02, heights.max(), 9), colors="0.78", linewidths=0.7)
+            axes.plot(px, py, color="tab:blue", linewidth=0.8)
+            axes.scatter(px, py, s=7, c=np.arange(len(px)), cmap="viridis_r", zorder=2)
+            axes.plot(*lowest, "*", color="tab:red", markersize=8, zorder=3)
+            axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+            axes.set_title(f"{name}\nη = {lr:.2g}, loss {losses[-10:].mean():.1g}", size=8)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The ladder of optimisers, each at its best learning rate.")
+    parser.add_argument("--draw", metavar="FILE.png", help="draw their paths on three landscapes instead")
+    args = parser.parse_args()
+    with np.errstate(all="ignore"):  # the sweep includes learning rates that overflow
+        draw(args.draw) if args.draw else trace()
+
+
+if __name__ == "__main__":
+    main()

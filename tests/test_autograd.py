@@ -1,0 +1,803 @@
+"""The engine: operations equal NumPy, rules equal finite differences, and the checker would notice if not."""
+
+import functools
+import gc
+import inspect
+import itertools
+import operator
+import threading
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import autograd as ag
+from autograd import Tensor, check_grad, checkpoint, enable_grad, fused, grad, grad_enabled, no_grad, op
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def positive(*shape, seed=0):
+    return np.abs(normal(*shape, seed=seed)) + 0.5
+
+
+def leaf(array):
+    return Tensor(array, requires_grad=True)
+
+
+def np_softmax(x, axis=-1):
+    return np.exp(x) / np.exp(x).sum(axis=axis, keepdims=True)
+
+
+def np_scatter(x):
+    z = np.zeros(4)
+    np.add.at(z, [2, 0, 2], x)
+    return z
+
+
+A, B, ROW, COLUMN = normal(2, 3), normal(2, 3, seed=1), normal(3), normal(2, 1)
+CUBE, SQUARE = normal(2, 3, 4), np.eye(3) * 2 + 0.3 * normal(3, 3)
+LABELS = np.array([[1, -100, 3], [0, 0, 2]])
+MASK = np.array([[True, False, True], [False, False, True]])
+
+# name, the function of tensors, the same in NumPy, a point.  Every operation and public function stands here.
+CASES = [
+    ("add", operator.add, operator.add, (A, ROW)),
+    ("sub", operator.sub, operator.sub, (COLUMN, A)),
+    ("mul", operator.mul, operator.mul, (A, COLUMN)),
+    ("mul", lambda x: x * x * x, lambda x: x * x * x, (A,)),
+    ("div", operator.truediv, operator.truediv, (A, positive(3))),
+    ("neg", operator.neg, operator.neg, (A,)),
+    ("power", operator.pow, operator.pow, (positive(2, 3), A)),
+    ("power", lambda x: x ** 3, lambda x: x ** 3, (A,)),
+    ("power", lambda x, y: x ** y, lambda x, y: x ** y, (positive(3), np.array([0.0, 1.0, 2.0]))),
+    ("exp", ag.exp, np.exp, (A,)),
+    ("log", ag.log, np.log, (positive(2, 3),)),
+    ("log1p", ag.log1p, np.log1p, (positive(2, 3),)),
+    ("sqrt", ag.sqrt, np.sqrt, (positive(2, 3),)),
+    ("tanh", ag.tanh, np.tanh, (A,)),
+    ("sigmoid", ag.sigmoid, lambda x: 1 / (1 + np.exp(-x)), (A,)),
+    ("softplus", ag.softplus, lambda x: np.log(1 + np.exp(x)), (A,)),
+    ("relu", ag.relu, lambda x: np.maximum(x, 0), (A,)),
+    ("abs", ag.absolute, np.abs, (A,)),
+    ("silu", ag.silu, lambda x: x / (1 + np.exp(-x)), (A,)),
+    ("gelu", ag.gelu, lambda x: 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x ** 3))), (A,)),
+    ("maximum", ag.maximum, np.maximum, (A, B)),
+    ("minimum", ag.minimum, np.minimum, (A, B)),
+    ("select", lambda x, y: ag.where(A > 0, x, y), lambda x, y: np.where(A > 0, x, y), (B, ROW)),
+    ("where", lambda x: ag.where(MASK, x, 2.0), lambda x: np.where(MASK, x, 2.0), (ROW,)),
+    ("astype", lambda x: x.astype(np.float64), lambda x: x.astype(np.float64), (A,)),
+    ("sum", ag.sum, np.sum, (A,)),
+    ("mean", lambda x: x.mean(axis=(0, 2)), lambda x: x.mean(axis=(0, 2)), (CUBE,)),
+    ("max", lambda x: x.max(axis=-1), lambda x: x.max(axis=-1), (CUBE,)),
+    ("max", lambda x: x.min(), lambda x: x.min(), (A,)),
+    ("cumsum", lambda x: ag.cumsum(x, axis=1), lambda x: np.cumsum(x, axis=1), (CUBE,)),
+    ("norm", lambda x: ag.norm(x, axis=-1), lambda x: np.linalg.norm(x, axis=-1), (A,)),
+    ("rescale", lambda x: ag.rescale(x, axis=(0, 1), m=0.5, eps=0.1),
+     lambda x: x / np.sqrt(0.5 * (x * x).sum() + 0.1), (A,)),
+    ("normalize", ag.normalize, lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True), (A,)),
+    ("rms_normalize", ag.rms_normalize, lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6), (A,)),
+    ("logsumexp", ag.logsumexp, lambda x: np.log(np.exp(x).sum(-1)), (A,)),
+    ("softmax", ag.softmax, np_softmax, (A,)),
+    ("softmax", lambda x: ag.softmax(x, axis=0), lambda x: np_softmax(x, axis=0), (A,)),
+    ("log_softmax", ag.log_softmax, lambda x: np.log(np_softmax(x)), (A,)),
+    ("cross_entropy", lambda x: ag.cross_entropy(x, LABELS),
+     lambda x: -np.log(np_softmax(x)[LABELS >= 0, LABELS[LABELS >= 0]]).mean(), (CUBE,)),
+    ("reshape", lambda x: x.reshape(3, -1), lambda x: x.reshape(3, -1), (CUBE,)),
+    ("transpose", lambda x: x.transpose(1, 2, 0), lambda x: x.transpose(1, 2, 0), (CUBE,)),
+    ("transpose", lambda x: x.T, lambda x: x.T, (CUBE,)),
+    ("swapaxes", lambda x: x.swapaxes(0, -1), lambda x: x.swapaxes(0, -1), (CUBE,)),
+    ("broadcast_to", lambda x: ag.broadcast_to(x, shape=(2, 2, 3)), lambda x: np.broadcast_to(x, (2, 2, 3)),
+     (COLUMN,)),
+    ("expand_dims", lambda x: ag.expand_dims(x, 1), lambda x: np.expand_dims(x, 1), (A,)),
+    ("squeeze", ag.squeeze, np.squeeze, (COLUMN,)),
+    ("flip", lambda x: ag.flip(x, axis=(0, 1)), lambda x: np.flip(x, (0, 1)), (A,)),
+    ("tril", lambda x: ag.tril(x, k=1), lambda x: np.tril(x, 1), (CUBE,)),
+    ("triu", lambda x: ag.triu(x, 1), lambda x: np.triu(x, 1), (CUBE,)),
+    ("concatenate", lambda x, y: ag.concatenate([x, y], -1), lambda x, y: np.concatenate([x, y], -1),
+     (A, COLUMN)),
+    ("stack", lambda x, y: ag.stack([x, y, x], 1), lambda x, y: np.stack([x, y, x], 1), (A, B)),
+    ("getitem", lambda x: x[:, 1:] * x[[0, 0]][:, 0:1], lambda x: x[:, 1:] * x[[0, 0]][:, 0:1], (A,)),
+    ("scatter", lambda x: ag.scatter(x, index=np.array([2, 0, 2]), shape=(4,)), np_scatter, (ROW,)),
+    ("take_along_axis", lambda x: ag.take_along_axis(x, np.array([[2, 2]]), 1),
+     lambda x: np.take_along_axis(x, np.array([[2, 2]]), 1), (A,)),
+    ("embedding", lambda x: ag.embedding(x, [[1, 0], [1, 1]]), lambda x: x[[[1, 0], [1, 1]]], (A,)),
+    ("matmul", operator.matmul, operator.matmul, (A, normal(3, 2))),
+    ("matmul", operator.matmul, operator.matmul, (normal(2, 1, 1, 3), normal(2, 3, 2))),
+    ("einsum", lambda x, y: ag.einsum(x, y, subscripts="ij,kj->ik"), lambda x, y: x @ y.T, (A, B)),
+    ("contract", lambda x, y, w: ag.contract("ij, jk, l -> kj", x, y, w),
+     lambda x, y, w: np.einsum("ij,jk,l->kj", x, y, w), (A, normal(3, 2), ROW)),
+    ("contract", lambda x, y: ag.contract("ij,ij->j", x, y), lambda x, y: (x * y).sum(0), (A, COLUMN)),
+    ("solve_triangular", ag.solve_triangular, lambda a, b: np.linalg.solve(np.tril(a), b),
+     (SQUARE, normal(3, 2))),
+    ("solve_triangular", lambda a, b: ag.solve_triangular(a, b, unit=True),
+     lambda a, b: np.linalg.solve(np.tril(a, -1) + np.eye(3), b), (SQUARE, normal(2, 3, 1))),
+]
+every_case = pytest.mark.parametrize("f, reference, point", [c[1:] for c in CASES],
+                                     ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+CURVED = ["mul", "div", "power", "exp", "tanh", "softmax", "norm", "rescale", "gelu", "silu", "logsumexp",
+          "matmul", "einsum", "solve_triangular", "getitem"]
+
+
+# every operation --------------------------------------------------------------------------------------------
+
+def test_every_operation_and_every_function_has_a_check():
+    checked = {name for name, *_ in CASES}
+    operations = {name for name, f in ag.OPS.items() if f.__module__ == "autograd"}
+    functions = {name for name, f in vars(ag).items() if inspect.isfunction(f) and f.__module__ == "autograd"
+                 and not name.startswith("_") and f not in ag.OPS.values()}
+    assert not operations - checked, "operations without a check case"
+    assert not functions - set(ag.__all__) - {"main"} - checked, "functions without a check case"
+
+
+@every_case
+def test_forward_is_numpys(f, reference, point):
+    with no_grad():
+        found = f(*map(Tensor, point))
+    expected = reference(*point)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.data, expected, rtol=1e-12, atol=1e-14)
+
+
+@every_case
+def test_first_and_second_derivatives_match_central_differences(f, reference, point):
+    assert check_grad(f, *point, order=2) < 1e-6
+
+
+@pytest.mark.parametrize("f", [ag.tanh, ag.softmax, ag.normalize, ag.gelu, ag.silu, lambda x: x ** 4,
+                               lambda x: (x @ x.T) * x])
+def test_third_derivatives_match_central_differences(f):
+    assert check_grad(f, normal(2, 2), order=3) < 1e-5
+
+
+@every_case
+def test_float32_stays_float32_with_its_gradient(f, reference, point):
+    xs = [leaf(x.astype(np.float32)) for x in point]
+    z = f(*xs)
+    assert z.dtype == np.float32 or "astype" in inspect.getsource(f)
+    z.backward(np.ones_like(z.data))
+    for x in xs:
+        assert type(x.grad) is np.ndarray and x.grad.dtype == np.float32 and x.grad.shape == x.shape
+
+
+def test_powers_are_differentiable_at_zero_and_below():
+    x, y = leaf(np.array([0.0, 0.0, 0.0, -2.0])), leaf(np.array([0.0, 1.0, 2.0, 3.0]))
+    dx, dy = grad((x ** y).sum(), [x, y], create_graph=True)
+    np.testing.assert_array_equal(dx.data, [0, 1, 0, 12])
+    np.testing.assert_array_equal(dy.data, [0, 0, 0, 0])
+    np.testing.assert_array_equal(grad(dx.sum(), [x])[0].data, [0, 0, 2, -12])
+
+
+def test_every_operation_has_a_derivative_of_empty_arrays():
+    empty = np.zeros((2, 0, 3))
+    for f in (ag.exp, ag.sum, ag.softmax, ag.relu, ag.normalize, ag.tril, lambda x: x.mean(axis=-1),
+              lambda x: x[:, :, 1:], lambda x: ag.concatenate([x, x], 1), lambda x: x @ x.mT,
+              lambda x: x.mT @ x, lambda x: x.reshape(-1, 6), lambda x: ag.cumsum(x, axis=0),
+              lambda x: ag.contract("abc->c", x),
+              lambda x: ag.cross_entropy(x, np.zeros((2, 0), dtype=int), reduction="sum")):
+        x = leaf(empty)
+        f(x).sum().backward()
+        assert x.grad.shape == empty.shape
+
+
+# the checker ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Operations made inside a test are forgotten after it."""
+    monkeypatch.setattr(ag, "OPS", dict(ag.OPS))
+
+
+def askew(x):
+    """x, with a rule that is wrong by one part in a thousand."""
+    return op(lambda x: (x.data * 1, (lambda g: g * 1.001,)), name="askew")(x)
+
+
+@every_case
+def test_checker_rejects_a_rule_wrong_by_one_part_in_a_thousand(f, reference, point, registry):
+    for i in range(len(point)):
+        with pytest.raises(AssertionError, match=f"order 1, input {i}"):
+            check_grad(lambda *xs, i=i: f(*xs[:i], askew(xs[i]), *xs[i + 1:]), *point, order=1)
+
+
+@pytest.mark.parametrize("f, point", [pytest.param(c[1], c[3], id=c[0]) for c in CASES if c[0] in CURVED])
+def test_checker_rejects_a_second_derivative_wrong_by_one_part_in_a_thousand(f, point, registry):
+    for i in range(len(point)):
+        def skewed_rule(*xs, i=i):
+            def rules(g):  # the value of f's own rule; its derivative with respect to input i is askew
+                with enable_grad():
+                    ys = [askew(x) if j == i else x * 1 for j, x in enumerate(xs)]
+                    z = f(*ys)
+                return grad(z, ys, g, create_graph=grad_enabled())
+            with no_grad():
+                return f(*xs).data, rules
+        z = op(skewed_rule)
+        assert check_grad(z, *point, order=1) < 1e-6
+        with pytest.raises(AssertionError, match="order 2, input"):
+            check_grad(z, *point, order=2)
+
+
+def test_checker_rejects_nan_and_names_the_element(registry):
+    bad = op(lambda x: (x.data * 1, (lambda g: g * np.array([1.0, np.nan]),)), name="bad")
+    with pytest.raises(AssertionError, match=r"order 1, input 0, element \(1,\): the rule says nan"):
+        check_grad(bad, np.ones(2))
+
+
+def test_checker_sees_every_output_of_a_tuple():
+    assert check_grad(lambda x: (x * x, ag.exp(x).sum()), A) < 1e-6
+    with pytest.raises(AssertionError, match="order 1"):
+        check_grad(lambda x: (x * x, ag.exp(x.detach()) * x), A)
+
+
+# properties over shapes -------------------------------------------------------------------------------------
+
+many = settings(max_examples=200)
+shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+full_shapes = hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)
+
+
+@many
+@given(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_dims=3, max_side=3),
+       st.sampled_from([operator.add, operator.sub, operator.mul, ag.maximum, ag.minimum, ag.div, ag.power,
+                        lambda x, y: ag.where(x > y, x * y, y)]))
+def test_broadcasting_is_undone_on_the_way_back(broadcast, f):
+    x, y = (positive(*shape, seed=i) for i, shape in enumerate(broadcast.input_shapes))
+    assert check_grad(f, x, y, order=1) < 1e-6
+    assert f(Tensor(x), Tensor(y)).shape == broadcast.result_shape
+
+
+@many
+@given(st.data(), st.booleans(), st.sampled_from([
+    (ag.sum, np.sum), (ag.mean, np.mean), (ag.max, np.max), (lambda x, **k: x.min(**k), np.min),
+    (ag.norm, lambda x, **k: np.sqrt(np.sum(x * x, **k))),
+    (ag.logsumexp, lambda x, **k: np.log(np.sum(np.exp(x), **k)))]))
+def test_reductions_along_any_axes(data, keepdims, pair):
+    f, reference = pair
+    shape = data.draw(shapes if f is ag.sum else full_shapes)
+    axes = st.none() | hnp.valid_tuple_axes(len(shape))
+    axes = axes | st.integers(-len(shape), len(shape) - 1) if shape else axes
+    how = {"axis": data.draw(axes), "keepdims": keepdims}
+    x = normal(*shape)
+    np.testing.assert_allclose(f(Tensor(x), **how).data, reference(x, **how), atol=1e-12, strict=True)
+    assert check_grad(lambda x: f(x, **how), x, order=1) < 1e-6
+
+
+@many
+@given(st.data(), full_shapes, st.sampled_from([
+    ag.log_softmax, ag.normalize, ag.rms_normalize, lambda x, axis: ag.softmax(x, axis=axis),
+    lambda x, axis: ag.cumsum(x, axis=axis), lambda x, axis: ag.flip(x, axis=axis),
+    lambda x, axis: ag.concatenate([x, x * x], axis), lambda x, axis: ag.stack([x, x * x], axis),
+    lambda x, axis: ag.squeeze(ag.expand_dims(x, axis), axis)]))
+def test_functions_along_any_axis(data, shape, f):
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    assert check_grad(lambda x: f(x, axis), normal(*shape), order=1) < 1e-6
+
+
+@many
+@given(hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, min_side=0, max_dims=2, max_side=3))
+def test_matmul_of_any_shapes_that_numpy_multiplies(shapes):
+    x, y = (normal(*s, seed=i) for i, s in enumerate(shapes.input_shapes))
+    np.testing.assert_allclose((Tensor(x) @ Tensor(y)).data, np.asarray(x @ y), atol=1e-14, strict=True)
+    assert check_grad(operator.matmul, x, y, order=1) < 1e-6
+
+
+@st.composite
+def indices(draw):
+    """A shape and any index NumPy takes: basic, integer arrays with repeats, masks, and mixtures of them."""
+    shape = draw(full_shapes)
+    integers = hnp.integer_array_indices(shape[:1], result_shape=hnp.array_shapes(max_dims=2, max_side=4))
+    rest = hnp.basic_indices(shape[1:], allow_ellipsis=False) if shape[1:] else st.just(())
+    mixed = st.tuples(integers, rest).map(lambda p: (*p[0], *(p[1] if isinstance(p[1], tuple) else (p[1],))))
+    lists = st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=4)
+    masks = hnp.arrays(bool, shape) | hnp.arrays(bool, shape[:1]).map(lambda mask: (mask, ...))
+    basic, advanced = hnp.basic_indices(shape, allow_newaxis=True), hnp.integer_array_indices(shape)
+    return shape, draw(st.one_of(basic, advanced, mixed, masks, lists))
+
+
+@many
+@given(indices())
+def test_indexing_adds_up_where_an_index_repeats(drawn):
+    shape, index = drawn
+    x, data = leaf(normal(*shape)), normal(*shape)
+    np.testing.assert_array_equal(x[index].data, x.data[index])
+    c = normal(*x.data[index].shape, seed=2)
+    expected = data.copy()
+    np.add.at(expected, index, c)
+    x.grad = data.copy()  # what an earlier backward left there
+    x[index].backward(c)
+    np.testing.assert_allclose(x.grad, expected, atol=1e-14)
+    (differentiable,) = grad(x[index], [x], c, create_graph=True)
+    np.testing.assert_allclose(differentiable.data, expected - data, atol=1e-14)
+
+
+@many
+@given(st.data(), full_shapes)
+def test_shape_moves_only_move(data, shape):
+    axes = tuple(data.draw(st.permutations(range(-len(shape), 0))))
+    x = normal(*shape)
+    for f in (lambda x: x.transpose(*axes), lambda x: x.reshape(-1), lambda x: x.swapaxes(axes[0], 0)):
+        np.testing.assert_array_equal(f(Tensor(x)).data, f(x))
+        assert check_grad(f, x, order=1) < 1e-6
+
+
+@many
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
+def test_any_expression_has_its_second_derivative(program):
+    """A random graph in which values are used again and again."""
+    functions = [operator.add, operator.mul, operator.matmul, lambda x, y: ag.tanh(x) - y.T,
+                 lambda x, y: ag.concatenate([x[:1] * y[1:], y[:1]]),
+                 lambda x, y: ag.softmax(x) * y.sum(axis=0)]
+
+    def run(x, y):
+        pool = [x, y]
+        for f, i, j in program:
+            pool.append(ag.tanh(functions[f](pool[i % len(pool)], pool[j % len(pool)])))
+        return pool[-1] * pool[len(pool) // 2]
+    assert check_grad(run, normal(2, 2), normal(2, 2, seed=1), order=2) < 1e-5
+
+
+# numbers and dtypes -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_python_numbers_and_lists_take_the_precision_they_meet(dtype):
+    x = Tensor(np.ones(2, dtype))
+    numbers = [0.1, 0.2]
+    for z in (x + 1, 2.5 * x, 1 - x, x / 3, 3 / x, x ** 2, 2 ** x, x + numbers, ag.where(x > 0, x, 0.0)):
+        assert z.dtype == dtype
+    assert (x + numbers).data[0] == dtype(1) + dtype(0.1)
+
+
+def test_tensors_of_python_numbers_are_float32_and_arrays_keep_their_dtype():
+    assert Tensor(1.5).dtype == Tensor([1.0, 2.0]).dtype == np.float32
+    assert Tensor([1, 2]).dtype == np.int64
+    assert Tensor(np.zeros(2)).dtype == Tensor(np.float64(1)).dtype == np.float64
+    assert Tensor([0.1], dtype=np.float64).data[0] == 0.1
+
+
+def test_mixed_precision_returns_each_gradient_in_its_own():
+    x, y = leaf(np.ones(3, np.float32)), leaf(np.ones((2, 3)))
+    z = x * y
+    z.sum().backward()
+    assert (z.dtype, x.grad.dtype, y.grad.dtype) == (np.float64, np.float32, np.float64)
+
+
+def test_integers_are_never_differentiable():
+    for data in ([1, 2], [True, False], np.arange(3, dtype=np.uint8)):
+        with pytest.raises(TypeError, match=r"only floating-point tensors have gradients.*astype"):
+            Tensor(data, requires_grad=True)
+    x, n = leaf([1.5, 2.5]), Tensor([3, 4])
+    (x * n).sum().backward()
+    np.testing.assert_array_equal(x.grad, [3, 4])
+    assert n.grad is None and not x.astype(int).requires_grad and not (n * n).requires_grad
+
+
+@pytest.mark.parametrize("thing", [None, "text", 1j, [None]])
+def test_what_is_no_number_is_refused(thing):
+    with pytest.raises(TypeError, match="a tensor holds real numbers, not"):
+        Tensor(thing)
+    with pytest.raises(TypeError, match="a tensor holds real numbers, not"):
+        Tensor([1.0]) + thing
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("f, low, high", [
+    (ag.sigmoid, 0, 1), (ag.softplus, 0, 1e4), (ag.tanh, -1, 1), (ag.silu, 0, 1e4), (ag.gelu, 0, 1e4),
+    (lambda x: ag.logsumexp(x, keepdims=True) + x * 0, 1e4, 1e4), (ag.softmax, 0, 1),
+    (ag.log_softmax, -2e4, 0)])
+def test_large_inputs_neither_overflow_nor_warn(f, low, high, dtype):
+    x = leaf(np.array([-1e4, 1e4], dtype))
+    z = f(x)
+    np.testing.assert_array_equal(z.data, np.array([low, high], dtype))
+    (g,) = grad(z, [x], np.ones_like(z.data), create_graph=True)
+    (h,) = grad(g, [x], np.ones_like(z.data))
+    assert np.isfinite(g.data).all() and np.isfinite(h.data).all()
+
+
+def test_numpy_arrays_work_on_both_sides_of_every_operator():
+    array = positive(2, 2)
+    for f in (operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.matmul):
+        for pair in ((Tensor(array), array), (array, Tensor(array))):
+            z = f(*pair)
+            assert type(z) is Tensor
+            np.testing.assert_array_equal(z.data, f(array, array))
+    for f in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+        for pair in ((Tensor(array), array.T), (array, Tensor(array.T)), (Tensor(array), Tensor(array.T))):
+            np.testing.assert_array_equal(f(*pair), f(array, array.T))
+
+
+def test_a_tensor_becomes_an_array_only_without_gradients():
+    x = leaf([1.0, 2.0])
+    for convert in (np.asarray, np.array, np.exp, lambda x: np.ones(2) + np.asarray(x)):
+        with pytest.raises(TypeError):
+            convert(x)
+    assert np.asarray(x.detach()) is x.data
+    copy = np.array(x.detach())
+    copy[:] = 9
+    np.testing.assert_array_equal(x.data, [1, 2])
+
+
+def test_a_tensor_behaves_like_an_array_in_python():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert len(x) == 2 and [row.data.tolist() for row in x] == x.data.tolist() and x[1, 1].item() == 4
+    assert float(x.sum()) == 10 and bool(Tensor(0.0)) is False and len({x, x}) == 1
+    assert repr(leaf([1.0])) == "Tensor([1.], requires_grad=True)" and "from mul" in repr(leaf(1.0) * 2)
+    with pytest.raises(TypeError):
+        list(Tensor(1.0))
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x)
+
+
+# the walk back ----------------------------------------------------------------------------------------------
+
+def test_100_000_chained_operations_work_and_can_be_dropped():
+    def chain(x):
+        for _ in range(100_000):
+            x = x * 1.0
+        return x
+    x = leaf([3.0])
+    chain(x).backward()
+    np.testing.assert_array_equal(x.grad, [1])
+    del x
+    z = chain(leaf([3.0]))
+    last = weakref.ref(z.node.inputs[0])
+    del z
+    assert last() is None
+
+
+def test_backward_accumulates_and_grad_leaves_grad_alone():
+    x = leaf([1.0, 2.0])
+    for _ in range(2):
+        (x * x).sum().backward()
+    np.testing.assert_array_equal(x.grad, [4, 8])
+    (g,) = grad((x ** 3).sum(), x)
+    np.testing.assert_array_equal(g.data, [3, 12])
+    np.testing.assert_array_equal(x.grad, [4, 8])
+
+
+def test_grad_takes_several_outputs_cotangents_and_unused_inputs():
+    x, y, unused, number = leaf([1.0, 2.0]), leaf([3.0, 4.0]), leaf(np.ones((2, 2))), Tensor([5])
+    found = grad([x * y, x * 2, number], [x, y, unused, number], [Tensor([1.0, 1.0]), np.array([1, 0]), [0]])
+    for g, expected in zip(found, ([5, 4], [1, 2], np.zeros((2, 2)), [0]), strict=True):
+        np.testing.assert_array_equal(g.data, expected)
+    hidden = x * 2
+    np.testing.assert_array_equal(grad((hidden * hidden).sum(), [hidden, x])[0].data, [4, 8])
+    np.testing.assert_array_equal(grad(hidden, [hidden], hidden.data)[0].data, hidden.data)
+
+
+def test_grad_is_the_total_derivative_and_frees_nothing_behind_what_is_asked():
+    x, y = leaf([2.0]), leaf([3.0])
+    h = x * y
+    z = h * h * y  # x²y³
+    assert [g.item() for g in grad(z, [x, y, h], retain_graph=True)] == [108, 108, 36]
+    grad(z, [h])
+    h.backward()
+    assert (x.grad, y.grad) == (3, 2)
+
+
+def test_second_backward_says_that_the_graph_is_freed():
+    x = leaf([1.0, 2.0])
+    hidden = ag.exp(x)
+    y = hidden.sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    np.testing.assert_allclose(x.grad, 2 * np.exp([1, 2]), rtol=1e-6)
+    freed = r"the graph behind '\w+' was freed by an earlier backward\(\) or grad\(\); pass retain_graph=True"
+    for again in (y.backward, (hidden * 2).sum().backward, lambda: grad(hidden.sum(), [x])):
+        with pytest.raises(RuntimeError, match=freed):
+            again()
+    (above,) = grad((hidden * 3).sum(), [hidden])  # does not ask for what lies behind
+    np.testing.assert_array_equal(above.data, [3, 3])
+
+
+@pytest.mark.parametrize("drop", ["backward", "forget", "create_graph"])
+def test_a_used_graph_leaves_memory_without_the_garbage_collector(drop):
+    gc.collect()
+    gc.disable()
+    try:
+        x = leaf(np.ones(3))
+        hidden = ag.softmax(ag.exp(x) / x)
+        y = (checkpoint(ag.tanh, hidden) * hidden[[0, 0]][0]).sum()
+        node, array = weakref.ref(hidden), weakref.ref(hidden.data)
+        del hidden
+        assert node() is not None
+        if drop == "backward":
+            y.backward()
+        elif drop == "create_graph":
+            (g,) = grad(y, [x], create_graph=True)
+            grad(g.sum(), [x])
+            del g, y
+        else:
+            del y
+        assert node() is None and array() is None
+    finally:
+        gc.enable()
+
+
+def test_gradients_share_no_memory_with_each_other_or_the_caller():
+    x, y, z, row = (leaf(np.ones((2, 2))) for _ in range(4))
+    cotangent = np.ones((2, 2))
+    (x + y + z.T + row[0] * 1).backward(cotangent)
+    arrays = [t.grad for t in (x, y, z, row)] + [cotangent]
+    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
+    assert all(a.flags.writeable for a in arrays)
+    alone = leaf(np.ones((2, 2)))
+    alone.backward(cotangent)
+    alone.sum().backward()
+    np.testing.assert_array_equal(cotangent, np.ones((2, 2)))
+
+
+def test_a_scalar_leaf_has_an_array_as_gradient():
+    x = leaf(np.float32(3))
+    (x * 2).backward()
+    assert type(x.grad) is np.ndarray and x.grad.shape == () and x.grad == 2
+
+
+def test_wrong_use_gets_one_clear_line():
+    x = leaf(np.ones((2, 3)))
+    for call, error, message in [
+            (lambda: (x * 2).backward(), ValueError, r"has shape \(2, 3\); give a cotangent of that shape"),
+            (lambda: (x * 2).backward(np.ones(3)), ValueError, r"has shape \(3,\), the output \(2, 3\)"),
+            (lambda: x.detach().sum().backward(), RuntimeError, "depends on nothing requiring gradients"),
+            (lambda: grad([x, x], [x], [np.ones((2, 3))]), ValueError, "1 cotangents for 2 outputs"),
+            (lambda: x @ x, ValueError, r"matmul of shapes \(2, 3\) and \(2, 3\)"),
+            (lambda: x @ Tensor(1.0), ValueError, "matmul of shapes"),
+            (lambda: ag.contract("ii->i", x), ValueError, "each index once"),
+            (lambda: ag.contract("ij", x), ValueError, "write the output after '->'"),
+            (lambda: ag.embedding(x, [0.5]), TypeError, "must be integers"),
+            (lambda: ag.solve_triangular(SQUARE, ROW), ValueError, "must be a matrix of columns"),
+            (lambda: ag.cross_entropy(x, [0, 3]), ValueError, r"must lie in 0\.\.2 .* found 0\.\.3"),
+            (lambda: ag.cross_entropy(x, [[0], [1]]), ValueError, r"must be integers of shape \(2,\)"),
+            (lambda: ag.cross_entropy(x, [0.0, 1.0]), ValueError, "must be integers"),
+            (lambda: ag.cross_entropy(x, [0, 1], reduction="all"), ValueError, "choose mean, sum or none")]:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_cross_entropy_counts_only_what_is_not_ignored():
+    x = leaf(CUBE)
+    each = ag.cross_entropy(x, LABELS, reduction="none")
+    np.testing.assert_array_equal(each.data == 0, LABELS == -100)
+    assert float(ag.cross_entropy(x, LABELS, reduction="sum")) == pytest.approx(each.data.sum())
+    assert float(ag.cross_entropy(x, LABELS)) == pytest.approx(each.data.sum() / 5)
+    ag.cross_entropy(x, LABELS).backward()
+    assert not x.grad[0, 1].any() and x.grad[1].all()
+    assert float(ag.cross_entropy(x, np.full((2, 3), -100))) == 0
+
+
+# modes ------------------------------------------------------------------------------------------------------
+
+def test_no_grad_and_enable_grad_work_as_blocks_and_as_decorators():
+    x = leaf([1.0])
+
+    @no_grad()
+    def silent(depth=0):
+        return silent(depth - 1) if depth else x * 2
+
+    @enable_grad()
+    def recorded():
+        return x * 2
+
+    with no_grad():
+        assert not grad_enabled() and not (x * 2).requires_grad and recorded().requires_grad
+        with enable_grad():
+            assert (x * 2).requires_grad and not silent().requires_grad
+        assert not grad_enabled()
+    assert not silent(3).requires_grad and (x * 2).requires_grad
+    with pytest.raises(ZeroDivisionError), no_grad():
+        raise ZeroDivisionError
+    assert grad_enabled()
+
+
+def test_no_grad_in_one_thread_leaves_the_others_recording():
+    x, inside, seen = leaf([1.0]), threading.Barrier(2, timeout=10), []
+
+    def other():
+        inside.wait()
+        seen.append((x * 2).requires_grad)
+        inside.wait()
+    thread = threading.Thread(target=other)
+    thread.start()
+    with no_grad():
+        inside.wait()
+        inside.wait()
+    thread.join()
+    assert seen == [True]
+
+
+def test_backward_records_nothing_and_detach_cuts():
+    x = leaf([2.0])
+    (g,) = grad(x * x, [x])
+    assert not g.requires_grad and g.node is None
+    y = (x * x).detach() * x
+    y.backward()
+    np.testing.assert_array_equal(x.grad, [4])
+    assert x.detach().data is x.data
+
+
+# checkpoint -------------------------------------------------------------------------------------------------
+
+def block(x, w):
+    return ag.tanh(x @ w) + ag.softmax(x)
+
+
+def test_checkpoint_gives_the_same_bits():
+    results = []
+    for run in (block, lambda x, w: checkpoint(block, x, w),
+                lambda x, w: checkpoint(lambda x: block(x, w), x, parameters=[w])):
+        x, w = leaf(normal(4, 3)), leaf(normal(3, 3))
+        z = run(run(x, w), w)
+        z.sum().backward()
+        results.append((z.data.tobytes(), x.grad.tobytes(), w.grad.tobytes()))
+    assert results[0] == results[1] == results[2]
+
+
+def test_checkpoint_has_derivatives_of_any_order():
+    x, w = normal(2, 2), normal(2, 2, seed=1)
+    assert check_grad(lambda x, w: checkpoint(block, x, w), x, w, order=3) < 1e-5
+    assert check_grad(lambda x, w: checkpoint(lambda x: block(x, w), x, parameters=[w]), x, w, order=3) < 1e-5
+
+
+def test_checkpoint_counts_an_input_that_is_reached_twice_once():
+    def twice(x, w):  # w is behind a too, a is given twice, and one checkpoint lies within another
+        a = x * w
+        b, c = checkpoint(lambda a, b, w: (a * b, ag.tanh(w)), a, a, w)
+        inner = lambda b: checkpoint(lambda b: b * c * w, b, parameters=[c, w])
+        return checkpoint(inner, b, parameters=[c, w])
+    assert check_grad(twice, A, B) < 1e-6
+
+
+def test_checkpoint_passes_on_outputs_that_nothing_uses_and_inputs_that_need_nothing():
+    x, mask = leaf(np.ones(3)), Tensor(np.array([1, 0, 1]))
+    used, _ = checkpoint(lambda x, m: (x * m, ag.exp(x)), x, mask)
+    used.sum().backward()
+    np.testing.assert_array_equal(x.grad, [1, 0, 1])
+
+
+def test_checkpoint_names_a_parameter_that_was_forgotten():
+    x, w = leaf(np.ones(2)), leaf(np.ones(2))
+    for forgotten, named in ((w, []), (w * 2, [w])):
+        z = checkpoint(lambda x, forgotten=forgotten: x * forgotten, x, parameters=named)
+        with pytest.raises(RuntimeError, match=r"of shapes \[\(2,\)\] .* name them in parameters="):
+            z.sum().backward()
+
+
+def test_checkpoint_keeps_fewer_arrays():
+    def deep(x):
+        for _ in range(20):
+            x = ag.tanh(x)
+        return x
+
+    def kept(run):
+        x = leaf(np.zeros(100_000))
+        tracemalloc.start()
+        z = run(x)
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return size / z.data.nbytes
+    assert kept(deep) > 19.9
+    assert kept(lambda x: checkpoint(deep, x)) < 1.1
+
+
+# triangular systems -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("unit", [True, False])
+@given(n=st.integers(2, 9), scale=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 99))
+def test_no_bit_of_a_triangular_solution_depends_on_a_later_row(unit, n, scale, seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, n, n)) * scale, rng.standard_normal((2, n, 3))
+    before = ag.solve_triangular(a, b, unit=unit).data
+    at = int(rng.integers(1, n))
+    for strange in (rng.standard_normal() * 1e6, np.nan):
+        a[:, at:], b[:, at:] = strange, strange
+        after = ag.solve_triangular(a, b, unit=unit).data
+        np.testing.assert_array_equal(after[:, :at], before[:, :at])
+        assert np.isnan(strange) == np.isnan(after[:, at:]).all()
+
+
+def test_triangular_systems_broadcast_and_refuse_a_zero_on_the_diagonal():
+    a, b = np.tril(positive(3, 1, 4, 4)), normal(2, 4, 5)
+    np.testing.assert_allclose(a @ ag.solve_triangular(a, b).data, np.broadcast_to(b, (3, 2, 4, 5)))
+    assert ag.solve_triangular(a.astype(np.float32), b.astype(np.float32)).dtype == np.float32
+    assert ag.solve_triangular(np.zeros((0, 0)), np.zeros((0, 2))).shape == (0, 2)
+    a[1, 0, 2, 2] = 0
+    with pytest.raises(np.linalg.LinAlgError, match="zero on its diagonal"):
+        ag.solve_triangular(a, b)
+    assert np.isfinite(ag.solve_triangular(a, b, unit=True).data).all()
+
+
+# operations of one's own ------------------------------------------------------------------------------------
+
+def products(x, y, *, scale):
+    return x * y * scale, ag.exp(x) * y
+
+
+def fused_products(reference, calls=None):
+    @fused(reference=reference)
+    def fused_products(x, y, *, scale):
+        e = np.exp(x.data)
+
+        def backward(z_bar, rest_bar):
+            if calls is not None:
+                calls.append("backward")
+            return (z_bar * y.data * scale + rest_bar * e * y.data,
+                    z_bar * x.data * scale + rest_bar * e)
+        return (x.data * y.data * scale, e * y.data), backward
+    return functools.partial(fused_products, scale=2.0)
+
+
+def test_fused_operations_have_every_order_of_derivative(registry):
+    assert check_grad(fused_products(products), normal(2, 2), ROW[:2], order=4) < 1e-5
+
+
+def test_fused_operations_go_back_by_hand_unless_the_way_back_is_recorded(registry):
+    calls: list[str] = []
+    f = fused_products(products, calls)
+    x, y = leaf([2.0]), leaf([3.0])
+    z, _ = f(x, y)
+    z.backward()  # nothing arrives at the other output
+    assert (x.grad, y.grad) == (6, 4) and calls == ["backward"]
+    z, _ = f(x, y)
+    (g,) = grad(z, [x], create_graph=True)
+    assert g.data == 6 and g.requires_grad and calls == ["backward"]
+
+
+def test_fused_operations_take_inputs_that_depend_on_each_other_or_are_given_twice(registry):
+    f = fused_products(products)
+
+    def tangled(x):
+        y = ag.tanh(x)
+        return f(x, y)[0] + f(y, y)[1] + f(x, f(x, y)[1])[0]
+    assert check_grad(tangled, normal(2), order=3) < 1e-5
+
+
+def test_fused_operations_leave_inputs_alone_that_need_nothing(registry):
+    x, y = leaf([2.0]), Tensor([3.0])
+    z, _ = fused_products(products)(x, y)
+    (g,) = grad(z, [x], create_graph=True)
+    assert g.data == 6 and y.grad is None
+
+
+def test_a_fused_operation_without_a_reference_says_so(registry):
+    f = fused_products("products, slowly")
+    assert check_grad(f, A, B, order=1) < 1e-6
+    x = leaf([2.0])
+    z, _ = f(x, x)
+    with pytest.raises(RuntimeError, match=r"with first derivatives only.* orders use products, slowly"):
+        grad(z, [x], create_graph=True)
+
+
+def test_an_operation_may_return_all_cotangents_at_once_and_integers_beside_floats(registry):
+    @op(output=True)
+    def scaled(x, y):
+        return x.data * ag.exp(y).data, lambda g, z: (g * ag.exp(y), g * z)
+
+    @op
+    def top(x):
+        at = np.argmax(x.data)
+        return (x.data[at], at), lambda g, _: (ag.scatter(g, index=at, shape=x.shape),)
+    assert check_grad(scaled, A, ROW) < 1e-6
+    value, at = top(leaf(ROW))
+    assert value.requires_grad and not at.requires_grad
+    assert check_grad(lambda x: top(x)[0] ** 2, ROW) < 1e-6
+
+
+def test_rules_of_constants_are_not_evaluated(registry):
+    def never(g):
+        raise AssertionError("this input needs no cotangent")
+    half = op(lambda x, y: (x.data * y.data, (lambda g: g * y, never)), name="half")
+    x, y, number = leaf([2.0]), leaf([3.0]), 4.0
+    half(x, number).backward()
+    assert x.grad == 4
+    grad(half(x, y), [x])  # y has a gradient, but nobody asked for it
+
+
+def test_the_file_explains_itself(capsys):
+    ag.main()
+    printed = capsys.readouterr().out
+    assert "recorded: tanh" in printed and "d²y/dx²" in printed

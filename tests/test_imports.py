@@ -1,0 +1,97 @@
+"""Who may import whom: the root reads from left to right, and every folder lists what it needs."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ("autograd", "kernels", "layers", "optimizers", "memory", "cms", "hope", "data", "train")
+PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
+ROOMS = ("apps", "gpu", "lessons", "benchmarks")
+CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+FOLDERS = [ROOT, *(ROOT / room for room in ROOMS if any((ROOT / room).glob("**/*.py")))]
+
+
+def imports(path: Path) -> set[str]:
+    """The top names of all imports that run, wherever they stand; those for a type checker only do not."""
+    return {name.split(".")[0] for name in running(ast.parse(path.read_text(encoding="utf-8")))}
+
+
+def running(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield node.module or "" if not node.level else "."
+    elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for other in node.orelse:
+            yield from running(other)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from running(child)
+
+
+def listed(path: Path) -> set[str]:
+    """The names under which the packages of a requirements file are imported."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    names = {re.split(r"[\s\[<>=!~;]", line)[0].lower() for line in lines if line and line[0] != "-"}
+    return {CALLED.get(name, name.replace("-", "_")) for name in names}
+
+
+def python_files(folder: Path) -> list[Path]:
+    """The root's own files and those in docs/; a room's files at any depth."""
+    if folder != ROOT:
+        return sorted(folder.rglob("*.py"))
+    return sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
+
+
+def test_the_root_holds_the_files_of_the_reading_order_and_no_other():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_root_module_imports_only_what_stands_before_it(module):
+    ours = imports(ROOT / f"{module}.py") & set(ORDER)
+    assert ours <= set(ORDER[:ORDER.index(module)])
+
+
+def test_kernels_stand_on_nothing_of_ours():
+    assert not imports(ROOT / "kernels.py") & set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_root_module_needs_only_python_and_the_four_packages(module):
+    assert imports(ROOT / f"{module}.py") - set(ORDER) - sys.stdlib_module_names <= PACKAGES
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_no_root_module_imports_a_room(module):
+    assert not imports(ROOT / f"{module}.py") & set(ROOMS)
+
+
+def test_the_root_requires_the_four_packages_and_what_its_tests_need_and_gives_lower_bounds():
+    assert listed(ROOT / "requirements.txt") == PACKAGES | {"pytest", "hypothesis"}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        assert re.fullmatch(r"[a-z]+>=[0-9.]+", line)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name if folder != ROOT else "root")
+def test_every_folder_lists_the_packages_it_imports(folder):
+    files = python_files(folder)
+    ours = {".", *ORDER, *ROOMS, *(path.stem for path in files)}
+    missing = set().union(*map(imports, files)) - sys.stdlib_module_names - ours
+    missing -= listed(ROOT / "requirements.txt")
+    if folder != ROOT:
+        missing -= listed(folder / "requirements.txt")
+    assert not missing, f"{folder.name}/requirements.txt does not list {', '.join(sorted(missing))}"
+
+
+def test_an_import_for_the_type_checker_is_not_counted_and_one_inside_a_function_is(tmp_path):
+    source = ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import hope\nelse:\n    import cms\n"
+              "def f():\n    from matplotlib.figure import Figure\n    return Figure\n")
+    (tmp_path / "example.py").write_text(source, encoding="utf-8")
+    assert imports(tmp_path / "example.py") == {"typing", "cms", "matplotlib"}

@@ -1,0 +1,568 @@
+"""What kernels.py promises: a twin is its reference, a reference its definition, a backward its slope."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kernels
+from kernels import PAIRS, launch
+
+ROOT = Path(kernels.__file__).parent
+DTYPES = np.float32, np.float64
+LENGTHS = 1, 7, 63, 64, 65
+FORMS = {
+    "recurrent": (kernels.delta_rule_recurrent, kernels.delta_rule_recurrent_backward),
+    "chunked": (kernels.delta_rule_chunked, kernels.delta_rule_chunked_backward),
+    "compiled": (kernels.delta_rule, kernels.delta_rule_backward),
+}
+needs_jit = pytest.mark.skipif(not kernels.JIT, reason="twins need Numba")
+if not kernels.JIT:
+    del FORMS["compiled"]
+
+
+def draw(*shape, dtype=np.float64, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def rule_inputs(N=2, T=9, d_k=5, d_v=4, dtype=np.float64, decay=0.2, seed=0):
+    """q, k, v, log_a, b, c, S0 with ‖k‖ near 1; log_a is uniform in −decay…0."""
+    rng = np.random.default_rng(seed)
+    inputs = [rng.standard_normal((N, T, d_k)), rng.standard_normal((N, T, d_k)) / np.sqrt(d_k),
+              rng.standard_normal((N, T, d_v)), -decay * rng.random((N, T)),
+              rng.random((N, T)), rng.random((N, T)), rng.standard_normal((N, d_v, d_k))]
+    return [x.astype(dtype) for x in inputs]
+
+
+def rule_cotangents(inputs, seed=1):
+    return [draw(*inputs[i].shape, dtype=inputs[i].dtype, seed=seed + i) for i in (2, 6)]
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_close(found, expected, tolerance):
+    """Equal shapes and dtypes, and no element off by more than `tolerance` of the largest expected one."""
+    for x, y in zip(as_tuple(found), as_tuple(expected), strict=True):
+        assert x.shape == y.shape and x.dtype == y.dtype
+        assert np.max(np.abs(x - y), initial=0) <= tolerance * np.max(np.abs(y), initial=1)
+
+
+def assert_derivative(function, inputs, cotangents, gradients, step=1e-6):
+    """⟨gradient, direction⟩ = d⟨outputs, cotangents⟩/d(direction) for each input, by central differences."""
+    def value(arrays):
+        return sum(np.sum(z * bar) for z, bar in zip(as_tuple(function(*arrays)), cotangents, strict=True))
+
+    for i, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        direction = draw(*x.shape, seed=100 + i)
+        up, down = (value([*inputs[:i], x + sign * step * direction, *inputs[i + 1:]]) for sign in (1, -1))
+        assert np.sum(gradient * direction) == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-7)
+
+
+# --- the delta rule -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("d_k, d_v, decay", [(5, 4, 0.2), (8, 33, 8.0), (1, 1, 60.0), (64, 32, 0.01)])
+def test_chunked_and_compiled_are_the_recurrence_forwards_and_backwards(T, d_k, d_v, decay):
+    inputs = rule_inputs(T=T, d_k=d_k, d_v=d_v, decay=decay)
+    bars = rule_cotangents(inputs)
+    forward, backward = FORMS["recurrent"]
+    expected = forward(*inputs), backward(*inputs, *bars)
+    for forward, backward in FORMS.values():
+        assert_close(forward(*inputs), expected[0], 1e-12)
+        assert_close(backward(*inputs, *bars), expected[1], 1e-11)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 16, 100])
+def test_the_chunk_size_changes_nothing(chunk):
+    inputs = rule_inputs(T=37)
+    bars = rule_cotangents(inputs)
+    assert_close(kernels.delta_rule_chunked(*inputs, chunk=chunk),
+                 kernels.delta_rule_recurrent(*inputs), 1e-12)
+    assert_close(kernels.delta_rule_chunked_backward(*inputs, *bars, chunk=chunk),
+                 kernels.delta_rule_recurrent_backward(*inputs, *bars), 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T, decay", [(1, 0.2), (7, 3.0), (65, 0.2), (65, 40.0)])
+def test_every_backward_is_the_derivative_of_the_recurrence(form, T, decay):
+    inputs = rule_inputs(T=T, decay=decay)
+    bars = rule_cotangents(inputs)
+    assert_derivative(kernels.delta_rule_recurrent, inputs, bars, FORMS[form][1](*inputs, *bars))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("N, T", [(0, 5), (3, 0), (0, 0)])
+def test_no_sequence_and_no_token_are_fine(form, N, T):
+    inputs = rule_inputs(N, T)
+    o, S = FORMS[form][0](*inputs)
+    assert o.shape == (N, T, 4) and np.array_equal(S, inputs[6])
+    S += 1
+    assert np.array_equal(inputs[6], rule_inputs(N, T)[6])  # the state returned is not the one given
+    bars = rule_cotangents(inputs)
+    *gradients, S_bar = FORMS[form][1](*inputs, *bars)
+    assert [g.shape for g in gradients] == [x.shape for x in inputs[:6]] and np.array_equal(S_bar, bars[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(cut=st.integers(0, 70), seed=st.integers(0, 99))
+def test_two_calls_with_a_carried_state_are_one(form, cut, seed):
+    *tokens, S0 = rule_inputs(T=70, seed=seed, decay=2.0)
+    forward = FORMS[form][0]
+    o1, S = forward(*(x[:, :cut] for x in tokens), S0)
+    o2, S = forward(*(x[:, cut:] for x in tokens), S)
+    assert_close((np.concatenate([o1, o2], 1), S), forward(*tokens, S0), 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [1, 10])
+def test_no_bit_of_a_read_depends_on_a_later_token_however_long_the_keys(form, length):
+    inputs = rule_inputs(1, 16)
+    inputs[1] *= length
+    before, _ = FORMS[form][0](*inputs)
+    for t in range(16):
+        for change in (1e-3, 1e3):
+            other = [x.copy() for x in inputs]
+            for x in other[:6]:
+                x[:, t] *= change
+            assert np.array_equal(FORMS[form][0](*other)[0][:, :t], before[:, :t])
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype):
+    inputs = rule_inputs(5, 40, 16, 40, dtype)
+    bars = rule_cotangents(inputs)
+    together = kernels.delta_rule(*inputs) + kernels.delta_rule_backward(*inputs, *bars)
+    for n in range(5):
+        one = [x[n:n + 1] for x in inputs]
+        alone = kernels.delta_rule(*one) + kernels.delta_rule_backward(*one, *(x[n:n + 1] for x in bars))
+        assert all(np.array_equal(x[n:n + 1], y) for x, y in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_survives_a_retention_of_a_thousandth_over_200_tokens(form):
+    inputs = rule_inputs(T=200, d_k=16, d_v=16)
+    inputs[3][0], inputs[3][1] = np.log(1e-3), 0
+    inputs[3][1, ::50] = -100  # one sequence forgets all the time, the other now and then, completely
+    bars = rule_cotangents(inputs)
+    forward, backward = FORMS[form]
+    single = [x.astype(np.float32) for x in inputs + bars]
+    found = forward(*single[:7]) + backward(*single)
+    assert all(np.all(np.isfinite(x)) for x in found)
+    exact = kernels.delta_rule_recurrent(*inputs) + kernels.delta_rule_recurrent_backward(*inputs, *bars)
+    assert_close(found, tuple(x.astype(np.float32) for x in exact), 2e-5)
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "recurrent"])
+def test_float32_keeps_a_retention_that_it_cannot_write_as_a_number(form):
+    q, k, v, log_a, b, c, S0 = rule_inputs(1, 4096, 4, 4, np.float32)
+    log_a[:] = -1e-8  # e^log_a rounds to 1
+    _, S = FORMS[form][0](q, k, v, log_a, 0 * b, 0 * c, S0)
+    assert np.exp(np.float32(-1e-8)) == 1
+    assert np.mean(S / S0) == pytest.approx(np.exp(-4096e-8), abs=1e-6) and np.all(S / S0 < 1)
+
+
+def by_hand(rule, q, k, v, alpha, beta, S):
+    """The table of paper.md §1, each rule as its own paper writes it, for one sequence."""
+    o = np.empty_like(v)
+    for t in range(len(k)):
+        o[t] = S @ q[t]
+        error = S @ k[t] - v[t]
+        if rule == "hebbian":
+            S = S + np.outer(v[t], k[t])
+        elif rule == "retention":
+            S = alpha[t] * S + np.outer(v[t], k[t])
+        elif rule == "delta":
+            S = S - beta[t] * np.outer(error, k[t])
+        elif rule == "gated delta":
+            S = alpha[t] * S @ (np.eye(len(k[t])) - beta[t] * np.outer(k[t], k[t]))
+            S = S + beta[t] * np.outer(v[t], k[t])
+    return o, S
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["hebbian", "retention", "delta", "gated delta"])
+def test_the_rules_of_the_table_are_settings_of_the_family(form, rule):
+    q, k, v, log_alpha, beta, _, S0 = rule_inputs(3, 20)
+    alpha, one = np.exp(log_alpha), np.ones_like(beta)
+    log_a, b, c = {"hebbian": (0 * one, 0 * one, one), "retention": (log_alpha, 0 * one, one),
+                   "delta": (0 * one, beta, beta), "gated delta": (log_alpha, alpha * beta, beta)}[rule]
+    o, S = FORMS[form][0](q, k, v, log_a, b, c, S0)
+    for n in range(3):
+        assert_close((o[n], S[n]), by_hand(rule, *(x[n] for x in (q, k, v, alpha, beta, S0))), 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hebbian_reads_are_linear_attention_over_the_past(form):
+    q, k, v, _, b, _, S0 = rule_inputs(2, 30)
+    o, _ = FORMS[form][0](q, k, v, 0 * b, 0 * b, np.ones_like(b), 0 * S0)
+    assert_close(o, np.tril(q @ np.swapaxes(k, 1, 2), -1) @ v, 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("eta", [0.1, 1.0, 10.0])
+def test_delta_gradient_descent_is_the_proximal_step_minimised_numerically(form, eta):
+    """W ← argmin ½‖W x − u‖² + ‖W − W_t‖²/(2η)  [A 56–57, 113–121; N 27–29], by gradient descent."""
+    W, x, u = draw(4, 5, seed=1), draw(5, seed=2), draw(4, seed=3)
+    best, rate = W, 1 / (x @ x + 1 / eta)
+    for _ in range(2000):
+        best = best - rate * (np.outer(best @ x - u, x) + (best - W) / eta)
+    exact = np.full((1, 1), eta / (1 + eta * x @ x))
+    _, S = FORMS[form][0](x[None, None], x[None, None], u[None, None], 0 * exact, exact, exact, W[None])
+    assert_close(S[0], best, 1e-10)
+
+
+# --- every pair ---------------------------------------------------------------------------------------------
+
+
+def arguments(name, dtype=np.float64, B=3, T=7, D=5):
+    """Arguments for every kernel of PAIRS, by name."""
+    x, y_bar, w = (draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(B, T, D)] * 2 + [(D,)]))
+    tail, taps = draw(B, 3, D, dtype=dtype, seed=3), draw(4, D, dtype=dtype, seed=4)
+    rule = rule_inputs(B, T, D, D + 1, dtype)
+    targets = np.random.default_rng(5).integers(0, D, (B, T))
+    targets.reshape(-1)[::4] = -100
+    return {
+        "delta_rule": rule,
+        "delta_rule_backward": [*rule, *rule_cotangents(rule)],
+        "gelu": [x],
+        "gelu_backward": [x, y_bar],
+        "rms_norm": [x, w],
+        "rms_norm_backward": [x, w, kernels.rms_norm_reference(x, w)[1], y_bar],
+        "cross_entropy": [x, targets],
+        "cross_entropy_backward": [x, targets, kernels.cross_entropy_reference(x, targets)[1], y_bar[..., 0]],
+        "adamw": [x, y_bar, draw(B, T, D, dtype=dtype, seed=6), draw(B, T, D, dtype=dtype, seed=7) ** 2,
+                  1e-2, 0.9, 0.99, 1e-8, 0.1, 3],
+        "causal_conv": [x, tail, taps],
+        "causal_conv_backward": [x, tail, taps, y_bar, 2 * tail],
+    }[name]
+
+
+def call(function, name, args):
+    """The outputs of a kernel on copies of its arguments; AdamW's are what it changed in place."""
+    args = [x.copy() if hasattr(x, "copy") else x for x in args]
+    result = function(*args)
+    return tuple(args[i] for i in (0, 2, 3)) if name == "adamw" else as_tuple(result)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_twin_is_its_reference(name, dtype):
+    for B, T, D in [(3, 7, 5), (1, 1, 1), (2, 65, 64), (0, 4, 3), (2, 0, 3), (2, 2, 300)]:
+        args = arguments(name, dtype, B, T, D)
+        reference, twin = (call(function, name, args) for function in PAIRS[name])
+        assert_close(twin, reference, 1e-5 if dtype == np.float32 else 1e-12)
+
+
+@needs_jit
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_output_is_written_wholly(name, monkeypatch):
+    def nan_filled(allocate):
+        def allocate_nan(*args, **kwargs):
+            array = allocate(*args, **kwargs)
+            if array.dtype.kind == "f":
+                array.fill(np.nan)
+            return array
+        return allocate_nan
+
+    for B, T, D in [(3, 7, 5), (2, 65, 64)]:
+        args = arguments(name, np.float32, B, T, D)
+        clean = call(PAIRS[name][1], name, args)
+        with monkeypatch.context() as patch:
+            for allocate in ("empty", "empty_like"):
+                patch.setattr(np, allocate, nan_filled(getattr(np, allocate)))
+            assert np.isnan(np.empty(1)).all()
+            filled = call(PAIRS[name][1], name, args)
+        assert all(np.array_equal(x, y) and np.isfinite(y).all() for x, y in zip(clean, filled, strict=True))
+
+
+@needs_jit
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_number_of_threads_changes_no_bit(name):
+    numba = pytest.importorskip("numba")
+    before, most = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS
+    if most < 2:
+        pytest.skip("Numba has one thread")
+    args, found = arguments(name, np.float32, 5, 40, 64), []
+    try:
+        for n in (1, 2, most):
+            kernels.set_threads(n)
+            found.append(call(PAIRS[name][1], name, args))
+    finally:
+        kernels.set_threads(before)
+    assert all(np.array_equal(x, y) for result in found[1:] for x, y in zip(found[0], result, strict=True))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_launch_takes_views_read_only_and_unaligned_arrays_and_compiles_nothing_more_for_them(name):
+    args = arguments(name, np.float32)
+    expected = call(PAIRS[name][0], name, args)
+    call(lambda *x: launch(name, *x), name, args)
+    signatures = [len(dispatcher.signatures) for dispatcher in kernels._DISPATCHERS.values()]
+    reverse = [x[::-1].copy()[::-1] if isinstance(x, np.ndarray) else x for x in args]
+    swapped = [np.asfortranarray(x) if isinstance(x, np.ndarray) else x for x in args]
+    unaligned = [np.frombuffer(b" " + x.tobytes(), x.dtype, offset=1).reshape(x.shape)
+                 if isinstance(x, np.ndarray) else x for x in args]
+    for variant in (reverse, swapped) if name == "adamw" else (reverse, swapped, unaligned):
+        result = launch(name, *variant)
+        found = tuple(variant[i] for i in (0, 2, 3)) if name == "adamw" else as_tuple(result)
+        assert_close(found, expected, 1e-5)
+    assert signatures == [len(dispatcher.signatures) for dispatcher in kernels._DISPATCHERS.values()]
+
+
+@needs_jit
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_shape_that_does_not_fit_is_refused_before_it_is_read(name):
+    args = arguments(name)
+    for i in range(1, len(args)):
+        if isinstance(args[i], np.ndarray):
+            with pytest.raises(ValueError, match=r"shape|must match"):
+                launch(name, *args[:i], np.concatenate([args[i], args[i]], -1), *args[i + 1:])
+
+
+# --- elementwise and row kernels: their definitions ---------------------------------------------------------
+
+
+BACKWARD_OF = {  # forward → the differentiable arguments, and the outputs that have cotangents
+    "gelu": ([0], [0]), "rms_norm": ([0, 1], [0]), "cross_entropy": ([0], [0]),
+    "causal_conv": ([0, 1, 2], [0, 1])}
+
+
+@pytest.mark.parametrize("name", BACKWARD_OF)
+@pytest.mark.parametrize("T", [1, 2, 7])
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
+def test_backward_is_the_derivative(name, T, fast):
+    inputs, outputs = BACKWARD_OF[name]
+    args = arguments(name, T=T)
+    results = as_tuple(PAIRS[name][0](*args))
+    bars = [draw(*results[i].shape, seed=50 + i) for i in outputs]
+    saved = [results[1]] if name in ("rms_norm", "cross_entropy") else []
+    gradients = as_tuple(PAIRS[f"{name}_backward"][fast](*args, *saved, *bars))
+
+    def forward(*varied):
+        full = list(args)
+        for i, x in zip(inputs, varied, strict=True):
+            full[i] = x
+        return tuple(as_tuple(PAIRS[name][0](*full))[i] for i in outputs)
+
+    assert_derivative(forward, [args[i] for i in inputs], bars, gradients)
+
+
+@needs_jit
+def test_float32_gelu_is_within_a_few_ulp_and_keeps_the_tail_that_tanh_loses():
+    x = np.linspace(-9, 9, 100_001).astype(np.float32)
+    wide = x.astype(np.float64)
+    exact = wide / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    assert np.max(np.abs(exact - kernels.gelu_reference(wide))) < 1e-14
+    ulp = np.abs(kernels.gelu(x) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert np.max(ulp[x > -1]) < 4 and np.max(ulp[x > -5]) < 64  # the exponent of e^−2s is rounded, too
+
+
+@needs_jit
+@pytest.mark.parametrize("name", ["gelu", "gelu_backward", "rms_norm", "cross_entropy",
+                                  "cross_entropy_backward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_nan_is_not_hidden(name, dtype):
+    args = arguments(name, dtype)
+    args[0][0, 1, 2] = np.nan
+    assert np.isnan(as_tuple(PAIRS[name][1](*args))[0][0, 1]).any()
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_bears_large_and_masked_logits(dtype):
+    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [0, -np.inf, 0]], dtype)
+    targets = np.array([0, 1, 2])
+    for loss, z in (function(logits, targets) for function in PAIRS["cross_entropy"]):
+        assert np.allclose(loss, [0, np.log(3), np.log(2)], atol=1e-3)
+        p = kernels.cross_entropy_backward(logits, targets, z, np.ones(3, dtype)) + np.eye(3, dtype=dtype)
+        assert np.allclose(np.sum(p, -1), 1, atol=2e-3) and np.all(np.isfinite(p))
+
+
+@pytest.mark.parametrize("function", PAIRS["cross_entropy"])
+def test_cross_entropy_names_a_target_outside_the_vocabulary(function):
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match=r"0\.\.4 .* found 0\.\.5"):
+        function(logits, np.array([0, 5]))
+    with pytest.raises(ValueError, match="-100"):
+        function(logits, np.array([0, -1]))
+    assert function(logits, np.array([-1, -1]), -1)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
+def test_adamw_moves_by_the_learning_rate_at_first_and_decays_by_itself(fast):
+    p, g = draw(3, 4), draw(3, 4, seed=1)
+    before, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+    PAIRS["adamw"][fast](p, g, m, v, 0.1, 0.9, 0.999, 0.0, 0.5, 1)
+    assert np.allclose(p, before * (1 - 0.1 * 0.5) - 0.1 * np.sign(g))
+    assert np.allclose(m, 0.1 * g) and np.allclose(v, 0.001 * g * g)
+
+
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
+@given(cut=st.integers(0, 9))
+def test_convolution_in_two_calls_is_one_and_sees_only_the_past(fast, cut):
+    x, tail, w = arguments("causal_conv", T=9)
+    conv = PAIRS["causal_conv"][fast]
+    first, middle = conv(x[:, :cut], tail, w)
+    second, last = conv(x[:, cut:], middle, w)
+    assert_close((np.concatenate([first, second], 1), last), conv(x, tail, w), 1e-15)
+    changed = x.copy()
+    changed[:, cut:] += 1
+    assert np.array_equal(conv(changed, tail, w)[0][:, :cut], conv(x, tail, w)[0][:, :cut])
+
+
+# --- which version runs -------------------------------------------------------------------------------------
+
+
+class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of another library: it speaks NumPy's protocols and refuses to become a NumPy array."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("implicit conversion to NumPy")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        return wrap(getattr(ufunc, method)(*unwrap(inputs), **unwrap(kwargs)))
+
+    def __array_function__(self, function, kinds, args, kwargs):
+        return wrap(function(*unwrap(args), **unwrap(kwargs)))
+
+    def __getitem__(self, index):
+        return wrap(self.data[unwrap(index)])
+
+    def __setitem__(self, index, value):
+        assert isinstance(value, Foreign)
+        self.data[index] = value.data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getattr__(self, name):
+        attribute = getattr(self.data, name)
+        if not callable(attribute):
+            return attribute
+        return lambda *args, **kwargs: wrap(attribute(*args, **kwargs))
+
+
+def wrap(x):
+    if isinstance(x, (tuple, list)):
+        return type(x)(wrap(y) for y in x)
+    return Foreign(x) if isinstance(x, np.ndarray) else x
+
+
+def unwrap(x):
+    if isinstance(x, (tuple, list)):
+        return type(x)(unwrap(y) for y in x)
+    if isinstance(x, dict):
+        return {key: unwrap(y) for key, y in x.items()}
+    return x.data if isinstance(x, Foreign) else x
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_references_run_on_arrays_of_another_library(name):
+    args = arguments(name)
+    expected = call(PAIRS[name][0], name, args)
+    found = call(lambda *foreign: launch(name, *foreign), name, wrap(args))
+    assert all(isinstance(x, Foreign) for x in found)
+    assert_close(unwrap(found), expected, 1e-15)
+
+
+def test_a_registered_twin_runs_for_its_array_type(monkeypatch):
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    kernels.register(Foreign, "gelu", lambda x: "the twin")
+    assert launch("gelu", Foreign(np.ones(3))) == "the twin"
+    assert isinstance(launch("gelu", np.ones(3)), np.ndarray)
+    with pytest.raises(KeyError, match=r"no kernel is called 'glue'; there are delta_rule, .*gelu"):
+        kernels.register(Foreign, "glue", print)
+    with pytest.raises(KeyError, match="glue"):
+        launch("glue", np.ones(3))
+
+
+@needs_jit
+def test_launch_runs_the_twin_for_floats_and_the_reference_for_the_rest(monkeypatch):
+    monkeypatch.setitem(PAIRS, "gelu", (lambda x: "reference", lambda x: "twin"))
+    kinds = {dtype: launch("gelu", np.ones(3, dtype)) for dtype in ("f4", "f8", "f2", "i8")}
+    assert kinds == {"f4": "twin", "f8": "twin", "f2": "reference", "i8": "reference"}
+
+
+@needs_jit
+def test_compiled_names_the_loops_that_are_and_their_dtypes():
+    launch("gelu", np.ones(3, np.float32))
+    assert "float32" in kernels.compiled()["_gelu"]
+    assert {"_scan_forward", "_scan_backward", "_adamw"} <= set(kernels.compiled())
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_number_of_threads_that_cannot_be_is_refused(n):
+    with pytest.raises(ValueError, match=f"{n} threads; choose 1 to"):
+        kernels.set_threads(n)
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter; returns its stdout and stderr."""
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env=os.environ | path | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+RUN_ALL = """
+from test_kernels import *
+for name in PAIRS:
+    args = arguments(name, np.float32)
+    a, b = call(lambda *x: launch(name, *x), name, args), call(PAIRS[name][0], name, args)
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)), name
+kernels.set_threads(2)
+print(kernels.JIT, kernels.compiled())
+"""
+
+
+def test_everything_works_with_jit_disabled_and_nothing_is_said():
+    out, err = run_python(RUN_ALL, NUMBA_DISABLE_JIT="1")
+    assert out == "False {}\n" and err == ""
+
+
+def test_everything_works_without_numba_and_it_is_said_once():
+    out, err = run_python("import sys; sys.modules['numba'] = None\n" + RUN_ALL)
+    assert out == "False {}\n"
+    assert err.count("\n") == 1 and err.startswith("Numba cannot be used (") and "references" in err
+
+
+@needs_jit
+def test_twins_are_compiled_afresh_where_no_cache_folder_can_be_written():
+    code = f"""
+import types
+import numpy as np
+kernels, source = types.ModuleType("kernels"), open({str(ROOT / 'kernels.py')!r}, encoding="utf-8").read()
+exec(compile(source, "/no/such/folder/kernels.py", "exec"), kernels.__dict__)
+p, g, m, v = (np.ones(5, np.float32) for _ in range(4))
+kernels.launch("adamw", p, g, m, v, 0.1, 0.9, 0.99, 1e-8, 0.0, 1)
+print(kernels.compiled()["_adamw"])
+"""
+    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), "/proc/nothing")
+    out, err = run_python(code, **nowhere)
+    assert out == "['float32']\n" and err == ""
+
+
+@needs_jit
+def test_importing_compiles_nothing():
+    out, _ = run_python("import kernels; print([d for d in kernels.compiled().values() if d])")
+    assert out == "[]\n"
+
+
+def test_every_kernel_has_a_test_case():
+    assert all(isinstance(arguments(name), list) for name in PAIRS)
+    assert set(itertools.chain(BACKWARD_OF, (f"{name}_backward" for name in BACKWARD_OF))) < set(PAIRS)

@@ -1,0 +1,344 @@
+"""What layers.py promises: each layer is its equation, finds its own weights, and keeps no secrets."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import autograd
+import layers
+from autograd import Tensor, check_grad, grad
+from layers import (
+    CausalAttention,
+    CausalConv,
+    Linear,
+    Module,
+    Parameter,
+    RMSNorm,
+    causal_conv,
+    fused_attention,
+    fused_causal_conv,
+    fused_cross_entropy,
+    fused_gelu,
+    fused_rms_norm,
+    linear,
+    merge_heads,
+    normal,
+    rotate,
+    split_heads,
+)
+
+few = settings(max_examples=20, deadline=None)
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# --- modules ------------------------------------------------------------------------------------------------
+
+
+class Nest(Module):
+    def __init__(self, rng):
+        shared = Linear(rng, 3, 3)
+        self.first, self.again = shared, shared
+        self.many = [Linear(rng, 2, 2), {"inner": (RMSNorm(4),)}]
+        self.number = 3
+
+
+def test_parameters_are_found_in_lists_dicts_and_tuples_each_once_under_its_first_name():
+    nest = Nest(np.random.default_rng(0))
+    named = list(nest.named_parameters())
+    assert [name for name, _ in named] == ["first.weight", "many.0.weight", "many.1.inner.0.weight"]
+    assert [id(p) for p in nest.parameters()] == [id(p) for _, p in named]
+
+
+def test_loading_copies_bits_into_the_same_arrays_and_names_what_does_not_fit():
+    one, two = Nest(np.random.default_rng(0)), Nest(np.random.default_rng(1))
+    arrays, before = one.state_dict(), [p.data for p in two.parameters()]
+    two.load_state_dict(arrays)
+    assert all(
+        p.data is b and np.array_equal(b, a)
+        for p, b, a in zip(two.parameters(), before, arrays.values(), strict=True)
+    )
+    one.first.weight.data += 1
+    assert not np.array_equal(two.first.weight.data, one.first.weight.data)  # copied, not shared
+    with pytest.raises(ValueError, match=r"lack 'first\.weight'"):
+        two.load_state_dict({k: a for k, a in arrays.items() if k != "first.weight"})
+    with pytest.raises(ValueError, match=r"unknown 'extra'"):
+        two.load_state_dict({**arrays, "extra": np.zeros(1)})
+    with pytest.raises(ValueError, match=r"first\.weight has shape \(1, 1\) in the file and \(3, 3\)"):
+        two.load_state_dict({**arrays, "first.weight": np.zeros((1, 1))})
+
+
+def test_astype_and_zero_grad_reach_every_parameter():
+    nest = Nest(np.random.default_rng(0)).astype(np.float64)
+    for p in nest.parameters():
+        p.grad = np.ones_like(p.data)
+    nest.zero_grad()
+    assert all(p.data.dtype == np.float64 and p.grad is None for p in nest.parameters())
+
+
+def test_a_parameter_without_randomness_has_a_shape_and_no_memory():
+    p = normal(None, (1000, 1000), 1.0)
+    assert p.shape == (1000, 1000) and p.data.base.size == 1
+
+
+def test_normal_has_the_spread_it_was_asked_for():
+    p = normal(np.random.default_rng(0), (200, 200), 0.5)
+    assert p.dtype == np.float32 and abs(p.data.std() - 0.5) < 0.01 and abs(p.data.mean()) < 0.01
+
+
+# --- linear, norm, heads ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 3), max_size=3), st.integers(1, 4), st.integers(1, 4))
+@few
+def test_linear_is_w_x_for_any_leading_axes(lead, inputs, outputs):
+    x, w = draw(0, *lead, inputs), draw(1, outputs, inputs)
+    assert np.allclose(linear(Tensor(x), Tensor(w)).data, np.einsum("...i,oi->...o", x, w), atol=1e-12)
+    if x.size < 40:
+        check_grad(linear, x, w)
+
+
+def test_a_tap_collects_the_layers_inputs_and_output_errors():
+    layer, x = Linear(np.random.default_rng(0), 3, 2), Tensor(draw(1, 2, 4, 3), requires_grad=True)
+    layer.astype(np.float64).weight.tap = []
+    y, cotangent = layer(x), draw(2, 2, 4, 2)
+    y.backward(cotangent)
+    ((inputs, errors),) = layer.weight.tap
+    assert np.array_equal(inputs, x.data.reshape(8, 3)) and np.array_equal(errors, cotangent.reshape(8, 2))
+    assert np.allclose(layer.weight.grad, errors.T @ inputs)
+
+
+def test_rms_norm_brings_every_vector_to_its_weight():
+    norm = RMSNorm(8).astype(np.float64)
+    norm.weight.data *= 3
+    y = norm(Tensor(draw(0, 2, 5, 8) * 100)).data
+    assert np.allclose(np.sqrt(np.mean(y * y, axis=-1)), 3)
+    check_grad(lambda x, w: _with(norm, "weight", w)(x), draw(1, 2, 8), draw(2, 8))
+
+
+def _with(module: Module, name: str, value: Tensor) -> Module:
+    """The module with another tensor in the place of a parameter."""
+    setattr(module, name, value)
+    return module
+
+
+def test_heads_are_consecutive_slices_of_the_width_and_merging_undoes_splitting():
+    x = draw(0, 2, 5, 12)
+    split = split_heads(Tensor(x), 3)
+    assert split.shape == (2, 3, 5, 4)
+    assert all(np.array_equal(split.data[:, h], x[..., 4 * h : 4 * h + 4]) for h in range(3))
+    assert np.array_equal(merge_heads(split).data, x)
+
+
+# --- short convolution --------------------------------------------------------------------------------------
+
+
+def test_the_convolution_starts_near_identity_and_is_its_sum():
+    conv = CausalConv(np.random.default_rng(0), 6).astype(np.float64)
+    assert np.abs(conv.weight.data[0] - 1).max() < 0.5 and np.abs(conv.weight.data[1:]).max() < 0.5
+    x, w = draw(1, 2, 9, 6), conv.weight.data
+    by_hand = np.zeros_like(x)
+    for b in range(2):
+        for t in range(9):
+            for i in range(4):
+                if t - i >= 0:
+                    by_hand[b, t] += w[i] * x[b, t - i]
+    y, tail = conv(Tensor(x))
+    assert np.allclose(y.data, by_hand, atol=1e-12) and np.array_equal(tail.data, x[:, -3:])
+    check_grad(lambda x, w: _with(conv, "weight", w)(x), x[:1, :5], w)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5))
+@few
+def test_the_convolution_of_any_split_is_the_convolution_of_the_whole(lengths):
+    conv, tail = CausalConv(np.random.default_rng(0), 3).astype(np.float64), None
+    x, parts, t = draw(1, 2, int(np.sum(lengths)), 3), [], 0
+    for n in lengths:
+        y, tail = conv(Tensor(x[:, t : t + n]), tail)
+        parts.append(y.data)
+        t += n
+    assert np.array_equal(np.concatenate(parts, axis=1), conv(Tensor(x))[0].data)
+    assert tail.shape == (2, 3, 3)
+
+
+def test_the_compiled_convolution_is_the_one_made_of_operations():
+    x, tail, w = draw(0, 2, 5, 3), draw(1, 2, 3, 3), draw(2, 4, 3)
+    runs = []
+    for f in (fused_causal_conv, causal_conv):
+        inputs = [Tensor(a, requires_grad=True) for a in (x, tail, w)]
+        outputs = f(*inputs)
+        cotangents = [draw(3, 2, 5, 3), draw(4, 2, 3, 3)]
+        runs.append([*outputs, *grad(outputs, inputs, cotangents)])
+    for a, b in zip(*runs, strict=True):
+        assert np.allclose(a.data, b.data, atol=1e-13)
+    check_grad(fused_causal_conv, x[:1, :2, :2], tail[:1, :1, :2], w[:2, :2])
+
+
+# --- functions with a compiled twin -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, close", [(np.float64, 1e-13), (np.float32, 2e-6)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 130)])
+def test_compiled_functions_are_their_references_forwards_and_backwards(shape, dtype, close):
+    x, w = (3 * draw(0, *shape)).astype(dtype), draw(1, *shape[-1:]).astype(dtype)
+    targets = np.random.default_rng(2).integers(0, shape[-1], shape[:-1])
+    for f, reference, inputs in [
+        (fused_gelu, autograd.gelu, [x]),
+        (fused_rms_norm, lambda x, w: autograd.rms_normalize(x) * w, [x, w]),
+        (layers.rms_norm, autograd.rms_normalize, [x]),
+        (partial(fused_cross_entropy, targets=targets),
+         lambda x: autograd.cross_entropy(x, targets, reduction="none"), [x]),
+    ]:  # fmt: skip
+        runs = []
+        for g in (f, reference):
+            leaves = [Tensor(a, requires_grad=True) for a in inputs]
+            y = g(*leaves)
+            runs.append([y, *grad(y, leaves, draw(3, *y.shape).astype(dtype))])
+        for a, b in zip(*runs, strict=True):
+            assert a.dtype == dtype and np.allclose(a.data, b.data, atol=close * 10, rtol=close * 10)
+
+
+def test_compiled_functions_have_every_order_of_derivative():
+    x, w = draw(0, 2, 3), draw(1, 3)
+    check_grad(fused_gelu, x, order=3)
+    check_grad(fused_rms_norm, x, w, order=3)
+    check_grad(partial(fused_cross_entropy, targets=np.array([2, -100])), x, order=3)
+
+
+# --- attention ----------------------------------------------------------------------------------------------
+
+
+def attention(width: int = 8, heads: int = 2) -> CausalAttention:
+    return CausalAttention(np.random.default_rng(0), width, heads).astype(np.float64)
+
+
+def attention_by_hand(layer: CausalAttention, x: np.ndarray) -> np.ndarray:
+    """One sequence x (T,D), one head, one query at a time; positions as rotations of complex numbers."""
+    T, D = x.shape
+    d = D // layer.heads
+    turn = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-np.arange(d // 2) / (d // 2)))
+    mixed = np.zeros((T, D))
+    for h in range(layer.heads):
+        rows = slice(h * d, (h + 1) * d)
+        q, k, v = (x @ f.weight.data[rows].T for f in (layer.query, layer.key, layer.value))
+        q, k = ((z[:, 0::2] + 1j * z[:, 1::2]) * turn for z in (q, k))
+        for t in range(T):
+            score = np.array([np.real(np.sum(q[t] * np.conj(k[i]))) for i in range(t + 1)]) / np.sqrt(d)
+            p = np.exp(score - score.max())
+            mixed[t, rows] = (p / p.sum()) @ v[: t + 1]
+    return mixed @ layer.output.weight.data.T
+
+
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_attention_is_softmax_attention_written_by_hand(T):
+    layer, x = attention(), draw(1, 2, T, 8)
+    y, _ = layer(Tensor(x))
+    assert np.allclose(y.data, [attention_by_hand(layer, sequence) for sequence in x], atol=1e-12)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+@few
+def test_attention_through_its_cache_is_attention_over_the_whole(lengths):
+    layer, state = attention(), None
+    x, parts, t = draw(1, 2, int(np.sum(lengths)), 8), [], 0
+    for n in lengths:
+        y, state = layer(Tensor(x[:, t : t + n]), state)
+        parts.append(y.data)
+        t += n
+    assert np.allclose(np.concatenate(parts, axis=1), layer(Tensor(x))[0].data, atol=1e-12)
+    assert state["key"].shape == state["value"].shape == (2, 2, t, 4)
+
+
+def test_no_bit_of_attention_depends_on_a_later_token():
+    layer, x = attention(), draw(1, 1, 12, 8)
+    y = layer(Tensor(x))[0].data
+    for t in range(12):
+        other = x.copy()
+        other[:, t] = 1e3
+        z = layer(Tensor(other))[0].data
+        assert np.array_equal(z[:, :t], y[:, :t]) and not np.array_equal(z[:, t], y[:, t])
+
+
+def test_attention_derivatives_agree_with_finite_differences():
+    layer = attention(4, 1)
+    weights = [f.weight.data for f in (layer.query, layer.key, layer.value, layer.output)]
+
+    def f(x, *weights):
+        for part, w in zip((layer.query, layer.key, layer.value, layer.output), weights, strict=True):
+            part.weight = w
+        return layer(x)[0]
+
+    check_grad(f, draw(1, 1, 3, 4), *weights)
+
+
+@pytest.mark.parametrize("T, past", [(1, 0), (1, 5), (3, 0), (4, 1), (5, 4), (7, 3), (2, 9)])
+def test_attention_in_blocks_is_attention_at_once_forwards_and_backwards(T, past, monkeypatch):
+    """Blocks of three, so that queries and keys lie before, in and behind every kind of block."""
+    monkeypatch.setattr(layers, "BLOCK", 3)
+    q, k, v, g = (draw(i, 2, 2, T + past * (i in (1, 2)), 4) for i in range(4))
+    found = []
+    for f in (fused_attention, layers.attention):
+        arrays = [Tensor(x, requires_grad=True) for x in (q, k, v)]
+        y = f(*arrays)
+        found.append([y.data, *(x.data for x in grad(y, arrays, g))])
+    for a, b in zip(*found, strict=True):
+        assert np.allclose(a, b, atol=1e-13)
+    for f in (fused_attention, layers.attention):
+        check_grad(f, q[:1, :1, :2], k[:1, :1, : min(past, 2) + 2], v[:1, :1, : min(past, 2) + 2])
+
+
+def test_attention_does_not_look_at_keys_that_lie_ahead(monkeypatch):
+    monkeypatch.setattr(layers, "BLOCK", 4)
+    q, k, v = (draw(i, 1, 1, 6, 4) for i in range(3))
+    y = fused_attention(q, k, v).data
+    k[..., 3:, :] = np.nan
+    assert np.array_equal(fused_attention(q, k, v).data[..., :3, :], y[..., :3, :])
+
+
+def test_attention_survives_scores_of_any_size():
+    q, k, v = (Tensor(draw(i, 1, 1, 70, 4).astype(np.float32) * 1e3, requires_grad=True) for i in range(3))
+    y = fused_attention(q, k, v)
+    assert np.isfinite(y.data).all() and np.abs(y.data).max() <= np.abs(v.data).max()
+    assert all(np.isfinite(g.data).all() for g in grad(y, [q, k, v], y.data))
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+@few
+def test_scores_of_rotated_vectors_depend_on_their_distance_only(i, j, shift):
+    q, k = Tensor(draw(0, 1, 1, 1, 8)), Tensor(draw(1, 1, 1, 1, 8))
+
+    def score(a: int, b: int) -> float:
+        return float(np.sum(rotate(q, start=a).data * rotate(k, start=b).data))
+
+    assert abs(score(i, j) - score(i + shift, j + shift)) < 1e-10
+    assert abs(np.linalg.norm(rotate(q, start=i).data) - np.linalg.norm(q.data)) < 1e-12
+
+
+def test_rotation_has_every_derivative_and_takes_any_layout():
+    x = draw(0, 1, 2, 3, 4)
+    check_grad(lambda x: rotate(x, start=5), x)
+    assert np.array_equal(rotate(np.asfortranarray(x), start=1).data, rotate(x, start=1).data)
+    x = Tensor(x, requires_grad=True)
+    (g,) = grad(rotate(x, start=5).sum(), [x])  # whose cotangent is one number, repeated
+    assert np.allclose(g.data, rotate(np.ones(x.shape), start=5, back=True).data)
+
+
+def test_rotation_distinguishes_distances_and_counts_from_its_start():
+    q, k = Tensor(draw(0, 1, 1, 6, 8)), Tensor(np.ones((1, 1, 6, 8)))
+    assert np.array_equal(rotate(q, start=0).data[:, :, 2:], rotate(q[:, :, 2:], start=2).data)
+    one = rotate(Tensor(np.ones((1, 1, 6, 8))), start=0).data
+    scores = np.sum(one * rotate(k, start=0).data[:, :, :1], axis=-1)
+    assert len(np.unique(np.round(scores, 9))) == 6
+
+
+def test_parameter_gradients_pass_through_a_layer_used_twice():
+    layer, x = Linear(np.random.default_rng(0), 3, 3).astype(np.float64), draw(1, 2, 3)
+    (g,) = grad(layer(layer(Tensor(x))).sum(), [layer.weight])
+    W, one = layer.weight.data, np.ones((2, 3))
+    assert np.allclose(g.data, one.T @ (x @ W.T) + (one @ W).T @ x)
+    assert isinstance(layer.weight, Parameter)

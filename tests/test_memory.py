@@ -1,0 +1,655 @@
+"""What memory.py promises: three forms of one rule, and self-modifying Titans as the paper writes them."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd import Tensor, check_grad, concatenate, grad, no_grad
+from autograd import sum as total
+from hope import MIXERS, Config, make_mixer, tree_map
+from memory import FORMS, RULES, delta_rule, half_lives, proximal
+
+MEMORIES = [name for name in MIXERS if name != "attention"]
+FAST = ("chunked", "fused")
+VARIETIES = list(product(("mlp", "matrix"), ("l2", "dot")))  # memory, objective
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """x/‖x‖; the guard tells where a decayed memory's key has all but vanished."""
+    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def close(x, y, tolerance: float = 1e-10) -> bool:
+    return np.allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+# --- the rule and its three forms ---------------------------------------------------------------------------
+
+
+def rule_inputs(T: int, lead: tuple[int, ...] = (2, 3), d_k: int = 5, d_v: int = 4) -> list[np.ndarray]:
+    """q, k, v, log_a, b, c, S with b‖k‖² ≤ 1, as every rule has it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((*lead, T, d)) for d in (d_k, d_k, d_v))
+    log_a, b, c = -rng.random((*lead, T)) / 5, rng.random((*lead, T)), rng.random((*lead, T))
+    return [q, unit(k), v, log_a, b, c, rng.standard_normal((*lead, d_v, d_k))]
+
+
+def rule_by_hand(q, k, v, log_a, b, c, S):
+    """o_t = S q_t, then S ← S(a I − b k kᵀ) + c v kᵀ, one sequence, one token at a time."""
+    o, last = np.full(v.shape, np.nan), np.full(S.shape, np.nan)
+    for n in np.ndindex(S.shape[:-2]):
+        W = S[n]
+        for t in range(k.shape[-2]):
+            o[n][t] = W @ q[n][t]
+            K, V = np.outer(k[n][t], k[n][t]), np.outer(v[n][t], k[n][t])
+            W = W @ (np.exp(log_a[n][t]) * np.eye(len(K)) - b[n][t] * K) + c[n][t] * V
+        last[n] = W
+    return o, last
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T", [1, 7, 63, 64, 65, 130])
+def test_every_form_is_the_product_of_rank_one_writes(form, T):
+    inputs = rule_inputs(T)
+    o, S = delta_rule(*map(Tensor, inputs), form=form)
+    expected = rule_by_hand(*inputs)
+    assert o.shape == expected[0].shape and close(o.data, expected[0]) and close(S.data, expected[1])
+
+
+@pytest.mark.parametrize("form", FAST)
+@pytest.mark.parametrize("T", [1, 7, 63, 64, 65])
+def test_the_fast_forms_have_the_gradients_of_the_recurrent_one_for_all_seven_inputs(form, T):
+    inputs = rule_inputs(T)
+    cotangents = [Tensor(draw(1, 2, 3, T, 4)), Tensor(draw(2, 2, 3, 4, 5))]
+
+    def gradients(form: str) -> list[np.ndarray]:
+        leaves = [Tensor(x, requires_grad=True) for x in inputs]
+        return [g.data for g in grad(delta_rule(*leaves, form=form), leaves, cotangents)]
+
+    for name, g, expected in zip(
+        ["q", "k", "v", "log_a", "b", "c", "S"], gradients(form), gradients("recurrent"), strict=True
+    ):
+        assert close(g, expected), name
+
+
+@pytest.mark.parametrize("form, order", [("recurrent", 2), ("chunked", 2), ("fused", 1)])
+def test_derivatives_of_every_form_agree_with_finite_differences(form, order):
+    check_grad(lambda *inputs: delta_rule(*inputs, form=form), *rule_inputs(3, (1,), 2, 2), order=order)
+
+
+def test_chunks_inside_the_chunked_form_change_nothing():
+    inputs = rule_inputs(13)
+    whole = FORMS["chunked"](*map(Tensor, inputs))
+    for chunk in (1, 4, 13):
+        for x, y in zip(FORMS["chunked"](*map(Tensor, inputs), chunk=chunk), whole, strict=True):
+            assert close(x.data, y.data)
+    check_grad(lambda *xs: FORMS["chunked"](*xs, chunk=2), *rule_inputs(3, (1,), 2, 1), order=2)
+
+
+def test_the_fused_form_says_who_has_the_second_derivative():
+    leaves = [Tensor(x, requires_grad=True) for x in rule_inputs(3)]
+    o, _ = delta_rule(*leaves, form="fused")
+    with pytest.raises(RuntimeError, match="chunked"):
+        grad(o.sum(), leaves, create_graph=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strong_decay_overflows_nowhere(form):
+    """g_i/g_t = e^(30·63) is beyond any float; it stands where the mask removes it."""
+    inputs = [x.astype(np.float32) for x in rule_inputs(64)]
+    inputs[3][...] = -30
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    o, S = delta_rule(*leaves, form=form)
+    assert close(o.data, rule_by_hand(*inputs)[0], 1e-4)
+    assert all(np.all(np.isfinite(g.data)) for g in grad([o, S], leaves, [Tensor(o.data), Tensor(S.data)]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_memory_forgets_nothing_at_retention_one_in_single_precision(form):
+    inputs = rule_inputs(65, (1,))
+    inputs[3][...] = -1e-9  # half-life of a billion tokens
+    inputs[4][...] = inputs[5][...] = 0
+    _, S = delta_rule(*(Tensor(x.astype(np.float32)) for x in inputs), form=form)
+    assert close(S.data, inputs[6], 1e-6)
+
+
+@given(eta=st.floats(0, 1e3), scale=st.floats(1e-3, 30))
+def test_delta_gradient_descent_minimises_its_proximal_objective(eta, scale):
+    """W(I − η′xxᵀ) + η′uxᵀ = argmin_V ½‖Vx − u‖² + ‖V − W‖²/(2η), for any length of x [A 56–57, 113–121]."""
+    W, x, u = draw(0, 3, 4), draw(1, 4) * scale, draw(2, 3)
+    step = proximal(Tensor(np.float64(eta)), x @ x).data
+    V = W @ (np.eye(4) - step * np.outer(x, x)) + step * np.outer(u, x)
+    exact = np.linalg.solve(np.eye(4) + eta * np.outer(x, x), (W + eta * np.outer(u, x)).T).T
+    assert np.abs(V - exact).max() < 1e-6 * (1 + np.abs(u).max() / scale)
+    assert np.linalg.norm(V @ x - u) <= np.linalg.norm(W @ x - u) * (1 + 1e-9) + 1e-9
+
+
+# --- matrix memories: the table of rules --------------------------------------------------------------------
+
+TABLE = {  # (a, b, c) as paper.md §1 prints them, from α, β = η, and η′ = η/(1 + η) since ‖k‖ = 1
+    "linear": lambda alpha, eta: (1, 0, 1),
+    "retention": lambda alpha, eta: (alpha, 0, 1),
+    "delta": lambda alpha, eta: (1, eta, eta),
+    "gated": lambda alpha, eta: (alpha, alpha * eta, eta),
+    "dgd": lambda alpha, eta: (alpha, eta / (1 + eta), eta / (1 + eta)),
+    "dgd-l2": lambda alpha, eta: (alpha, 2 * eta / (1 + eta), eta / (1 + eta)),  # u = v − S k
+}
+
+
+SMALL = Config(width=8, heads=2, layers=1, segment=16, vocabulary=11, hidden=8, chunks=(1,), eta_max=0.9,
+               eta_start=0.4, memory_chunk=4, projection_chunk=4, form="chunked")  # fmt: skip
+
+
+def small(**settings) -> Config:
+    return replace(SMALL, **settings)
+
+
+def shaken(config: Config, seed: int = 0):
+    """The mixer of a config in float64, away from its start: nothing is small or symmetric."""
+    rng = np.random.default_rng(seed)
+    mixer = make_mixer(rng, config).astype(np.float64)
+    for name, p in mixer.named_parameters():
+        p.data += 0.4 * rng.standard_normal(p.shape)
+        if name == "bias.alpha":
+            p.data = rng.uniform(0.5, 2.5, p.shape)
+    return mixer
+
+
+def convolved(P: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    w, y = P["conv.weight"], np.zeros_like(x)
+    for t, i in product(range(len(x)), range(len(w))):
+        if i <= t:
+            y[t] += w[i] * x[t - i]
+    return y
+
+
+def rms(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x * x) + 1e-6)
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def matrix_by_hand(mixer, x: np.ndarray) -> np.ndarray:
+    """One sequence x (T,D) through a `MatrixMemory`, one head and one token at a time."""
+    P = {name: p.data for name, p in mixer.named_parameters()}
+    x = convolved(P, x)
+    d, reads = x.shape[1] // mixer.heads, np.full(x.shape, np.nan)
+    for h in range(mixer.heads):
+        rows, S = slice(h * d, (h + 1) * d), P["initial"][h]
+        for t in range(len(x)):
+            q, k, v = (P[f"feed.{name}.weight"][rows] @ x[t] for name in "qkv")
+            q, k, v = unit(q), unit(k), rms(v)
+            gate = [
+                logistic(P[f"gate.{name}.weight"][h] @ x[t] + P[f"bias.{name}"][h])
+                if name in mixer.gate
+                else np.nan
+                for name in ("alpha", "eta")
+            ]
+            a, b, c = TABLE[mixer.rule](*gate)
+            reads[t, rows] = rms(S @ q)
+            S = S @ (a * np.eye(d) - b * np.outer(k, k)) + c * np.outer(v, k)
+    return reads @ P["output.weight"].T
+
+
+def test_the_table_here_has_every_rule():
+    assert set(TABLE) == set(RULES)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_the_one_in_the_papers_table(rule, form):
+    mixer, x = shaken(small(mixer=rule, form=form)), draw(1, 2, 20, 8)
+    y, _ = mixer(Tensor(x))
+    assert close(y.data, [matrix_by_hand(mixer, sequence) for sequence in x])
+
+
+def test_half_lives_spread_geometrically_from_16_to_4096_tokens():
+    for heads in (2, 3, 9):
+        lives = np.log(0.5) / np.log(logistic(half_lives(heads).astype(np.float64)))
+        assert np.allclose(lives, np.geomspace(16, 4096, heads), rtol=2e-3)
+    assert half_lives(1).shape == (1,)
+
+
+# --- self-modifying Titans against paper.md §3, in loops ----------------------------------------------------
+
+
+def answer(layers: list | None, z: np.ndarray, skip) -> np.ndarray:
+    """M(z): z + W₁σ(W₂z), or W z. `skip` stands for z: r·z in a scalar memory, 0 in a matrix one."""
+    if layers is None:
+        return skip
+    if len(layers) == 1:
+        return skip + layers[0] @ z
+    a = layers[0] @ z
+    return skip + layers[1] @ (a * logistic(a))
+
+
+def layer_errors(layers: list, k: np.ndarray, error: np.ndarray) -> list[tuple]:
+    """(input z, output error δ) of each layer, for the error of M(k): ∂L/∂W = δ zᵀ."""
+    if len(layers) == 1:
+        return [(k, error)]
+    a = layers[0] @ k
+    s = logistic(a)
+    return [(k, (layers[1].T @ error) * (s + a * s * (1 - s))), (a * s, error)]
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+@pytest.mark.parametrize("objective", ["l2", "dot"])
+def test_the_errors_used_here_give_the_gradients_of_the_objective(objective, hidden):
+    layers = [draw(1, hidden, 4), draw(2, 4, hidden)] if hidden else [draw(1, 4, 4)]
+    k, target = draw(3, 4), draw(4, 4)
+
+    def loss() -> float:
+        made = answer(layers, k, k)
+        return np.sum((made - target) ** 2) / 2 if objective == "l2" else -made @ target
+
+    error = answer(layers, k, k) - target if objective == "l2" else -target
+    for W, (z, delta) in zip(layers, layer_errors(layers, k, error), strict=True):
+        for at in np.ndindex(W.shape):
+            W[at] += 1e-5
+            above = loss()
+            W[at] -= 2e-5
+            assert (above - loss()) / 2e-5 == pytest.approx(delta[at[0]] * z[at[1]], abs=1e-8)
+            W[at] += 1e-5
+
+
+def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
+    """One sequence x (T,D), one head, one token at a time, on whole weights W, not on their drift.
+
+    W ← W(αI − η′zzᵀ) − η′δzᵀ   [ + (1 − α)M₀ where retention pulls to the initial state M₀ ]
+    """
+    config, P = mixer.config, {name: p.data for name, p in mixer.named_parameters()}
+    x = convolved(P, x)
+    d, reads, ends = x.shape[1] // mixer.heads, np.full(x.shape, np.nan), {}
+    depth = 1 if config.memory == "matrix" else 2
+
+    for h in range(mixer.heads):
+        M0 = {name: [P[f"initial.{name}.{i}"][h] for i in range(depth)] for name in config.adaptive}
+        W, start = {name: list(layers) for name, layers in M0.items()}, {}
+
+        def M(name, layers, z, h=h):
+            if name in ("eta", "alpha"):
+                return answer(layers, z, P[f"readout.{name}"][h] @ z)
+            return answer(layers, z, 0 if depth == 1 and layers is not None else z)
+
+        for t in range(len(x)):
+            for name in config.adaptive:
+                if t % (config.memory_chunk if name == "memory" else config.projection_chunk) == 0:
+                    start[name] = list(W[name])
+            rows = slice(h * d, (h + 1) * d)
+            fed = {name: P[f"feed.{name}.weight"][rows] @ x[t] for name in ("q", "k", "v", "gate")}
+            q, k, v = (M(name, start.get(name), fed[name]) for name in "qkv")
+            q, k, v = unit(q), unit(k), rms(v)
+            eta, alpha = (
+                logistic(M(name, start.get(name), fed["gate"])[0] + P[f"bias.{name}"][h])
+                for name in ("eta", "alpha")
+            )
+            eta *= config.eta_max
+            reads[t, rows] = rms(M("memory", W["memory"] if config.reads == "exact" else start["memory"], q))
+
+            for name in config.adaptive:
+                layers = start[name]
+                target = M(name, layers, v)
+                target = np.tanh(target) if name in ("eta", "alpha") else rms(target)
+                if config.targets == "value" and name not in ("eta", "alpha"):
+                    target = v
+                error = M(name, layers, k) - target if config.objective == "l2" else -target
+                for i, (z, delta) in enumerate(layer_errors(layers, k, error)):
+                    delta = delta / max(1, np.sqrt(np.mean(delta**2)))
+                    step = eta / (1 + eta * z @ z)
+                    kept = W[name][i] @ (alpha * np.eye(len(z)) - step * np.outer(z, z))
+                    pull = (1 - alpha) * M0[name][i] if config.retention == "initial" else 0
+                    W[name][i] = kept - step * np.outer(delta, z) + pull
+        for name in config.adaptive:
+            for i in range(depth):
+                ends[name, i, h] = W[name][i]
+    return reads @ P["output.weight"].T, ends
+
+
+def weights_of(mixer, state: dict, sequence: int) -> dict:
+    """(memory, layer, head) → the weights a sequence has arrived at."""
+    pull = mixer.config.retention == "initial"
+    return {
+        (name, i, h): S.data[sequence, h] + (mixer.initial[name][i].data[h] if pull else 0)
+        for name, layers in state["now"].items()
+        for i, S in enumerate(layers)
+        for h in range(mixer.heads)
+    }
+
+
+def assert_is_the_papers(config: Config, T: int) -> None:
+    mixer, x = shaken(config), draw(1, 2, T, config.width)
+    y, state = mixer(Tensor(x))
+    for n in range(2):
+        expected, ends = titans_by_hand(mixer, x[n])
+        assert close(y.data[n], expected, 1e-8)
+        found = weights_of(mixer, state, n)
+        assert set(found) == set(ends) and all(close(found[key], ends[key], 1e-8) for key in ends)
+
+
+FIVE = ("k", "v", "eta", "alpha", "memory")
+SETTINGS = {"objective": ("l2", "dot"), "memory": ("mlp", "matrix"), "retention": ("initial", "zero"),
+            "reads": ("exact", "chunk"), "targets": ("self", "value")}  # fmt: skip
+EVERY = [dict(zip(SETTINGS, choice, strict=True)) for choice in product(*SETTINGS.values())]
+CHUNKS = [(4, 4), (1, 1), (8, 2), (2, 8), (6, 4), (5, 7), (64, 64)]  # of the main memory, of the projections
+ADAPTIVE = [FIVE, (*FIVE, "q"), ("memory",), ("memory", "alpha"), ("eta", "v", "memory")]
+
+
+@pytest.mark.parametrize("n", range(len(EVERY)), ids=["-".join(setting.values()) for setting in EVERY])
+def test_titans_are_the_papers_for_every_setting(n):
+    for form, adaptive, (memory, projection) in (
+        ("fused", ADAPTIVE[n % 5], CHUNKS[n % 7]),
+        (("recurrent", "chunked")[n % 2], ADAPTIVE[n % 2], CHUNKS[(n + 3) % 7]),
+    ):
+        chunks = {"memory_chunk": memory, "projection_chunk": projection, "memory_hidden": 3 * (n % 2)}
+        assert_is_the_papers(small(**EVERY[n], form=form, adaptive=adaptive, **chunks), T=13)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T", [1, 7, 63, 64, 65])
+def test_titans_are_the_papers_at_lengths_around_a_chunk(T, form):
+    assert_is_the_papers(small(memory_chunk=64, projection_chunk=32, form=form), T)
+
+
+@pytest.mark.parametrize("form", FAST)
+def test_plain_titans_are_one_memory_fed_by_fixed_projections(form):
+    assert make_mixer(None, small(mixer="plain-titans")).config.adaptive == ("memory",)
+    assert_is_the_papers(small(mixer="plain-titans", form=form), T=9)
+
+
+def test_chunks_of_one_token_read_alike_at_their_start_and_exactly():
+    x = Tensor(draw(1, 2, 9, 8))
+    exact, chunk = (shaken(small(memory_chunk=1, reads=reads))(x)[0].data for reads in ("exact", "chunk"))
+    assert close(exact, chunk)
+
+
+def test_exact_reads_and_chunk_start_reads_differ_inside_a_chunk():
+    x = Tensor(draw(1, 1, 8, 8))
+    exact, chunk = (shaken(small(reads=reads))(x)[0].data for reads in ("exact", "chunk"))
+    assert [t for t in range(8) if close(exact[:, t], chunk[:, t])] == [0, 4]
+
+
+def test_a_matrix_memory_of_given_values_is_delta_gradient_descent():
+    """Titans' matrix case with the dot objective and retention to zero is the rule "dgd" [A 92–93]."""
+    titans = shaken(small(adaptive=("memory",), memory="matrix", objective="dot", targets="value",
+                          retention="zero", eta_max=1.0))  # fmt: skip
+    dgd, W = shaken(small(mixer="dgd"), seed=1), titans.state_dict()
+    for name in set(W) & set(dgd.state_dict()):  # convolution, feeds, biases and output go by the same names
+        dgd.state_dict()[name][...] = W[name]
+    dgd.initial.data[...] = W["initial.memory.0"]
+    for name in ("eta", "alpha"):
+        gate = W["feed.gate.weight"].reshape(2, 4, 8)
+        dgd.gate[name].weight.data[...] = np.einsum("hoi,hij->hj", W[f"readout.{name}"], gate)
+    x = Tensor(draw(3, 2, 11, 8))
+    assert close(titans(x)[0].data, dgd(x)[0].data)
+
+
+def test_retention_pulls_to_the_initial_state_or_literally_to_zero():
+    x = Tensor(draw(1, 1, 40, 8))
+    for retention in ("initial", "zero"):
+        mixer = shaken(small(retention=retention, targets="value"))
+        for name in ("eta", "alpha"):
+            mixer.readout[name].data *= 0
+            for layer in mixer.initial[name]:
+                layer.data *= 0
+        mixer.bias["eta"].data[...], mixer.bias["alpha"].data[...] = -50, 0  # write nothing, α = ½
+        _, state = mixer(x)
+        kept = weights_of(mixer, state, 0)["memory", 1, 0]
+        assert close(kept, mixer.initial["memory"][1].data[0] * (1 if retention == "initial" else 0.5**40))
+
+
+# --- gradients through the whole mixer ----------------------------------------------------------------------
+
+
+def assert_gradients(loss, parameters: dict, tolerance: float = 1e-6) -> None:
+    """∂loss/∂p against central differences, for each p along one random direction of all its elements."""
+    exact = grad(loss(), list(parameters.values()))
+    for n, ((name, p), g) in enumerate(zip(parameters.items(), exact, strict=True)):
+        middle, direction, sides = p.data, draw(n, *p.shape), []
+        for eps in (1e-5, -1e-5):
+            p.data = middle + eps * direction
+            with no_grad():
+                sides.append(loss().item())
+        p.data = middle
+        numeric, found = (sides[0] - sides[1]) / 2e-5, float(np.sum(g.data * direction))
+        assert abs(numeric - found) < tolerance * (1 + abs(numeric)), (name, found, numeric)
+        assert np.any(g.data), name
+
+
+GRADIENTS = [
+    {},
+    {"form": "fused"},
+    {"objective": "dot", "memory": "matrix"},
+    {"retention": "zero", "reads": "chunk"},
+    {"targets": "value", "memory_chunk": 6, "memory_hidden": 3},
+    {"adaptive": (*FIVE, "q"), "memory_chunk": 2, "form": "fused"},
+    {"mixer": "plain-titans"},
+    *({"mixer": rule, "form": form} for rule in RULES for form in FAST),
+]
+
+
+@pytest.mark.parametrize("setting", GRADIENTS, ids=lambda s: "-".join(map(str, s.values())) or "default")
+def test_gradients_of_the_whole_mixer_pass_through_every_write(setting):
+    mixer, x = shaken(small(**setting)), Tensor(draw(1, 1, 10, 8), requires_grad=True)
+    assert_gradients(
+        lambda: total(mixer(x)[0] * draw(2, 1, 10, 8)), {**dict(mixer.named_parameters()), "x": x}
+    )
+
+
+def test_second_derivatives_pass_through_the_writes_too():
+    mixer = shaken(small(memory_chunk=2, projection_chunk=2))
+    names = ["initial.memory.0", "initial.k.1", "feed.v.weight", "bias.alpha"]
+    parameters = [p for name, p in mixer.named_parameters() if name in names]
+
+    def squared():
+        y, _ = mixer(Tensor(draw(1, 1, 5, 8)))
+        first = grad(total(y * draw(2, 1, 5, 8)), parameters, create_graph=True)
+        return total(concatenate([(g * g).reshape(-1) for g in first]))
+
+    exact = grad(squared(), parameters)
+    for p, g in zip(parameters, exact, strict=True):
+        middle, direction = p.data, draw(7, *p.shape)
+        sides = []
+        for eps in (1e-5, -1e-5):
+            p.data = middle + eps * direction
+            sides.append(squared().item())
+        p.data = middle
+        numeric, found = (sides[0] - sides[1]) / 2e-5, float(np.sum(g.data * direction))
+        assert abs(numeric - found) < 1e-5 * (1 + abs(numeric))
+
+
+@pytest.mark.parametrize("reads", ["exact", "chunk"])
+@pytest.mark.parametrize("form", FAST)
+def test_without_gradients_through_writes_they_are_constants(form, reads):
+    """Then each token's output is read, differentiably, from a state that merely is as it is."""
+    x = draw(1, 2, 10, 8)
+    through, still = (shaken(small(through_writes=flag, form=form, reads=reads)) for flag in (True, False))
+    assert close(through(Tensor(x))[0].data, still(Tensor(x))[0].data)
+    flowing, found = (grad(mixer(Tensor(x))[0].sum(), mixer.parameters()) for mixer in (through, still))
+
+    state, pieces = None, 0
+    for t in range(10):
+        y, state = through(Tensor(x[:, t : t + 1]), state)
+        state = tree_map(Tensor.detach, state)
+        pieces = pieces + y.sum()
+    constant = grad(pieces, through.parameters())
+    for (name, _), f, g, c in zip(through.named_parameters(), flowing, found, constant, strict=True):
+        assert close(g.data, c.data), name
+        assert not name.startswith("initial") or not close(f.data, c.data), name
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+def reading(mixer, x: np.ndarray, lengths) -> tuple[np.ndarray, Any]:
+    state, parts, t = None, [], 0
+    with no_grad():
+        for n in lengths:
+            y, state = mixer(Tensor(x[:, t : t + n]), state)
+            parts.append(y.data)
+            t += n
+    return np.concatenate(parts, axis=1), state
+
+
+def leaves(state) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    tree_map(lambda t: found.append(t.data), state)
+    return found
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("form", FAST)
+def test_any_split_of_a_sequence_reads_the_same_and_leaves_the_same_state(name, form):
+    mixer = shaken(small(mixer=name, form=form, memory_chunk=6, projection_chunk=4))
+
+    @settings(max_examples=6)
+    @given(st.lists(st.integers(1, 7), min_size=2, max_size=4))
+    def holds(lengths):
+        x = draw(1, 2, sum(lengths), 8)
+        whole, state = reading(mixer, x, [sum(lengths)])
+        parts, split = reading(mixer, x, lengths)
+        assert close(whole, parts) and all(
+            close(a, b) for a, b in zip(leaves(state), leaves(split), strict=True)
+        )
+        assert state.get("position") == split.get("position")
+
+    holds()
+    x = draw(1, 2, 15, 8)
+    assert close(reading(mixer, x, [15])[0], reading(mixer, x, [1] * 15)[0])
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+@pytest.mark.parametrize("form", FAST)
+def test_every_sequence_of_a_batch_has_its_own_state(name, form):
+    mixer, x = shaken(small(mixer=name, form=form)), draw(1, 3, 11, 8)
+    together, state = reading(mixer, x, [4, 7])
+    for n in range(3):
+        alone, own = reading(mixer, x[n : n + 1], [4, 7])
+        assert close(together[n], alone[0])
+        assert all(close(a[n], b[0]) for a, b in zip(leaves(state), leaves(own), strict=True))
+
+
+@pytest.mark.parametrize("name, reads", [*product(MEMORIES, ["exact"]), ("titans", "chunk")])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_bit_of_an_output_depends_on_a_later_token(name, reads, form):
+    mixer, x = shaken(small(mixer=name, form=form, reads=reads, memory_chunk=8)), draw(1, 2, 11, 8)
+    y, _ = reading(mixer, x, [11])
+    for t in range(11):
+        other = x.copy()
+        other[0, t] += 1e3
+        z, _ = reading(mixer, other, [11])
+        assert np.array_equal(z[0, :t], y[0, :t]) and np.array_equal(z[1], y[1])
+        assert not np.array_equal(z[0, t], y[0, t])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_bit_depends_on_a_later_token_even_where_keys_are_long(form):
+    """Long inputs make a chunk's triangular system badly scaled: no row may trade places with a later one."""
+    mixer, x = shaken(small(form=form, eta_max=4.0, memory_chunk=16, projection_chunk=16)), draw(1, 1, 16, 8)
+    for layers in mixer.initial.values():
+        for layer in layers:
+            layer.data *= 5
+    y, _ = reading(mixer, x, [16])
+    for t in range(1, 16):
+        for change in (1e-3, 1e3):
+            other = x.copy()
+            other[0, t] *= change
+            assert np.array_equal(reading(mixer, other, [16])[0][0, :t], y[0, :t])
+
+
+@pytest.mark.parametrize("chunks", [(4, 4), (1, 3), (8, 2), (6, 4)])
+def test_every_memory_is_written_exactly_as_often_as_its_chunk_size_says(chunks):
+    config = small(memory_chunk=chunks[0], projection_chunk=chunks[1], adaptive=(*FIVE, "q"))
+    mixer, x, state = shaken(config), draw(1, 1, 24, 8), None
+    moved: dict[str, list[int]] = {name: [] for name in config.adaptive}
+    before = mixer.start(Tensor(x[:, :1]))["start"]
+    for t in range(24):
+        _, state = mixer(Tensor(x[:, t : t + 1]), state)
+        for name, layers in state["start"].items():
+            changed = [not np.array_equal(a.data, b.data) for a, b in zip(layers, before[name], strict=True)]
+            assert len(set(changed)) == 1
+            if changed[0]:
+                moved[name].append(t + 1)
+        before = state["start"]
+    for name, steps in moved.items():
+        period = chunks[0] if name == "memory" else chunks[1]
+        assert steps == list(range(period, 25, period))
+
+
+# --- it does not blow up ------------------------------------------------------------------------------------
+
+
+def sensitivity(mixer, T: int = 1024) -> float:
+    """The length of ∂⟨c, y_T⟩/∂x_1 for a random unit vector c."""
+    x = Tensor(draw(3, 1, T, mixer.config.width).astype(np.float32), requires_grad=True)
+    c = unit(draw(4, mixer.config.width)).astype(np.float32)
+    (g,) = grad(total(mixer(x)[0][0, -1] * c), [x])
+    return float(np.linalg.norm(g.data[0, 0]))
+
+
+WIDE = Config(width=16, heads=2, layers=1)
+SLOWLY = [pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 16, 32)]
+
+
+@pytest.mark.parametrize("memory, objective", VARIETIES)
+@pytest.mark.parametrize("chunk", [*SLOWLY, 64, 128])
+def test_the_gradient_across_1024_tokens_neither_vanishes_nor_explodes(chunk, memory, objective):
+    config = replace(WIDE, objective=objective, memory=memory, memory_chunk=chunk, projection_chunk=chunk)
+    assert 1e-6 < sensitivity(make_mixer(np.random.default_rng(0), config)) < 1e1
+
+
+def largest_weight(config: Config, tokens: int, gate: float = 0.0) -> float:
+    """The largest number in the state while reading normal noise, inner learning rates pushed by `gate`."""
+    mixer: Any = make_mixer(np.random.default_rng(0), config)
+    rng = np.random.default_rng(1)
+    state, largest = None, 0.0
+    if gate:
+        mixer.bias["eta"].data += gate
+    with no_grad():
+        while tokens > 0:
+            x = rng.standard_normal((1, min(tokens, 2048), config.width), dtype=np.float32)
+            y, state = mixer(Tensor(x), state)
+            tokens -= 2048
+            assert np.all(np.isfinite(y.data))
+            largest = max([largest, *(float(np.abs(a).max()) for a in leaves(state))])
+    return largest
+
+
+@pytest.mark.parametrize("memory, objective", VARIETIES)
+def test_the_state_stays_bounded_at_a_large_inner_learning_rate(memory, objective):
+    config = replace(WIDE, eta_max=4.0, objective=objective, memory=memory)
+    assert largest_weight(config, 2048, gate=4.0) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta_max, gate", [(0.1, 0.0), (0.5, 4.0), (4.0, 4.0)])
+@pytest.mark.parametrize("memory, objective", VARIETIES)
+def test_the_state_is_bounded_after_100000_tokens(memory, objective, eta_max, gate):
+    config = replace(WIDE, eta_max=eta_max, memory=memory, objective=objective)
+    assert largest_weight(config, 100_000, gate) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [4, 16])
+@pytest.mark.parametrize("memory, objective", VARIETIES)
+def test_the_state_is_bounded_in_short_chunks(memory, objective, chunk):
+    config = replace(WIDE, eta_max=4.0, memory=memory, objective=objective, memory_chunk=chunk)
+    config = replace(config, projection_chunk=chunk)
+    assert largest_weight(config, 4096, gate=4.0) < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_matrix_memories_are_bounded_after_100000_tokens_or_grow_no_faster_than_they_come(rule):
+    bound = {"linear": 100_000, "retention": 2 * 4096}.get(rule, 50)
+    assert largest_weight(replace(WIDE, mixer=rule), 100_000) < bound

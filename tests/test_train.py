@@ -1,0 +1,561 @@
+"""What a run leaves behind, that it can be stopped anywhere, and what it says when something is wrong."""
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hope
+import train
+from data import Corpus, Segments
+from hope import Config, Hope
+from train import PRESETS, Run, Training
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--preset", "tiny", "--layers", "1", "--segment", "32", "--width", "16", "--hidden", "16",
+         "--batch", "2", "--sample-tokens", "4", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of 20 kB that is easy to predict."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"{n} and {n} are {2 * n}\n" for n in range(1000)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """A run of 18 steps with its baseline, begun from the command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    done = shell("--data", text, "--out", folder, "--baseline",
+                 "--steps", 18, "--sample-every", 9, quiet=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
+
+
+def command(*arguments, quiet=True):
+    return [sys.executable, str(ROOT / "train.py"), *SMALL[:None if quiet else -1], *map(str, arguments)]
+
+
+def shell(*arguments, quiet=True):
+    return subprocess.run(command(*arguments, quiet=quiet), capture_output=True, encoding="utf-8",
+                          env=os.environ | {"PYTHONIOENCODING": "utf-8"}, timeout=300)
+
+
+def main(*arguments):
+    return train.main([*SMALL, *map(str, arguments)])
+
+
+def small(text, folder, model=None, **changed):
+    """A run in this process, not begun yet."""
+    config, training = PRESETS["tiny"]
+    config = replace(config, layers=1, segment=32, width=16, hidden=16, **(model or {}))
+    training = replace(training, batch=2, sample_tokens=4, quiet=True, data=(str(text),), **changed)
+    return Run(folder, "tiny", config, training, Corpus.from_paths(str(text)))
+
+
+def checkpoint(folder):
+    with np.load(folder / "checkpoint.npz", allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def differing(a, b):
+    """The names in which two checkpoints differ, be it by a bit."""
+    def bits(array):
+        return array.dtype, array.shape, array.tobytes()
+    return [name for name in {*a, *b} if name not in a or name not in b or bits(a[name]) != bits(b[name])]
+
+
+def numbers(folder):
+    """The log without what depends on the clock on the wall."""
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"}
+            for line in train.read_log(folder)]
+
+
+# what a run leaves behind -----------------------------------------------------------------------------------
+
+def test_a_run_leaves_every_file_it_promises(finished):
+    folder, _, _ = finished
+    assert {p.name for p in folder.iterdir()} == {"config.json", "log.jsonl", "checkpoint.npz", "loss.png",
+                                                  "levels.png", "sample.txt", "baseline"}
+    for name in ("loss.png", "levels.png"):
+        assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (folder / "sample.txt").read_text(encoding="utf-8").count("step ") == 2  # at step 9 and at the end
+
+
+def test_the_log_has_a_line_for_every_step_with_all_that_is_promised(finished):
+    log = train.read_log(finished[0])
+    assert [line["step"] for line in log] == list(range(1, 19))
+    for line in log:
+        assert line["bits_per_byte"] == pytest.approx(line["loss"] / np.log(2))
+        assert line["gradient_norm"] > 0 and line["learning_rate"] > 0 and line["tokens_per_second"] > 0
+        assert line["memory_writes"].keys() == {"k", "v", "eta", "alpha", "memory"}
+        assert all(value > 0 for value in line["memory_writes"].values())
+
+
+def test_the_log_shows_each_level_moving_at_its_steps_and_at_no_other(finished):
+    for line in train.read_log(finished[0]):
+        due = [chunk for chunk in (1, 4, 16) if line["step"] % chunk == 0]
+        assert line["fired"] == due
+        assert {int(chunk) for chunk, change in line["level_change"].items() if change != 0} == set(due)
+
+
+def test_the_report_stands_beside_gzip_xz_and_the_transformer(finished):
+    folder, out, _ = finished
+    last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    found = last["validation_bits_per_byte"]
+    assert found.keys() == {"this run", "transformer", "gzip", "xz"}
+    for name, bits in found.items():
+        assert re.search(rf"{bits:.3f}  {name}$", out, re.MULTILINE)
+    assert f"{last['bytes']:,} bytes" in out
+    ours, baseline = (hope.load(p / "checkpoint.npz")[0].config for p in (folder, folder / "baseline"))
+    assert baseline == ours.transformer() and abs(hope.count(ours) - hope.count(baseline)) <= 16
+
+
+def test_validation_is_the_mean_over_the_measured_bytes(text, tmp_path):
+    run = small(text, tmp_path / "run")
+    bits, measured = run.evaluate()
+    assert bits == pytest.approx(8, rel=0.05)  # an untrained model knows nothing of bytes
+    tokens = np.concatenate([measured.read(0, len(measured))])
+    assert len(tokens) == 8 * 32 and bytes(tokens[:8]) in text.read_bytes()
+
+
+def test_the_screen_shows_settings_progress_and_a_sample(finished):
+    _, out, err = finished
+    assert "width=16" in out and "optimizer=adamw" in out and "step 9: " in out and "▶" in out
+    assert "bits/byte" in err and "tokens/s" in err and "moved" in err
+
+
+def test_quiet_shows_the_result_only(text, tmp_path, capsys):
+    assert main("--data", text, "--out", tmp_path / "run", "--steps", 1) == 0
+    out, err = capsys.readouterr()
+    assert "width=" not in out and not err and "bits per byte" in out
+
+
+def test_a_run_is_described_well_enough_to_be_repeated(finished, tmp_path, capsys):
+    folder, _, _ = finished
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert saved["data"]["sha256"] and saved["versions"].keys() >= {"python", "numpy"}
+    assert train.main(["--config", str(folder / "config.json"), "--out", str(tmp_path / "again"),
+                       "--baseline", "false", "--quiet"]) == 0
+    assert not differing(checkpoint(folder), checkpoint(tmp_path / "again"))
+
+
+def test_unprintable_bytes_are_written_as_escapes():
+    assert train.readable(list(b"a\x1b[0m\n\tb\x00" + "é".encode())) == "a\\x1b[0m\n\tb\\x00é"
+    assert train.readable([0xC3]) == "\ufffd"
+
+
+# stopping and going on --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("config", "training"), [
+    ({}, {}),
+    ({}, {"order": "consecutive", "accumulate": 2}),
+    ({"mixer": "gated"}, {"order": "consecutive", "optimizer": "muon"}),
+    ({"mixer": "attention", "cms": "independent"}, {"optimizer": "m3", "options": ("slow_period=2",)}),
+    ({"cms": "nested", "chunks": (1, 2, 4)}, {"optimizer": "multi_timescale"}),
+], ids=lambda settings: "-".join(map(str, settings.values())) or "plain")
+def test_seven_steps_are_three_a_stop_and_four_to_the_last_bit(text, tmp_path, config, training):
+    whole = small(text, tmp_path / "whole", config, steps=7, **training).begin()
+    assert not whole.train(7)
+    small(text, tmp_path / "parts", config, steps=7, **training).begin().train(3)
+    parts = train.resume(tmp_path / "parts", {})
+    assert parts.step == 3 and not parts.train(7)
+    assert not differing(checkpoint(whole.folder), checkpoint(parts.folder))
+    assert numbers(whole.folder) == numbers(parts.folder) and len(numbers(whole.folder)) == 7
+    assert whole.evaluate()[0] == parts.evaluate()[0] and whole.sample() == parts.sample()
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
+    folder, append = tmp_path / "run", train.append
+
+    def press(path, line):
+        append(path, line)
+        if '"step": 3,' in line:
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(train, "append", press)
+    assert main("--data", text, "--out", folder, "--steps", 6) == 130
+    assert f"python train.py --resume {folder}" in capsys.readouterr().out
+    assert hope.load(folder / "checkpoint.npz")[2]["progress"].item().startswith('{"step": 3,')
+    monkeypatch.setattr(train, "append", append)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert main("--data", text, "--out", tmp_path / "whole", "--steps", 6) == 0
+    assert not differing(checkpoint(folder), checkpoint(tmp_path / "whole"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_measuring_loses_nothing(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "finish", lambda run: signal.raise_signal(signal.SIGINT))
+    assert main("--data", text, "--out", tmp_path / "run", "--steps", 2) == 130
+    assert "step 2 of 2 is saved" in capsys.readouterr().out
+
+
+def test_a_killed_run_leaves_a_good_checkpoint_at_every_moment(text, tmp_path):
+    folder, rng, step = tmp_path / "run", np.random.default_rng(0), -1
+    start = command("--data", text, "--out", folder, "--steps", 9999, "--checkpoint-every", 1)
+    for _ in range(4):
+        running = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        began = time.monotonic()
+        while len(numbers(folder)) < max(step, 0) + 2:
+            assert running.poll() is None and time.monotonic() - began < 120, running.stderr.read()
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.05))
+        running.kill()
+        running.communicate()
+        found = json.loads(str(hope.load(folder / "checkpoint.npz")[2]["progress"]))["step"]
+        assert found > step
+        step, start = found, [*start[:2], "--resume", str(folder)]
+    run = train.resume(folder, {"steps": step + 1})
+    run.train(step + 1)
+    assert [line["step"] for line in numbers(folder)] == list(range(1, step + 2))
+
+
+def test_the_old_checkpoint_stays_while_the_new_one_is_written(text, tmp_path, monkeypatch):
+    run = small(text, tmp_path / "run").begin()
+    before = checkpoint(run.folder)
+    run.advance()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.save()
+    assert not differing(before, checkpoint(run.folder))
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(text, tmp_path, monkeypatch, capsys):
+    folder, write = tmp_path / "run", hope.write_npz
+
+    def full(path, arrays):
+        if '"step": 4,' in str(arrays["progress"]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, arrays)
+    monkeypatch.setattr(hope, "write_npz", full)
+    assert main("--data", text, "--out", folder, "--steps", 6, "--checkpoint-every", 2) == 1
+    assert one_line(capsys) == f"No space left on device; {folder} keeps step 2"
+    monkeypatch.setattr(hope, "write_npz", write)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert main("--data", text, "--out", tmp_path / "whole", "--steps", 6) == 0
+    assert not differing(checkpoint(folder), checkpoint(tmp_path / "whole"))
+
+
+def test_a_log_cut_in_the_middle_of_a_line_can_be_gone_on_with(text, tmp_path):
+    run = small(text, tmp_path / "run", steps=4).begin()
+    run.train(2)
+    with open(run.folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 3, "loss": 5.1, "level_change": {"1": 0.1}')
+    train.resume(run.folder, {}).train(4)
+    assert [line["step"] for line in numbers(run.folder)] == [1, 2, 3, 4]
+
+
+def test_time_runs_out_with_a_save(text, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main("--data", text, "--out", folder, "--steps", 500, "--minutes", 1e-6) == 0
+    assert "step 1 of 500 is saved" in capsys.readouterr().out
+    assert train.resume(folder, {"steps": 2}).step == 1
+
+
+# numbers that are not finite --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("where", ["blocks.0.cms.levels.1.up.weight", "blocks.0.mixer.initial.memory.0",
+                                   "embedding"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_place(text, tmp_path, where):
+    run = small(text, tmp_path / "run", steps=5).begin()
+    run.train(2)
+    before = checkpoint(run.folder)
+    dict(run.model.named_parameters())[where].data.flat[-1] = np.nan
+    with pytest.raises(FloatingPointError, match=rf"step 3: the weight {re.escape(where)} is not finite"):
+        run.train(5)
+    assert not differing(before, checkpoint(run.folder))
+
+
+def test_weights_that_are_not_finite_are_never_saved(text, tmp_path):
+    run = small(text, tmp_path / "run").begin()
+    before = checkpoint(run.folder)
+    run.model.norm.weight.data[0] = np.inf
+    with pytest.raises(FloatingPointError, match=r"the weight norm\.weight is not finite"):
+        run.save()
+    assert not differing(before, checkpoint(run.folder))
+
+
+def test_a_level_whose_output_overflows_is_named(text, tmp_path):
+    run = small(text, tmp_path / "run").begin()
+    run.model.blocks[0].cms.levels[2].up.weight.data[:] = 1e25
+    run.model.blocks[0].cms.levels[2].down.weight.data[:] = 1e25
+    with pytest.raises(FloatingPointError, match="block 0, the level with chunk size 16 is not finite"):
+        run.train(1)
+
+
+def test_a_run_that_diverges_ends_with_one_line_and_a_finite_checkpoint(text, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main("--data", text, "--out", folder, "--optimizer", "sgd", "--lr", "1e30", "--warmup", 0) == 1
+    assert re.fullmatch(r"step \d+: .+ is not finite; try a smaller --lr than 1e\+30; .+ keeps step 0",
+                        one_line(capsys))
+    assert all(np.all(np.isfinite(a)) for a in checkpoint(folder).values() if a.dtype.kind == "f")
+
+
+# bad input --------------------------------------------------------------------------------------------------
+
+def one_line(capsys):
+    out, err = capsys.readouterr()
+    assert err.startswith("train.py: error: ") and err.count("\n") == 1 and "Traceback" not in out + err
+    return err.removeprefix("train.py: error: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--preset", "tinny"], "unknown preset 'tinny', did you mean 'tiny'?"),
+    (["--stepps", "3"], "unknown argument '--stepps', did you mean '--steps'?"),
+    (["tiny"], "unknown argument 'tiny'"),
+    (["--optimizer", "adamm"], "did you mean 'adamw'?"),
+    (["--mixer", "titan"], "did you mean 'titans'?"),
+    (["--options", "momentun=1", "--optimizer", "momentum"], "did you mean 'momentum'?"),
+    (["--options", "momentum"], "write name=value"),
+    (["--schedule", "cosinus"], "did you mean 'cosine'?"),
+    (["--order", "random"], "choose from shuffled, consecutive"),
+    (["--steps", "0"], "steps is 0; it must be at least 1"),
+    (["--steps", "many"], "invalid int value: 'many'"),
+    (["--batch", "-1"], "batch is -1; it must be at least 1"),
+    (["--accumulate", "0"], "accumulate is 0"),
+    (["--lr", "0"], "lr is 0.0; it must be positive"),
+    (["--lr", "nan"], "lr is nan"),
+    (["--clip", "-1"], "clip is -1.0"),
+    (["--minutes", "inf"], "minutes is inf"),
+    (["--seed", "-1"], "seed is -1"),
+    (["--quiet", "perhaps"], "'perhaps'"),
+    (["--width", "30", "--heads", "4"], "width 30 over 4 heads"),
+    (["--cms", "nested", "--chunks", "1,3", "--segment", "32"], "chunk sizes that divide"),
+    (["--chunks", "1,x"], "'1,x'"),
+    (["--vocabulary", "300"], "vocabulary is 300"),
+    (["--segment", "100000"], "the validation text has"),
+    (["--batch", "30000", "--order", "consecutive"], "the train text has"),
+    (["--data", "nowhere.txt"], "nowhere.txt' in "),
+    (["--data", "EMPTY"], "empty"),
+    (["--config", "nowhere.json"], "there is no file nowhere.json"),
+    (["--config", "LIST"], "holds a list"),
+    (["--config", "TORN"], "is not JSON"),
+    (["--config", "UNKNOWN"], "unknown setting 'widht', did you mean 'width'?"),
+    (["--config", "KIND"], "lr is '1'; it must be of the kind of 0.002"),
+    (["--resume", "nowhere"], "there is no file nowhere"),
+    (["--out", "USED"], "is in use; choose another --out"),
+    (["--out", "EMPTY"], "is in use; choose another --out"),
+    (["--out", "/dev/null/run"], "cannot be made (Not a directory); choose another --out"),
+    (["--preset", "paper-1.3b", "--width", "65536"], "--dry-run says what a run would take"),
+])
+def test_bad_input_is_answered_in_one_line(text, tmp_path, capsys, arguments, words):
+    files = {"EMPTY": "", "LIST": "[1]", "TORN": '{"lr": ', "UNKNOWN": '{"widht": 1}', "KIND": '{"lr": "1"}'}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "USED").mkdir()
+    (tmp_path / "USED" / "thesis.txt").write_text("irreplaceable", encoding="utf-8")
+    arguments = [str(tmp_path / a) if a in files or a == "USED" else a for a in arguments]
+    base = [] if "--resume" in arguments or "--preset" in arguments else SMALL
+    defaults = ["--data", str(text), "--out", str(tmp_path / "run")]
+    given = [*base, *([] if "--resume" in arguments else defaults), *arguments]
+    assert train.main(given) == 2
+    assert words in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+    assert [p.name for p in (tmp_path / "USED").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda f: os.truncate(f / "checkpoint.npz", 5000), "not a readable checkpoint"),
+    (lambda f: flip(f / "checkpoint.npz"), "not a readable checkpoint"),
+    (lambda f: (f / "checkpoint.npz").unlink(), "there is no checkpoint"),
+    (lambda f: hope.save(f / "checkpoint.npz", hope.load(f / "checkpoint.npz")[0]), "no run to go on"),
+    (lambda f: edit(f / "config.json", "config", "width", 32), "they differ in width"),
+    (lambda f: edit(f / "config.json", "config", "widht", 32), "did you mean 'width'?"),
+    (lambda f: edit(f / "config.json", "training", "batch", 3), "the saved position is for batch 2"),
+    (lambda f: edit(f / "config.json", "training", "optimizer", "sgd"), "not of SGD"),
+    (lambda f: edit(f / "config.json", "data", "sha256", "0"), "the data is not what this run began"),
+    (lambda f: (f / "config.json").write_text("{}", encoding="utf-8"), "was not written by a run"),
+], ids=["cut", "flipped", "gone", "no run", "other shape", "other key", "other batch", "other optimiser",
+        "other data", "no settings"])
+def test_a_run_that_cannot_go_on_says_why(text, tmp_path, capsys, change, words):
+    small(text, tmp_path / "run", {"mixer": "linear"}, steps=2).begin().train(1)
+    change(tmp_path / "run")
+    assert train.main(["--resume", str(tmp_path / "run")]) == 2
+    assert words in one_line(capsys)
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(path, part, name, value):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found[part][name] = value
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["--eta-max", "0.5"], ["--preset", "tiny"], ["--out", "elsewhere"]])
+def test_a_resumed_run_keeps_its_model(text, tmp_path, capsys, arguments):
+    small(text, tmp_path / "run").begin()
+    assert train.main(["--resume", str(tmp_path / "run"), *arguments]) == 2
+    assert "keeps" in one_line(capsys)
+
+
+# settings ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_setting_can_be_typed_as_a_flag_and_read_from_json(preset):
+    config, training = PRESETS[preset]
+    values = asdict(config) | asdict(training)
+    typed = [word for name, value in values.items() if value != () for word in
+             ("--" + name.replace("_", "-"), *(value if name == "data" else [train.typed(value)]))]
+    assert train.settings("nano", train.parse(typed)[1]) == PRESETS[preset]
+    assert train.settings("nano", json.loads(json.dumps(values))) == PRESETS[preset]
+
+
+def test_every_flag_is_explained(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for f in [*fields(Config), *fields(Training)]:
+        assert f"--{f.name.replace('_', '-')} " in shown
+    assert "B, segments read side by side [4]" in shown and "D, the length of the vector" in shown
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(text, tmp_path):
+    path = tmp_path / "settings.json"
+    settings = {"steps": 3, "lr": 1, "chunks": [1, 2], "out": str(tmp_path / "run")}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert main("--config", path, "--steps", 2, "--data", text) == 0
+    saved = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    config, training = saved["config"], saved["training"]
+    assert (training["steps"], training["lr"], config["chunks"], config["width"]) == (2, 1, [1, 2], 16)
+
+
+@given(st.integers(1, 10**6), st.floats(1e-9, 1e9), st.booleans(), st.lists(st.integers(1, 99), min_size=1))
+def test_what_is_typed_is_what_is_read(steps, lr, quiet, chunks):
+    found = train.parse(["--steps", str(steps), "--lr", repr(lr), "--quiet", train.typed(quiet),
+                         "--chunks", train.typed(chunks)])[1]
+    assert found == {"steps": steps, "lr": lr, "quiet": quiet, "chunks": tuple(chunks)}
+
+
+def test_the_optimisers_options_reach_it(text, tmp_path):
+    run = small(text, tmp_path, optimizer="m3", options=("reading=sum", "slow_period=3", "variance=false"))
+    group = run.optimizer.groups[0]
+    assert (group["reading"], group["slow_period"], group["variance"]) == ("sum", 3, False)
+
+
+# steps ------------------------------------------------------------------------------------------------------
+
+def test_consecutive_segments_carry_the_state_until_the_text_begins_anew(text, tmp_path, monkeypatch):
+    run, pasts = small(text, tmp_path, {"mixer": "linear"}, order="consecutive"), []
+    run.segments = Segments(Corpus.from_paths(str(text)).split("validation"), 2, 32, "consecutive")
+    loss = run.model.loss
+    monkeypatch.setattr(run.model, "loss", lambda tokens, past: pasts.append(past) or loss(tokens, past))
+    count = (len(run.segments.text) - 1) // 2 // 32
+    for _ in range(count + 2):
+        run.advance()
+    assert [past is None for past in pasts] == [True, *[False] * (count - 1), True, False]
+    assert pasts[1].blocks[0]["mixer"]["S"].node is None  # no gradient runs from one segment into the last
+
+
+def test_shuffled_segments_and_attention_carry_nothing(text, tmp_path):
+    for config, order in (({}, "shuffled"), ({"mixer": "attention"}, "consecutive")):
+        run = small(text, tmp_path, config, order=order)
+        run.advance()
+        assert run.state is None
+
+
+def test_two_accumulated_batches_are_one_of_twice_the_size(text, tmp_path):
+    one, two = (small(text, tmp_path, accumulate=n, clip=1e9) for n in (1, 2))
+    one.segments = Segments(one.segments.text, 4, 32)
+    a, b = one.advance(), two.advance()
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    for p, q in zip(one.optimizer.params, two.optimizer.params, strict=True):
+        np.testing.assert_allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_learning_rate_follows_the_schedule(text, tmp_path):
+    run = small(text, tmp_path, steps=10, warmup=2, final=0.5, lr=0.01, schedule="linear")
+    rates = [run.advance()["learning_rate"] for _ in range(10)]
+    np.testing.assert_allclose(rates[:3], [0.005, 0.01, 0.01])
+    np.testing.assert_allclose(np.diff(rates[2:]), -0.005 / 8)
+
+
+def test_training_learns(text, tmp_path):
+    run = small(text, tmp_path, steps=60, lr=1e-2)
+    first = run.advance()["loss"]
+    for _ in range(40):
+        last = run.advance()["loss"]
+    assert last < first - 2  # nats: digits, spaces and four words
+
+
+# without training -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("preset", "parameters"), [("paper-760m", 760e6), ("paper-1.3b", 1.3e9)])
+def test_the_papers_sizes_are_met_within_one_percent(preset, parameters):
+    assert hope.count(PRESETS[preset][0]) == pytest.approx(parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("config", [{}, {"memory": "matrix", "adaptive": ("k", "memory")},
+                                    {"projection_chunk": 1}, {"mixer": "attention"}, {"mixer": "gated"}])
+def test_the_states_size_is_known_before_the_first_token(config):
+    config = replace(PRESETS["tiny"][0], chunks=(1, 4), segment=33, **config)
+    model, rng = Hope(config, np.random.default_rng(0)), np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (1, config.segment + 1))
+    memories, levels = train.state_bytes(Hope(config, None))
+    _, state = model(tokens[:, :-1])
+    assert state.nbytes == memories
+    _, learned = model.learn(tokens)
+    nothing = learned.reset("levels").nbytes
+    assert learned.nbytes - nothing == levels
+
+
+def test_the_optimisers_size_is_known_before_the_first_step(text, tmp_path):
+    run = small(text, tmp_path)
+    run.advance()
+    kept = sum(np.asarray(v).nbytes for state in run.optimizer.state for v in state.values())
+    assert train.optimizer_bytes(run.model, run.training) == pytest.approx(kept, rel=0.02)
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main("--dry-run", "--preset", "tiny") == 0
+    out = capsys.readouterr().out
+    for word in ("parameters", "state", "FLOPs", "memory", "data", "duration", "estimate"):
+        assert word in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_says_what_there_is():
+    done = shell("--doctor", "--threads=1")
+    assert done.returncode == 0 and not done.stderr
+    for word in ("python", "numpy", "BLAS", "limited to 1", "kernels", "cache", "GPU", "usable"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(("n", "words"), [(0, "0 bytes"), (999, "999 bytes"), (20_218_000, "20.2 MB")])
+def test_sizes_are_said_in_words(n, words):
+    assert train.amount(n) == words
+
+
+def test_the_start_takes_less_than_two_seconds_of_work_and_leaves_pictures_for_later(text, tmp_path):
+    probe = "import sys, train; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+    cache = {} if os.access(ROOT, os.W_OK) else {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    taken = []
+    for i in range(2):  # the first may compile
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, ROOT / "train.py", "--preset", "tiny", "--steps", "1",
+                               "--threads", "1", "--out", tmp_path / f"run {i}"],
+                              env=os.environ | cache, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        taken.append(after.ru_utime - before.ru_utime)
+    assert min(taken) < 3  # seconds of processor time; 2 on an idle machine

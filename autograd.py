@@ -561,7 +561,7 @@ def _wins(x: Tensor, y: Tensor) -> Array:
 
 def minimum(x: Any, y: Any) -> Tensor:
     """min(x, y) = −max(−x, −y)"""
-    return neg(maximum(neg(x), neg(y)))
+    return -maximum(-x, -y)
 
 @op
 def silu(x):
@@ -690,7 +690,8 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
                          f" not {targets.dtype} of shape {targets.shape}")
     counted = targets != ignore_index
     label = np.where(counted, targets, 0)
-    if label.size and (label.min() < 0 or label.max() >= logits.shape[-1]):
+    known = isinstance(label, np.ndarray)  # to look at what lies on a card would be to wait for it
+    if known and label.size and (label.min() < 0 or label.max() >= logits.shape[-1]):
         raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
                          f"found {label.min()}..{label.max()}")
     if reduction not in ("mean", "sum", "none"):
@@ -782,6 +783,8 @@ class _Scatter:
         if all(i is None or i is ... or isinstance(i, (int, slice, np.integer))
                or getattr(i, "dtype", None) == np.bool_ for i in parts):  # no position twice
             buffer[self.index] += g
+        elif hasattr(buffer, "scatter_add"):  # np.add.at does not dispatch; this is CuPy's
+            buffer.scatter_add(self.index, g)
         elif len(parts) == 1 and hasattr(parts[0], "shape") and parts[0].size and buffer.ndim > 1:
             # rows of a table: sorted, equal ones stand together and are added up at once
             rows = np.reshape(parts[0], -1) % len(buffer)
@@ -807,7 +810,8 @@ def scatter(x, *, index, shape):
 
 def take_along_axis(x: Tensor, index: Array, axis: int) -> Tensor:
     """x at one index per position of the other axes"""
-    grid: list = list(np.ogrid[tuple(slice(n) for n in x.shape)])
+    grid: list = [np.reshape(np.arange(n, like=x.data), (-1, *[1] * (x.ndim - 1 - i)))
+                  for i, n in enumerate(x.shape)]
     grid[axis] = _plain(index)
     return x[tuple(grid)]
 

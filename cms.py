@@ -25,8 +25,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autograd import Tensor, grad, mean, minimum, softmax, sqrt, stack, sum
-from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, rms_norm
+from autograd import (
+    Tensor,
+    concatenate,
+    grad,
+    log1p,
+    mean,
+    minimum,
+    reshape,
+    sigmoid,
+    softmax,
+    sqrt,
+    stack,
+    sum,
+    tanh,
+    tensor,
+)
+from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, normal, rms_norm, split_heads
+from memory import Mixer, delta_rule, expect_batch
 
 if TYPE_CHECKING:
     from hope import Config
@@ -152,6 +168,116 @@ def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> di
         if new.cms == "independent":
             stacked[f"blocks.{block}.cms.mix"] = np.zeros(len(new.chunks), dtype=array.dtype)
     return stacked
+
+
+# Memories that hold vectors ---------------------------------------------------------------------------------
+#
+# A level holds weights. The same clock can move what holds no weights, but a few vectors.
+
+
+class Banks(Mixer):
+    """Memories of many spans, ultra-short to episodic: each holds one vector and moves on its own clock.
+
+        m_ℓ ← m_ℓ + (1/C_ℓ) Σ_{last C_ℓ tokens} g_t (v_t − m_ℓ)     if t ≡ 0 (mod C_ℓ), else unchanged
+        o_t = Σ_ℓ softmax_ℓ(q_t·m_ℓ/√d + s_ℓ) m_ℓ
+
+    per head: [A 71] for states, with the chunk sizes of `config.spans`, in tokens. It is Hebbian learning
+    with retention, one write per chunk with the constant key 1: a = 1 − ḡ and c v = mean g v, g_t < 0.99;
+    so `delta_rule` computes all chunks at once.
+
+    x (B,T,D) → (B,T,D). State: the convolution's tail; the position; per bank the vector m (B,H,d,1) and the
+    sums of g v and g over a chunk that is not yet full.
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        super().__init__(rng, config, ("q", "v"))
+        self.spans, self.form = config.spans, config.form
+        d = config.width // config.heads
+        self.gate = Linear(rng, config.width, config.heads * len(self.spans))
+        self.initial = normal(rng, (len(self.spans), config.heads, d, 1), 1.0)
+        self.share = Parameter(np.zeros((config.heads, len(self.spans)), dtype=np.float32))
+
+    def start(self, x: Tensor) -> dict[str, Any]:
+        """The state before the first token."""
+        def zeros(*shape: int) -> Tensor:
+            return Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.heads, *shape)))
+        d = self.initial.shape[2]
+        banks = [{"m": self.initial[i] + zeros(1, 1), "write": zeros(d), "gate": zeros()}
+                 for i in range(len(self.spans))]
+        return {"tail": None, "position": 0, "banks": banks}
+
+    def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        state = state or self.start(x)
+        feed, x, tail = self.feeds(x, state["tail"])
+        gates = split_heads(sigmoid(self.gate(x)) * 0.99, self.heads)  # (B,H,T,banks)
+        v, read, banks = rms_norm(feed["v"]), [], []
+        for i, span in enumerate(self.spans):
+            seen, bank = self.bank(span, v, gates[..., i], state["position"], state["banks"][i])
+            read.append(seen)
+            banks.append(bank)
+        m = stack(read, axis=-2)  # (B,H,T,banks,d)
+        scores = (m @ feed["q"][..., None])[..., 0] * m.shape[-1] ** -0.5 + self.share[:, None]
+        o = (softmax(scores)[..., None, :] @ m)[..., 0, :]
+        return self.merge(o), {"tail": tail, "position": state["position"] + x.shape[1], "banks": banks}
+
+    def bank(self, span: int, v: Tensor, g: Tensor, position: int, state: dict[str, Tensor]
+             ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What one bank holds when each token comes (B,H,T,d), and its next state; v (B,H,T,d), g (B,H,T)."""
+        filled, time = position % span, v.shape[2]
+        chunks = -(-(filled + time) // span)
+        each, tokens = np.arange(chunks, like=v.data), np.arange(time, like=v.data)
+        of = (tokens + filled) // span  # the chunk of each token
+        member = (of == each[:, None]).astype(v.dtype)  # (chunks,T)
+        write, gate = member @ (g[..., None] * v), (member @ g[..., None])[..., 0]  # (B,H,chunks,d), no d
+        first = (each == 0).astype(v.dtype)
+        write = write + first[:, None] * state["write"][..., None, :]
+        gate = gate + first * state["gate"][..., None]
+        full = (filled + time) // span  # chunks that are complete
+        one = np.ones_like(v.data, shape=(*v.shape[:2], full, 1))
+        log_a = log1p(gate[..., :full] * (-1 / span))
+        m, last = delta_rule(tensor(one), tensor(one), write[..., :full, :], log_a, tensor(one[..., 0] * 0),
+                             tensor(one[..., 0] / span), state["m"], self.form)
+        rest = float(full < chunks)
+        held = concatenate([m, last.mT], axis=2) if rest else m
+        return held[:, :, of], {"m": last, "write": write[:, :, -1] * rest, "gate": gate[..., -1] * rest}
+
+
+class Cell(Module):
+    """A recurrent cell with one state per rate, fast to slow, all moving towards one shared idea.
+
+        idea = tanh(W_x x_t + W_m [m_1 … m_k])                                      the controller
+        r_ℓ  = rate_ℓ·(1 + reach_ℓ tanh(u_ℓ·[x_t, m_1 … m_k]))                       the rate adapter, bounded
+        m_ℓ ← (1 − r_ℓ) m_ℓ + r_ℓ idea,        o_t = W_o mean_ℓ m_ℓ
+
+    with `config.rates`, 0.8, 0.2 and 0.05 by default. The adapter can halve a rate or raise it by half, but
+    not above 1; the slowest state is protected: its rate never rises above its own.
+
+    x (B,T,D) → (B,T,D). State: m (B,k,D).
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        D, k = config.width, len(config.rates)
+        rates = np.array(config.rates)
+        self.rates = rates
+        self.reach = np.minimum(0.5, 1 / rates - 1)  # the adapter's range, so that no rate is above 1 …
+        self.middle = np.where(np.arange(k) < k - 1, 1, 1 - self.reach)  # … nor the slowest above its own
+        self.see, self.recall = Linear(rng, D, D + k), Linear(rng, k * D, D + k)
+        self.output = Linear(rng, D, D, (2 * config.layers) ** -0.5)
+        self.initial = normal(rng, (k, D), 0.1)
+
+    def __call__(self, x: Tensor, state: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        B, T, D = x.shape
+        m = state["m"] if state else self.initial + np.zeros_like(x.data, shape=(B, 1, 1))
+        expect_batch(m, x)
+        seen, rates, reach, middle = self.see(x), *(np.asarray(c, dtype=x.dtype, like=x.data)
+                                                    for c in (self.rates, self.reach, self.middle))
+        states = []
+        for t in range(T):
+            z = tanh(seen[:, t] + self.recall(reshape(m, shape=(B, -1))))  # (B,D+k)
+            r = (rates * (middle + reach * z[:, D:]))[:, :, None]  # (B,k,1)
+            m = m + r * (z[:, None, :D] - m)
+            states.append(m)
+        return self.output(mean(stack(states, axis=1), axis=2)), {"m": m}
 
 
 def main() -> None:

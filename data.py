@@ -43,8 +43,8 @@ def encode(text: str) -> Tokens:
 
 
 def decode(tokens: ArrayLike) -> str:
-    """The string that tokens spell; bytes that are no UTF-8 (a character cut in half) become U+FFFD."""
-    return bytes(np.asarray(tokens).tolist()).decode("utf-8", errors="replace")
+    """The string that tokens spell; what is no byte and no UTF-8 (a character cut in half) becomes U+FFFD."""
+    return bytes(np.minimum(tokens, 255).tolist()).decode("utf-8", errors="replace")  # 255 is no UTF-8
 
 
 # --- documents and texts ------------------------------------------------------------------------------------
@@ -216,6 +216,13 @@ class Corpus:
             raise ValueError("no paths given: name at least one file, folder or glob")
         return cls(documents)
 
+    @classmethod
+    def random(cls, seed: int = 0, size: int = 1 << 20) -> "Corpus":
+        """Random bytes: a text with nothing to learn, where 8 bits per byte are the best there is."""
+        pieces = np.random.default_rng(seed).bytes(size)
+        return cls([Document(f"random/{i}", pieces[i : i + size // 16], size // 16)
+                    for i in range(0, size, size // 16)])  # fmt: skip
+
     def manifest(self) -> dict[str, Any]:
         """What was read, to be kept with a run: names, sizes and one sha256 over all names and contents."""
         sha = hashlib.sha256()
@@ -328,6 +335,38 @@ def compressed_bits_per_byte(text: Text, limit: int = 1 << 24) -> dict[str, floa
         for name, compressor in compressors.items():
             written[name] += len(compressor.compress(piece))
     return {name: 8 * (written[name] + len(compressors[name].flush())) / size for name in compressors}
+
+
+# --- the travel stories: words instead of bytes --------------------------------------------------------------
+
+
+def read_stories(path: str | Path) -> dict[str, list[list[str]]]:
+    """The stories of a plain text file: name → sentences, each a list of words.
+
+    A line "# name" names the story of the sentences below it, one a line; a name without sentences is a note.
+    ValueError for a file without stories.
+    """
+    found: dict[str, list[list[str]]] = {}
+    name = ""
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            name = line[1:].strip()
+        elif words := line.split():
+            found.setdefault(name, []).append(words)
+    if not found or "" in found:
+        raise ValueError(f"{path} holds no story: a line '# name', then one sentence a line")
+    return found
+
+
+def next_words(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> tuple[Tokens, Tokens]:
+    """Sentences as tokens, the places of words in the vocabulary, and as targets, the words that follow."""
+    number, length = {word: i for i, word in enumerate(vocabulary)}, max(map(len, sentences)) - 1
+    tokens = np.zeros((len(sentences), length), np.int64)
+    targets = np.full_like(tokens, IGNORE)
+    for row, words in enumerate(sentences):
+        numbers = [number[word] for word in words]
+        tokens[row, : len(words) - 1], targets[row, : len(words) - 1] = numbers[:-1], numbers[1:]
+    return tokens, targets
 
 
 # --- synthetic tasks: (tokens, targets), both (B,T), with IGNORE where nothing is asked ---------------------

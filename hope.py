@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 
 import cms
-from autograd import Tensor, embedding, enable_grad, grad, mean, no_grad, sum, tensor
+from autograd import Tensor, embedding, enable_grad, grad, mean, no_grad, stack, sum, tensor
 from layers import CausalAttention, Module, RMSNorm, Rng, fused_cross_entropy, linear, normal, rms_norm
-from memory import FORMS, RULES, MatrixMemory, SelfModifyingTitans
+from memory import FORMS, RULES, MatrixMemory, SelfModifyingTitans, SimpleRecurrent, WeightGenerator
 
-MIXERS = ("titans", "plain-titans", "attention", *RULES)
-CHOICES = {"mixer": MIXERS, "cms": cms.VARIANTS, "memory": ("mlp", "matrix"), "objective": ("l2", "dot"),
+OTHERS: dict[str, type] = {"generated": WeightGenerator, "banks": cms.Banks, "cell": cms.Cell,
+                           "rnn": SimpleRecurrent}
+MIXERS = ("titans", "plain-titans", "attention", *RULES, *OTHERS)
+CHOICES = {"cms": cms.VARIANTS, "memory": ("mlp", "matrix"), "objective": ("l2", "dot"),
            "targets": ("self", "value"), "reads": ("exact", "chunk"), "retention": ("initial", "zero"),
            "form": tuple(FORMS)}
 
@@ -45,7 +47,7 @@ class Config:
     heads: int = 4              # independent memories per block, each of width/heads
     segment: int = 512          # T, tokens in one training window
     vocabulary: int = 256       # V; bytes by default
-    mixer: str = "titans"       # what stands before the levels in a block
+    mixer: str = "titans"       # what stands before the levels; with + between, several side by side
     chunks: tuple[int, ...] = (1, 4, 16)  # chunk size of every level, fast to slow, in segments
     cms: str = "sequential"     # how the levels are put together
     hidden: int = 512           # F, hidden size of one level
@@ -61,6 +63,12 @@ class Config:
     eta_start: float = 0.02     # where it starts
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero
     through_writes: bool = True  # gradients through the memories' own writes; False cuts them there
+    spans: tuple[int, ...] = (2, 8, 32, 128, 512)  # of banks: tokens between two moves of each
+    rates: tuple[float, ...] = (0.8, 0.2, 0.05)  # of a cell's states, fast to slow: how far they move
+    generator_chunk: int = 8    # tokens between two proposals of a weight generator
+    generator_rate: float = 0.1  # how far one of its proposals moves the weights
+    generator_rank: int = 2     # rank of a proposal
+    generator_hidden: int = 128  # hidden size of the network that proposes
     form: str = "fused"         # how the delta rule is computed: fused, chunked or recurrent
     learn_rate: float = 0.1     # inner learning rate of the levels while reading
 
@@ -72,9 +80,14 @@ class Config:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}{nearest(getattr(self, name), allowed)}; "
                                  f"choose from {', '.join(allowed)}")
+        for part in self.mixer.split("+"):
+            if part not in MIXERS:
+                raise ValueError(f"mixer {part!r}{nearest(part, MIXERS)}; choose from {', '.join(MIXERS)}, "
+                                 "or several with + between")
         for name in ("width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk",
-                     "projection_chunk", "memory_hidden", "learn_rate"):
-            least = 0 if name in ("memory_hidden", "learn_rate") else 1
+                     "projection_chunk", "memory_hidden", "generator_chunk", "generator_rate",
+                     "generator_rank", "generator_hidden", "learn_rate"):
+            least = 0 if name in ("memory_hidden", "generator_rate", "learn_rate") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -83,6 +96,11 @@ class Config:
         if not self.chunks or list(self.chunks) != sorted(self.chunks) or self.chunks[0] < 1:
             raise ValueError(f"chunks {self.chunks}; give the levels' chunk sizes fast to slow, each at "
                              "least 1, such as 1,4,16")
+        if not self.spans or min(self.spans) < 1:
+            raise ValueError(f"spans {self.spans}; give each bank's in tokens, at least 1, such as 2,8,32")
+        if not self.rates or list(self.rates) != sorted(self.rates, reverse=True) or not (
+                0 < self.rates[-1] <= self.rates[0] < 1):
+            raise ValueError(f"rates {self.rates}; give them fast to slow, between 0 and 1, such as 0.8,0.2")
         unknown = set(self.adaptive) - {"q", "k", "v", "eta", "alpha", "memory"}
         if unknown or "memory" not in self.adaptive:
             raise ValueError(f"adaptive {self.adaptive}; choose from q, k, v, eta, alpha and memory, memory "
@@ -256,11 +274,27 @@ def make_mixer(rng: Rng | None, config: Config) -> Module:
     """What stands before the levels in a block, by `config.mixer`; plain Titans are [A 76–78]."""
     if config.mixer == "attention":
         return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5)
+    if "+" in config.mixer:
+        return SideBySide([make_mixer(rng, replace(config, mixer=name)) for name in config.mixer.split("+")])
+    if config.mixer in OTHERS:
+        return OTHERS[config.mixer](rng, config)
     if config.mixer in RULES:
         return MatrixMemory(rng, config, config.mixer)
     if config.mixer == "plain-titans":  # one memory that learns, fed by projections that do not [Titans]
         config = replace(config, adaptive=("memory",), targets="value")
     return SelfModifyingTitans(rng, config)
+
+
+class SideBySide(Module):
+    """Several mixers that read the same; their answers are added.  x (B,T,D); state: theirs, in order"""
+
+    def __init__(self, mixers: Sequence[Any]):
+        self.mixers = list(mixers)
+
+    def __call__(self, x: Tensor, state: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        pasts = state or [None] * len(self.mixers)
+        read = [mixer(x, past) for mixer, past in zip(self.mixers, pasts, strict=True)]
+        return sum(stack([y for y, _ in read]), axis=0), [present for _, present in read]
 
 
 class Block(Module):
@@ -295,22 +329,25 @@ class Hope(Module):
             blocks.append(present)
         return linear(self.norm(x), self.embedding), State(blocks, state.clock)
 
-    def _checked(self, tokens: Any, state: State) -> Any:
+    def _checked(self, tokens: Any, state: State | None) -> Any:
+        """Tokens that can be read, where the weights are."""
         tokens = tensor(tokens).data
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError("tokens must have shape (batch, time) with at least one token, "
                              f"not {tokens.shape}")
-        if tokens.min() < 0 or tokens.max() >= self.config.vocabulary:
+        ours = isinstance(tokens, np.ndarray)  # those on a card were looked at before they went there
+        if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
                              f"{self.config.vocabulary}; these lie in {tokens.min()}..{tokens.max()}")
-        for t in state.leaves():
+        for t in state.leaves() if state else ():
             if len(t) != len(tokens):
                 raise ValueError(f"the state is of {len(t)} sequences and the tokens are of {len(tokens)}; "
                                  "every sequence needs its own state")
-        return tokens
+        return np.asarray(tokens, like=self.embedding.data)
 
     def loss(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
         """Mean negative log-likelihood, in nats, of each token after the first: tokens (B,T+1)."""
+        tokens = self._checked(tokens, state)
         logits, state = self(tokens[:, :-1], state)
         return mean(fused_cross_entropy(logits, targets=tokens[:, 1:])), state
 
@@ -327,7 +364,7 @@ class Hope(Module):
         [A 72]. Returns the mean loss before learning, and the state after it.
         """
         rate = self.config.learn_rate if rate is None else rate
-        state = (state or State.start(self.config)).detach()
+        state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
         batch, time = tokens.shape[0], tokens.shape[1] - 1
         drift = [[level.zero_drift(batch) if moved is None else
                   {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
@@ -363,7 +400,7 @@ class Hope(Module):
         if length < 1 or length * pieces + 1 != tokens.shape[1]:
             raise ValueError(f"a nested window has a multiple of {pieces} tokens and one more, "
                              f"not {tokens.shape[1]}")
-        state = state or State.start(self.config)
+        state, tokens = state or State.start(self.config), self._checked(tokens, state)
         drift: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
         pending: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
         total = Tensor(np.zeros_like(self.embedding.data, shape=()))
@@ -436,7 +473,7 @@ class Hope(Module):
                 return f"the weight {name}"
         state = state or State.start(self.config)
         with no_grad(), np.errstate(all="ignore"):
-            x = embedding(self.embedding, tokens) * self.config.width ** 0.5
+            x = embedding(self.embedding, self._checked(tokens, state)) * self.config.width ** 0.5
             for i, (block, past) in enumerate(zip(self.blocks, state.blocks, strict=True)):
                 y, _ = block.mixer(rms_norm(x), past["mixer"])
                 if not np.all(np.isfinite(y.data)):
@@ -473,19 +510,30 @@ def count(config: Config) -> int:
 def flops_per_token(config: Config) -> int:
     """Floating-point operations of matrix products per token, forward; training takes three times as many."""
     dense = int(np.sum([p.size for p in Hope(config, None).parameters() if p.ndim == 2]))
-    d, h = config.width // config.heads, config.memory_hidden or config.width // config.heads
-    if config.mixer == "attention":
-        per_layer = 2 * config.width * config.segment // 2  # of q·k and of the sum of v, half is masked
-    elif config.mixer in RULES:
-        per_layer = config.heads * 3 * d * d
-    else:
-        adaptive = config.adaptive if config.mixer == "titans" else ("memory",)
-        vectors = [name for name in adaptive if name not in ("eta", "alpha")]
-        scalars = len(adaptive) - len(vectors)
-        first, second = (d * h, h * d) if config.memory == "mlp" else (d * d, 0)
-        # project, predict, target; back through the second layer; read along k, write, pull to M₀ in each
-        per_layer = config.heads * (len(vectors) * (6 * (first + second) + second) + scalars * 6 * first)
-    return 2 * (dense + config.layers * per_layer)
+    memories = int(np.sum([memory_products(name, config) for name in config.mixer.split("+")]))
+    return 2 * (dense + config.layers * memories)
+
+
+def memory_products(mixer: str, config: Config) -> int:
+    """Multiplications per token in what a mixer remembers; its projections are counted elsewhere."""
+    H, d, rank, generator = (config.heads, config.width // config.heads, config.generator_rank,
+                             config.generator_hidden)
+    if mixer == "attention":
+        return config.width * config.segment  # of q·k and of the sum of v, half is masked
+    if mixer in RULES:
+        return H * 3 * d * d
+    if mixer == "generated":
+        return H * (d * d + 2 * d * generator + rank * d * (2 * generator + d) // config.generator_chunk)
+    if mixer == "banks":
+        return H * len(config.spans) * 2 * d
+    if mixer == "cell":
+        return 0
+    adaptive, h = config.adaptive if mixer == "titans" else ("memory",), config.memory_hidden or d
+    vectors = [name for name in adaptive if name not in ("eta", "alpha")]
+    scalars = len(adaptive) - len(vectors)
+    first, second = (d * h, h * d) if config.memory == "mlp" else (d * d, 0)
+    # project, predict, target; back through the second layer; read along k, write, pull to M₀ in each
+    return H * (len(vectors) * (6 * (first + second) + second) + scalars * 6 * first)
 
 
 # Files ------------------------------------------------------------------------------------------------------

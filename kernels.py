@@ -20,6 +20,8 @@ import functools
 import math
 import os
 import sys
+import threading
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -655,7 +657,8 @@ def _labels(logits, targets, ignore_index):
     _expect(targets=(targets, logits.shape[:-1]))
     counted = targets != ignore_index
     label = np.where(counted, targets, 0)
-    if label.size and not 0 <= label.min() <= label.max() < logits.shape[-1]:
+    known = isinstance(label, np.ndarray)  # to look at what lies on a card would be to wait for it
+    if known and label.size and not 0 <= label.min() <= label.max() < logits.shape[-1]:
         raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
                          f"found {label.min()}..{label.max()}")
     return label, counted
@@ -799,6 +802,695 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
     inputs = [np.concatenate([tail, x], 1), w, y_bar, next_bar]
     past_bar, w_parts = _run(_causal_conv_backward, inputs, inputs[0].shape, (len(x), *w.shape))
     return past_bar[:, last:], past_bar[:, :last], w_parts.sum(0)
+
+
+# Self-modifying Titans: one chunk, compiled -----------------------------------------------------------------
+#
+# `memory.SelfModifyingTitans.chunk_in_operations` is the definition. Here a thread computes the whole chunk
+# of one sequence after the other, with all it needs in its nearest caches. Arrays lie feature by token (F,n),
+# tokens side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
+# A chunk that is not full is filled up with tokens that write nothing (x = 0, η = 0, α = 1). The way back
+# computes the chunk again.
+#
+# Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
+# and 2m + 1. M₀ is a layer's initial state, S its drift now, P its drift at the chunk's start, W = M₀ + P.
+# z (F,n) is its input, E its surprise, U what is written: S_C = g_C S₀ + Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
+
+MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
+SCALARS, MEMORY = (3, 4), 5
+Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, g_{t−1}, g_C/g_i, g_C
+System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹
+Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
+Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
+                                "SZ1 E1 U1 SZ2 E2 U2 system")
+Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
+Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+
+
+@_jit()
+def _add(C, A, B):
+    """C += A B: eight rows of A by LANES columns of B at a time, in registers."""
+    (m, k), n = A.shape, B.shape[1]
+    for j in range(0, n - n % LANES, LANES):
+        for i in range(0, m - 7, 8):
+            c0, c1, c2, c3 = _load(C[i], j), _load(C[i + 1], j), _load(C[i + 2], j), _load(C[i + 3], j)
+            c4, c5, c6, c7 = _load(C[i + 4], j), _load(C[i + 5], j), _load(C[i + 6], j), _load(C[i + 7], j)
+            for p in range(k):
+                b = _load(B[p], j)
+                c0, c1 = _plus(c0, A[i, p], b), _plus(c1, A[i + 1, p], b)
+                c2, c3 = _plus(c2, A[i + 2, p], b), _plus(c3, A[i + 3, p], b)
+                c4, c5 = _plus(c4, A[i + 4, p], b), _plus(c5, A[i + 5, p], b)
+                c6, c7 = _plus(c6, A[i + 6, p], b), _plus(c7, A[i + 7, p], b)
+            _store(C[i], j, c0), _store(C[i + 1], j, c1), _store(C[i + 2], j, c2), _store(C[i + 3], j, c3)
+            _store(C[i + 4], j, c4), _store(C[i + 5], j, c5), _store(C[i + 6], j, c6), _store(C[i + 7], j, c7)
+        for i in range(m - m % 8, m):
+            c0 = _load(C[i], j)
+            for p in range(k):
+                c0 = _plus(c0, A[i, p], _load(B[p], j))
+            _store(C[i], j, c0)
+    for i in range(m):  # what is left: a single token, or a narrow head
+        for j in range(n - n % LANES, n):
+            total, b = C[i, j], B.reshape(-1)[j:]
+            if n == 1:  # side by side
+                for p in range(k):
+                    total += A[i, p] * b[p]
+            else:
+                for p in range(k):
+                    total += A[i, p] * b[p * n]
+            C[i, j] = total
+
+
+@_jit()
+def _product(A, B):
+    C = np.zeros((A.shape[0], B.shape[1]), B.dtype)
+    _add(C, A, B)
+    return C
+
+
+if JIT:
+    @intrinsic
+    def _turn_square(typing, y, x, i, j):
+        """y[j:j+16, i:i+16] = x[i:i+16, j:j+16]ᵀ: to zip row r with row r + 8, four times over, transposes"""
+        def generate(context, builder, signature, args):
+            Y = context.make_array(y)(context, builder, args[0])
+            X = context.make_array(x)(context, builder, args[1])
+            row, mask = ir.VectorType(context.get_data_type(x.dtype), 16), ir.VectorType(ir.IntType(32), 16)
+            zips = [ir.Constant(mask, [16 * (k % 2) + k // 2 + half for k in range(16)]) for half in (0, 8)]
+
+            def at(array, r, c, k):
+                r = builder.add(r, ir.Constant(r.type, k))
+                place = builder.add(builder.mul(r, builder.extract_value(array.shape, 1)), c)
+                return builder.bitcast(builder.gep(array.data, [place]), row.as_pointer())
+            rows = [builder.load(at(X, args[2], args[3], k), align=x.dtype.bitwidth // 8) for k in range(16)]
+            for _ in range(4):
+                pairs = [(rows[k // 2], rows[k // 2 + 8], zips[k % 2]) for k in range(16)]
+                rows = [builder.shuffle_vector(*pair) for pair in pairs]
+            for k, value in enumerate(rows):
+                builder.store(value, at(Y, args[3], args[2], k), align=x.dtype.bitwidth // 8)
+            return context.get_dummy_value()
+        return types.none(y, x, i, j), generate
+
+
+@_jit()
+def _turned(x):
+    """xᵀ laid out anew, in squares where they fit"""
+    (m, n), y = x.shape, np.empty(x.shape[::-1], x.dtype)
+    for i in range(0, m, 16):
+        for j in range(0, n, 16):
+            if i + 16 <= m and j + 16 <= n:
+                _turn_square(y, x, i, j)
+            else:
+                for p in range(i, min(i + 16, m)):
+                    for q in range(j, min(j + 16, n)):
+                        y[q, p] = x[p, q]
+    return y
+
+
+@_jit()
+def _accumulate(y, x):
+    """y += x; compiled in a fraction of the time that this takes"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            y[i, t] += x[i, t]
+
+
+@_jit()
+def _sum(x, y):
+    z = x.copy()
+    _accumulate(z, y)
+    return z
+
+
+@_jit()
+def _mask(x, ratio):
+    """x ← ratio·x"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            x[i, t] *= ratio[i, t]
+
+
+@_jit()
+def _by_token(x, scale):
+    """x_t·scale_t"""
+    y = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            y[i, t] = x[i, t] * scale[t]
+    return y
+
+
+@_jit()
+def _add_dots(dots, x, y):
+    """dots_t += x_t·y_t"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            dots[t] += x[i, t] * y[i, t]
+
+
+@_jit()
+def _dots(x, y):
+    dots = np.zeros(x.shape[1], x.dtype)
+    _add_dots(dots, x, y)
+    return dots
+
+
+@_jit()
+def _scaled_to(x, m, eps):
+    """y = x r,  r = 1/√(m Σx² + ε) for every token"""
+    r = _dots(x, x)
+    for t in range(len(r)):
+        r[t] = 1 / math.sqrt(m * r[t] + eps)
+    return _by_token(x, r), r
+
+
+@_jit()
+def _scaled_to_backward(y, r, m, y_bar):
+    """x̄ = r(ȳ − y m Σȳy)"""
+    x_bar, dots, m = np.empty_like(y), _dots(y, y_bar), y.dtype.type(m)
+    for i in range(y.shape[0]):
+        for t in range(y.shape[1]):
+            x_bar[i, t] = r[t] * (y_bar[i, t] - y[i, t] * m * dots[t])
+    return x_bar
+
+
+@_jit()
+def _silu(x):
+    """s = σ(x) and y = x s"""
+    s, y, one = np.empty_like(x), np.empty_like(x), x.dtype.type(1)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            s[i, t] = one / (one + _exp(-x[i, t]))
+            y[i, t] = x[i, t] * s[i, t]
+    return s, y
+
+
+@_jit()
+def _times_slope(g, s, y):
+    """g(s + y(1 − s)), the slope of SiLU"""
+    z, one = np.empty_like(g), g.dtype.type(1)
+    for i in range(g.shape[0]):
+        for t in range(g.shape[1]):
+            z[i, t] = g[i, t] * (s[i, t] + y[i, t] * (one - s[i, t]))
+    return z
+
+
+if JIT:
+    @intrinsic
+    def _pointer_at(typing, address, like):
+        """The address as a pointer to numbers like those of an array"""
+        pointer = types.CPointer(like.dtype)
+        return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
+            args[0], context.get_value_type(pointer))
+
+
+@_jit()
+def _of(table, row, i, like):
+    """Matrix i of an array; its row in the table is (address, matrices, rows, columns). A batch shares M₀."""
+    address, lead, m, n = table[row]
+    return numba.carray(_pointer_at(address, like), (lead, m, n))[i % lead]
+
+
+@_jit()
+def _weights(at, layer, i, like):
+    """W = M₀ + P"""
+    return _sum(_of(at.initial, layer, i, like), _of(at.start, layer, i, like))
+
+
+@_jit()
+def _through(at, layer, i, x):
+    """W x"""
+    if x.shape[1] > 1:
+        return _product(_weights(at, layer, i, x), x)
+    y = _product(_of(at.initial, layer, i, x), x)
+    _add(y, _of(at.start, layer, i, x), x)
+    return y
+
+
+@_jit()
+def _add_weights(bars, layer, i, W_bar):
+    """… and back"""
+    _accumulate(_of(bars.initial, layer, i, W_bar), W_bar)
+    _accumulate(_of(bars.start, layer, i, W_bar), W_bar)
+
+
+# the chunk's retention and its triangular systems
+
+
+@_jit()
+def _retain(log_alpha, like):
+    """All products of α in a chunk, each ≤ 1."""
+    n, log_g = len(log_alpha), np.cumsum(log_alpha)
+    ratio, before, after = np.zeros((n, n), like.dtype), np.empty(n, like.dtype), np.empty(n, like.dtype)
+    for t in range(n):
+        log_before = log_g[t] - log_alpha[t]
+        before[t], after[t] = math.exp(log_before), math.exp(log_g[n - 1] - log_g[t])
+        for i in range(t):
+            ratio[t, i] = _exp(like.dtype.type(log_before - log_g[i]))
+    return Retention(ratio, _turned(ratio), before, after, like.dtype.type(math.exp(log_g[n - 1])))
+
+
+@_jit()
+def _system(z, eta, ratio):
+    """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.  η′ = η/(1 + η‖z‖²)"""
+    n, square, gram = z.shape[1], _dots(z, z), _product(z.T, z)
+    rate, inverse = np.empty_like(square), np.zeros((n, n), z.dtype)
+    _mask(gram, ratio)
+    for t in range(n):
+        rate[t] = eta[t] / (1 + eta[t] * square[t])
+        for j in range(0, t, LANES):
+            x = _scaled(0, _load(inverse[t], j))
+            for i in range(j, t):
+                x = _plus(x, -rate[t] * gram[t, i], _load(inverse[i], j))
+            _store(inverse[t], j, x)
+        inverse[t, t] = 1
+    solve = _turned(inverse)  # E diag(η′)(I + L)⁻ᵀ = E solve
+    for i in range(n):
+        for t in range(n):
+            solve[i, t] *= rate[i]
+    return System(square, rate, gram, inverse, solve)
+
+
+@_jit()
+def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
+    """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
+    n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
+    for t in range(n):
+        total, rate_t = z.dtype.type(0), rate[t]
+        for i in range(t):
+            along = RU[t, i] * system.gram[t, i]
+            total += along
+            g_bar[i] += along * rate_t
+            to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
+        rate_bar[t] -= total
+        bars.before[t] -= total * rate_t
+        bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
+        to_z[t, t] = -rate_bar[t] * rate_t ** 2
+    for t in range(n):
+        bars.g[t] += g_bar[t]
+    _add(z_bar, z, _sum(to_z, _turned(to_z)))
+
+
+# a memory as a function
+
+
+@_jit()
+def _apply(m, i, at, adaptive, x):
+    """M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)"""
+    y, s, hidden = x, x, x
+    if m in SCALARS:
+        y = _product(_of(at.readout, m - 3, i, x), x)
+    if adaptive:
+        s, hidden = _silu(_through(at, 2 * m, i, x))
+        y = _sum(y, _through(at, 2 * m + 1, i, hidden))
+    return y, s, hidden
+
+
+@_jit()
+def _apply_backward(m, i, at, adaptive, x, x_T, s, hidden, y_bar, x_bar, bars_at):
+    _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at)
+    if adaptive:
+        inner_bar = _times_slope(_product(_weights(at, 2 * m + 1, i, x).T, y_bar), s, hidden)
+        _add(x_bar, _weights(at, 2 * m, i, x).T, inner_bar)
+        _add_weights(bars_at, 2 * m, i, _product(inner_bar, x_T))
+        _add_weights(bars_at, 2 * m + 1, i, _product(y_bar, _turned(hidden)))
+
+
+@_jit()
+def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
+    """… of x, or of r·x"""
+    if m in SCALARS:
+        _add(x_bar, _of(at.readout, m - 3, i, x_T).T, y_bar)
+        _add(_of(bars_at.readout, m - 3, i, x_T), y_bar, x_T)
+    else:
+        _accumulate(x_bar, y_bar)
+
+
+# learning: from k and v to what is written
+
+
+@_jit()
+def _surprise(delta, MZ, SZ, before):
+    """E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S₀z)"""
+    E, clip, one = np.empty_like(delta), _dots(delta, delta), delta.dtype.type(1)
+    for t in range(len(clip)):
+        clip[t] = min(one, 1 / math.sqrt(clip[t] / delta.shape[0] + 1e-12))
+    for i in range(delta.shape[0]):
+        for t in range(delta.shape[1]):
+            E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
+    return E
+
+
+@_jit()
+def _surprise_backward(delta, E_bar):
+    """δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ"""
+    F, square, dots = delta.shape[0], _dots(delta, delta), _dots(delta, E_bar)
+    delta_bar, scale = np.empty_like(delta), np.ones_like(square)
+    for t in range(len(scale)):
+        mean = square[t] / F + 1e-12
+        if mean > 1:
+            scale[t], dots[t] = 1 / math.sqrt(mean), dots[t] / (F * mean)
+        else:
+            dots[t] = 0
+    for i in range(F):
+        for t in range(delta.shape[1]):
+            delta_bar[i, t] = -scale[t] * (E_bar[i, t] - delta[i, t] * dots[t])
+    return delta_bar
+
+
+@_jit()
+def _learn(m, i, at, c, options):
+    """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
+    (_, moved, l2, given), retention, k, v = options, c.retention, c.k, c.v
+    MZ1, SZ1 = _product(_of(at.initial, 2 * m, i, k), k), _product(_of(at.now, 2 * m, i, k), k)
+    PZ1 = _product(_of(at.start, 2 * m, i, k), k) if moved[m] else SZ1
+    s, hidden = _silu(_sum(MZ1, PZ1))
+    MZ2, SZ2 = (_product(_of(at.initial, 2 * m + 1, i, k), hidden),
+                _product(_of(at.now, 2 * m + 1, i, k), hidden))
+    target, s_v, hidden_v, r = v, v, v, retention.before
+    if m in SCALARS or not given:
+        target, s_v, hidden_v = _apply(m, i, at, True, v)
+    if m in SCALARS:
+        target = np.tanh(target)
+    elif not given:
+        target, r = _scaled_to(target, 1 / len(target), 1e-6)
+    delta = -target
+    if l2:
+        PZ2 = _product(_of(at.start, 2 * m + 1, i, k), hidden) if moved[m] else SZ2
+        _accumulate(delta, _sum(MZ2, PZ2))
+        _accumulate(delta, _product(_of(at.readout, m - 3, i, k), k) if m in SCALARS else k)
+    D = _product(_weights(at, 2 * m + 1, i, k).T, delta)
+    delta_1 = _times_slope(D, s, hidden)
+    E1, E2 = _surprise(delta_1, MZ1, SZ1, retention.before), _surprise(delta, MZ2, SZ2, retention.before)
+    second = _system(hidden, c.eta, retention.ratio)
+    return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1,
+                   SZ1, E1, _product(E1, c.system.solve), SZ2, E2, _product(E2, second.solve), second)
+
+
+@_jit()
+def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
+                    bars, bars_at):
+    """`_learn` and `_write`, line by line from the last."""
+    (_, moved, l2, given), retention, k = options, c.retention, c.k
+    one, two = k.dtype.type(1), k.dtype.type(2)
+    RU2, rate2_bar = np.zeros_like(RU), np.zeros_like(rate_bar)
+    G2, G1 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
+    E1_bar = _solve_backward(G2, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
+    E2_bar = _solve_backward(G1, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
+    delta_1_bar, delta_bar = _surprise_backward(L.delta_1, E1_bar), _surprise_backward(L.delta, E2_bar)
+    D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
+    _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
+    _add_weights(bars_at, 2 * m + 1, i, _product(L.delta, _turned(D_bar)))
+    made_bar = delta_bar if l2 else np.zeros_like(delta_bar)
+    if l2:
+        _skip_backward(m, i, at, c.k_T, made_bar, bars.k, bars_at)
+    target_bar = -delta_bar
+    if given and m not in SCALARS:
+        _accumulate(bars.v, target_bar)
+    else:
+        raw_bar = (one - L.target * L.target) * target_bar if m in SCALARS else (
+            _scaled_to_backward(L.target, L.r, 1 / len(target_bar), target_bar))
+        _apply_backward(m, i, at, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, bars_at)
+    _write_backward(2 * m + 1, i, at, G1, L.hidden, L.hidden_T, L.U2, L.SZ2, E2_bar, made_bar, moved[m],
+                    retention, hidden_bar, bars, bars_at)
+    _system_backward(L.hidden, L.system, retention, RU2, rate2_bar, bars, hidden_bar)
+    inner_bar = _times_slope(hidden_bar, L.s, L.hidden)
+    for j in range(len(inner_bar)):
+        for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
+            s, y = L.s[j, t], L.hidden[j, t]
+            inner_bar[j, t] += delta_1_bar[j, t] * L.D[j, t] * (one - s) * (two * s + y - two * y * s)
+    _write_backward(2 * m, i, at, G2, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
+                    retention, bars.k, bars, bars_at)
+
+
+@_jit()
+def _write(S, U, z_T, retention, S_C):
+    """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
+    for i in range(S.shape[0]):
+        for j in range(S.shape[1]):
+            S_C[i, j] = retention.whole * S[i, j]
+    _add(S_C, _by_token(U, retention.after), z_T)
+
+
+@_jit()
+def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
+    """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē."""
+    GZ = _by_token(_product(G, z), retention.after)
+    written = _dots(GZ, U)
+    for t in range(len(written)):
+        bars.g[t] -= written[t]
+        bars.g[-1] += written[t]
+    _accumulate(U_bar, GZ)
+    R_bar = _product(U_bar, system.inverse)
+    _add(RU, R_bar.T, U)
+    _add_dots(rate_bar, R_bar, E)
+    return _by_token(R_bar, system.rate)
+
+
+@_jit()
+def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
+    """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
+    S, S_bar = _of(at.now, layer, i, z), _of(bars_at.now, layer, i, z)
+    MZ_bar, SZ_bar, GS = _sum(made_bar, -E_bar), _by_token(E_bar, -retention.before), z.dtype.type(0)
+    _add_dots(bars.before, SZ_bar, SZ)
+    if moved:
+        _add(z_bar, _of(at.start, layer, i, z).T, made_bar)
+        _add(_of(bars_at.start, layer, i, z), made_bar, z_T)
+    else:
+        _accumulate(SZ_bar, made_bar)
+    for j in range(S.shape[0]):
+        for p in range(S.shape[1]):
+            GS += G[j, p] * S[j, p]
+            S_bar[j, p] += retention.whole * G[j, p]
+    bars.g[-1] += retention.whole * GS
+    _add(z_bar, _of(at.initial, layer, i, z).T, MZ_bar)
+    _add(z_bar, S.T, SZ_bar)
+    _add(z_bar, G.T, _by_token(U, retention.after))
+    _add(_of(bars_at.initial, layer, i, z), MZ_bar, z_T)
+    _add(S_bar, SZ_bar, z_T)
+
+
+@_jit()
+def _read(layer, i, at, U, z, x, retention):
+    """y_t = M₀x_t + g_{t−1} S₀x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S₀x, ratio·zᵀx (i,t)"""
+    SX, mix = _product(_of(at.now, layer, i, x), x), _product(z.T, x)
+    y = _product(_of(at.initial, layer, i, x), x)
+    _accumulate(y, _by_token(SX, retention.before))
+    _mask(mix, retention.ratio_T)
+    _add(y, U, mix)
+    return y, SX, mix
+
+
+@_jit()
+def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_bar, x_bar, bars, bars_at):
+    mix, mix_bar, x_T = _turned(mix), _product(y_bar.T, U), _turned(x)  # (t,i)
+    _add(U_bar, y_bar, mix)
+    for t in range(len(mix)):
+        for j in range(t):
+            along = mix_bar[t, j] * mix[t, j]
+            bars.before[t] += along
+            bars.g[j] -= along
+    _mask(mix_bar, retention.ratio)
+    _add(z_bar, x, mix_bar)
+    _add(x_bar, z, _turned(mix_bar))
+    SX_bar = _by_token(y_bar, retention.before)
+    _add_dots(bars.before, SX_bar, SX)
+    _add(x_bar, _of(at.initial, layer, i, x).T, y_bar)
+    _add(x_bar, _of(at.now, layer, i, x).T, SX_bar)
+    _add(_of(bars_at.initial, layer, i, x), y_bar, x_T)
+    _add(_of(bars_at.now, layer, i, x), SX_bar, x_T)
+
+
+# the whole chunk
+
+
+@_jit()
+def _feed(m, i, at, width, like):
+    """What projection m is asked with, feature by token and token by feature."""
+    feed = _of(at.feeds, min(m, 3), i, like)
+    x_T = np.zeros((width, feed.shape[1]), feed.dtype)
+    _accumulate(x_T, feed)
+    return _turned(x_T), x_T
+
+
+@_jit()
+def _chunk(i, at, adaptive, eta_max, n, like):
+    """What the memories are asked, and what they are all written with."""
+    width, d = n if n == 1 else n + -n % LANES, like.shape[2]
+    eta, log_alpha, asked = np.zeros(width), np.zeros(width), np.zeros((5, d, width), like.dtype)
+    for m in range(5):
+        _accumulate(asked[m], _apply(m, i, at, adaptive[m], _feed(m, i, at, width, like)[0])[0])
+    for t in range(n):
+        eta[t] = eta_max / (1 + math.exp(-asked[3, 0, t] - _of(at.bias, 0, i, like)[0, 0]))
+        x = float(asked[4, 0, t] + _of(at.bias, 1, i, like)[0, 0])
+        log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
+    q, q_r = _scaled_to(asked[0], 1, 1e-12)
+    k, k_r = _scaled_to(asked[1], 1, 1e-12)
+    v, v_r = _scaled_to(asked[2], 1 / d, 1e-6)
+    retention = _retain(log_alpha, like)
+    return Chunk(q, q_r, k, k_r, _turned(k), v, v_r, _turned(v), eta, log_alpha, retention,
+                 _system(k, eta, retention.ratio))
+
+
+@_jit(nogil=True)
+def _titans(part, parts, options, eta_max, at, o, after):
+    """Every sequence of a part. options: which memories adapt, and which moved since the start; l2, given."""
+    (N, n, _), adaptive = o.shape, options[0]
+    for i in range(part, N, parts):
+        c = _chunk(i, at, adaptive, eta_max, n, o)
+        for m in range(MEMORY + 1):
+            if adaptive[m]:
+                L = _learn(m, i, at, c, options)
+                _write(_of(at.now, 2 * m, i, o), L.U1, c.k_T, c.retention, _of(after, 2 * m, i, o))
+                _write(_of(at.now, 2 * m + 1, i, o), L.U2, L.hidden_T, c.retention,
+                       _of(after, 2 * m + 1, i, o))
+                if m == MEMORY:
+                    x = _silu(_read(2 * m, i, at, L.U1, c.k, c.q, c.retention)[0])[1]
+                    y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)[0])
+                    _accumulate(o[i], _turned(y)[:n])
+
+
+@_jit(nogil=True)
+def _titans_backward(part, parts, options, eta_max, at, o_bar, after_bar, bars_at):
+    (N, n, d), adaptive = o_bar.shape, options[0]
+    for i in range(part, N, parts):
+        c = _chunk(i, at, adaptive, eta_max, n, o_bar)
+        width, o_T = c.k.shape[1], np.zeros_like(c.k_T)
+        bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
+        rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
+        _accumulate(o_T, o_bar[i])
+        read_bar = _turned(o_T)
+        q_bar = read_bar.copy()
+        for m in range(MEMORY + 1):
+            if adaptive[m]:
+                L = _learn(m, i, at, c, options)
+                U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
+                if m == MEMORY:
+                    inner, SX, mix = _read(2 * m, i, at, L.U1, c.k, c.q, c.retention)
+                    s, x = _silu(inner)
+                    _, SX2, mix2 = _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)
+                    x_bar = np.zeros_like(x)
+                    _read_backward(2 * m + 1, i, at, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar,
+                                   U2_bar, hidden_bar, x_bar, bars, bars_at)
+                    inner_bar = _times_slope(x_bar, s, x)
+                    _read_backward(2 * m, i, at, L.U1, c.k, c.q, SX, mix, c.retention, inner_bar,
+                                   U1_bar, bars.k, q_bar, bars, bars_at)
+                _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
+                                bars, bars_at)
+        _system_backward(c.k, c.system, c.retention, RU, rate_bar, bars, bars.k)
+
+        y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
+        _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
+        _accumulate(y_bar[1], _scaled_to_backward(c.k, c.k_r, 1, bars.k))
+        _accumulate(y_bar[2], _scaled_to_backward(c.v, c.v_r, 1 / d, bars.v))
+        for t in range(width - 1, -1, -1):
+            log_alpha_bar += bars.g[t]
+            if t < n:
+                y_bar[3, 0, t] = bars.eta[t] * c.eta[t] * (1 - c.eta[t] / eta_max)
+                y_bar[4, 0, t] = -log_alpha_bar * math.expm1(c.log_alpha[t])
+                _of(bars_at.bias, 0, i, o_T)[0, 0] += y_bar[3, 0, t]
+                _of(bars_at.bias, 1, i, o_T)[0, 0] += y_bar[4, 0, t]
+            log_alpha_bar += bars.before[t]
+        for m in range(5):
+            x, x_T = _feed(m, i, at, width, o_T)
+            x_bar, (_, s, hidden) = np.zeros_like(x), _apply(m, i, at, adaptive[m], x)
+            _apply_backward(m, i, at, adaptive[m], x, x_T, s, hidden, y_bar[m][:1 if m in SCALARS else d],
+                            x_bar, bars_at)
+            _accumulate(_of(bars_at.feeds, min(m, 3), i, x), _turned(x_bar)[:n])
+
+
+class _Tables:
+    """Makes tables for `_of`, and holds their arrays for as long as the addresses are in use."""
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+        self.arrays: list[np.ndarray] = []
+
+    def __call__(self, arrays: list) -> np.ndarray:
+        rows = []
+        for x in arrays:
+            if x is None:
+                rows.append((0, 1, 0, 0))
+                continue
+            if not (x.flags.carray and x.dtype == self.dtype):
+                x = np.require(x, self.dtype, ["C", "A", "W"])
+            self.arrays.append(x)
+            rows.append((x.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]))
+        return np.array(rows, np.int64)
+
+    def inputs(self, feeds, bias, readout, initial, now, start) -> Any:
+        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout),
+                      *(self.layers(by_name) for by_name in (initial, now, now | start)))
+
+    def layers(self, by_name: dict) -> np.ndarray:
+        return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
+
+
+def _in_parts(loop: Callable, sequences: int, tokens: int, *args: Any) -> None:
+    """A thread for every part of the sequences: with Numba's own threads compiling takes twice as long."""
+    parts = min(sequences, numba.get_num_threads()) if sequences * tokens >= 64 else 1
+    threads = [threading.Thread(target=loop, args=(part, parts, *args)) for part in range(1, parts)]
+    for thread in threads:
+        thread.start()
+    loop(0, parts, *args)
+    for thread in threads:
+        thread.join()
+
+
+def has_titans(x: Array) -> bool:
+    """Whether `titans` can be computed on arrays like x."""
+    return JIT and isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float64)
+
+
+def titans(adaptive, l2, given, eta_max, *inputs):
+    """Read and write one chunk of self-modifying Titans: two-layer memories, exact reads, retention to M₀.
+
+    inputs: feeds q, k, v, gate (B,H,n,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
+    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), the drift at the
+    chunk's start where that is another. l2: the objective, else the dot product; given: the target is v.
+    → o (B,H,n,d), the drifts after the chunk by name. Raises ValueError on shapes that do not fit.
+    """
+    table, options = _expect_titans(adaptive, l2, given, *inputs)
+    (B, H, n, d), now = inputs[0][0].shape, inputs[4]
+    o, after = np.zeros((B * H, n, d), table.dtype), _zeros(now, table.dtype)
+    _in_parts(_titans, B * H, n, options, eta_max, table.inputs(*inputs), o, table.layers(after))
+    return o.reshape(B, H, n, d), after
+
+
+def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
+    """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts after."""
+    *inputs, o_bar, after_bar = inputs_and_cotangents
+    table, options = _expect_titans(adaptive, l2, given, *inputs)
+    (B, H, n, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
+    o_bar = np.require(o_bar.reshape(B * H, n, d), table.dtype, ["C", "A", "W"])
+    shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
+    bars = [_zeros(feeds, table.dtype), *shared, _zeros(now, table.dtype), _zeros(start, table.dtype)]
+    _in_parts(_titans_backward, B * H, n, options, eta_max, table.inputs(*inputs), o_bar,
+              table.layers(after_bar), table.inputs(*bars))
+    initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
+    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[4:]]
+
+
+def _zeros(like, dtype, *lead):
+    """Arrays of zeros in the shapes of a list, or of a dict of lists"""
+    if isinstance(like, dict):
+        return {name: _zeros(layers, dtype, *lead) for name, layers in like.items()}
+    return [np.zeros((*lead, *x.shape), dtype) for x in like]
+
+
+def _expect_titans(adaptive, l2, given, feeds, bias, readout, initial, now, start):
+    (B, H, n, d) = feeds[0].shape
+    for x in feeds:
+        _expect(feed=(x, (B, H, n, d)))
+    for x, r in zip(bias, readout, strict=True):
+        _expect(bias=(x, (H,)), readout=(r, (H, 1, d)))
+    for name, layers in initial.items():
+        h, out = layers[0].shape[1], 1 if name in ("eta", "alpha") else d
+        for layer, shape in enumerate([(h, d), (out, h)]):
+            _expect(initial=(layers[layer], (H, *shape)), now=(now[name][layer], (B, H, *shape)))
+            if name in start:
+                _expect(start=(start[name][layer], (B, H, *shape)))
+    flags = (np.array([name in names for name in MEMORIES]) for names in (adaptive, start))
+    return _Tables(feeds[0].dtype), (*flags, l2, given)
 
 
 PAIRS |= {

@@ -209,7 +209,7 @@ BLOCK = 64  # queries or keys that attention looks at together: their scores fit
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,H,P+T,d)"""
     scores = (q @ k.mT) * (q.shape[-1] ** -0.5)  # (B,H,T,P+T)
-    seen = np.tril(np.ones(scores.shape[-2:], dtype=bool), k.shape[2] - q.shape[2])
+    seen = np.tril(np.ones_like(scores.data, shape=scores.shape[-2:], dtype=bool), k.shape[2] - q.shape[2])
     return softmax(where(seen, scores, -1e30)) @ v
 
 
@@ -285,7 +285,8 @@ class CausalAttention(Module):
         q, k = rotate(q, start=past), rotate(k, start=past)
         if state is not None:
             k, v = concatenate([state["key"], k], axis=2), concatenate([state["value"], v], axis=2)
-        return self.output(merge_heads(fused_attention(q, k, v))), {"key": k, "value": v}
+        attend = fused_attention if isinstance(q.data, np.ndarray) else attention  # a card likes it in one piece
+        return self.output(merge_heads(attend(q, k, v))), {"key": k, "value": v}
 
 
 @op
@@ -295,13 +296,17 @@ def rotate(x, *, start, back=False):
 
     Rotary positions: the product of two such vectors depends on their distance only.  x (B,H,T,d)
     """
-    data = x.data if x.data.strides[-1] == x.data.itemsize else np.ascontiguousarray(x.data)
-    turn = np.asarray(turns(start, *x.shape[2:]), dtype=np.result_type(x.dtype, np.complex64), like=data)
+    ours = isinstance(x.data, np.ndarray)
+    as_it_is = ours and x.data.strides[-1] == x.data.itemsize
+    data = x.data if as_it_is else np.ascontiguousarray(x.data, like=x.data)
+    turn = turns(start, *x.shape[2:]) if ours else turns.__wrapped__(start, *x.shape[2:], data)
+    turn = turn.astype(np.result_type(x.dtype, np.complex64), copy=False)
     z = data.view(turn.dtype) * (turn.conj() if back else turn)  # pairs as complex numbers
     return z.view(x.dtype), (lambda g: rotate(g, start=start, back=not back),)
 
 
 @functools.lru_cache(maxsize=8)
-def turns(start: int, time: int, size: int) -> np.ndarray:
+def turns(start: int, time: int, size: int, like: Any = None) -> Any:
     """exp(i·angle) of every position and pair: (T,d/2)"""
-    return np.exp(1j * np.arange(start, start + time)[:, None] * 10000.0 ** (-np.arange(0, size, 2) / size))
+    t, i = np.arange(start, start + time, like=like), np.arange(0, size, 2, like=like)
+    return np.exp(1j * t[:, None] * 10000.0 ** (-i / size))

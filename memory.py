@@ -1,21 +1,25 @@
-"""How does a memory learn while it reads?  One family of rules, from linear attention to self-modifying Titans.
+"""How does a memory learn while it reads?  One family of rules, from linear attention to Titans.
 
-A memory is a function with its own weights. Reading is a forward pass, `M k`; writing is a step of learning on the pair
-(k, v). The first half of this file is that step in one line of algebra, with every rule of the paper as a setting of
-it; the second half is two layers of a network made of such memories:
+A memory is a function with its own weights. Reading is a forward pass, `M k`; writing is a step of learning
+on the pair (k, v). The first half of this file is that step in one line of algebra, with every rule of the
+paper as a setting of it; the second half is two layers of a network made of such memories:
 
-    MatrixMemory          one matrix per head, written at every token: linear attention, DeltaNet, gated DeltaNet, DGD
+    MatrixMemory          one matrix per head, written at every token: linear attention, DeltaNet, DGD …
     SelfModifyingTitans   every projection is itself a memory, and generates its own targets [A 83–93]
 
-Both follow `y, state = mixer(x, state)`. The state of a sequence is what its memories have drifted from the initial
-states, which the outer optimiser learns *through* all the writes in between.
+Both follow `y, state = mixer(x, state)`. The state of a sequence is what its memories have drifted from the
+initial states, which the outer optimiser learns *through* all the writes in between. `python memory.py`
+prints what every rule remembers of eight tokens, and which memories of a small Titans move when.
 
-Legend: B batch, T time, n tokens of one call, D width, H heads, d head size, h hidden size of a memory, C chunk.
-        S (…,d_v,d_k) a matrix memory; a_t retention, b_t how much is forgotten along k_t, c_t how much is written.
+Legend: B batch, T time, n tokens of one call, D width, H heads, d head size, h hidden size, C chunk;
+        S (…,d_v,d_k) a matrix memory; a_t retention, b_t what is forgotten along k_t, c_t what is written.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +34,7 @@ from autograd import (
     mean,
     minimum,
     normalize,
+    reshape,
     rms_normalize,
     sigmoid,
     silu,
@@ -48,81 +53,103 @@ from layers import CausalConv, Linear, Module, Parameter, Rng, merge_heads, norm
 if TYPE_CHECKING:
     from hope import Config
 
-# The learning rule ----------------------------------------------------------------------------------------------------
+# The learning rule ---------------------------------------------------------------------------------------
 #
-#     o_t = S_{t−1} q_t,      S_t = S_{t−1}(a_t I − b_t k_t k_tᵀ) + c_t v_t k_tᵀ                       read, then write
+#     o_t = S_{t−1} q_t,      S_t = S_{t−1}(a_t I − b_t k_t k_tᵀ) + c_t v_t k_tᵀ            read, then write
 #
 # in three forms that agree to rounding. q, k (…,T,d_k), v (…,T,d_v), log_a, b, c (…,T), S (…,d_v,d_k).
 
 
 def delta_rule(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor,
-               form: str = "fused") -> tuple[Tensor, Tensor]:
-    """All reads o (…,T,d_v) and the last state S_T, in the form named: recurrent, chunked (any order) or fused.
-
-    Without queries nothing is read, and o is v̄-shaped nonsense that no one should use.
-    """
-    return FORMS[form](k if q is None else q, k, v, log_a, b, c, S)
+               form: str = "fused") -> tuple[Any, Tensor]:
+    """All reads o (…,T,d_v), None without queries, and the last state S_T, in any form of `FORMS`."""
+    return FORMS[form](q, k, v, log_a, b, c, S)
 
 
-def recurrent(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor
-              ) -> tuple[Tensor, Tensor]:
+def recurrent(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor
+              ) -> tuple[Tensor | None, Tensor]:
     """The definition, token by token."""
     reads = []
     for t in range(k.shape[-2]):
-        read, key, value = (x[..., t, :, None] for x in (q, k, v))  # columns
+        key, value = (x[..., t, :, None] for x in (k, v))  # columns
         a, forget, write = (x[..., t, None, None] for x in (exp(log_a), b, c))
-        reads.append((S @ read)[..., 0])
+        if q is not None:
+            reads.append((S @ q[..., t, :, None])[..., 0])
         S = S * a - forget * (S @ key) @ key.mT + write * value @ key.mT
-    return (stack(reads, axis=-2) if reads else v * 1), S
+    return None if q is None else stack(reads, axis=-2) if reads else v * 1, S
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor,
-            chunk: int = 64) -> tuple[Tensor, Tensor]:
+def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor,
+            chunk: int = 64) -> tuple[Tensor | None, Tensor]:
     """The same, exactly, a chunk at a time: one triangular solve instead of C rank-one updates.
 
-        (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,   L_ti = b_t (g_{t−1}/g_i) k_t·k_i  (i < t),   g_t = ∏_{i≤t} a_i
+        (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,    L_ti = b_t (g_{t−1}/g_i) k_t·k_i for i < t
         o_t = g_{t−1} S₀ q_t + Σ_{i<t} (g_{t−1}/g_i)(q_t·k_i) u_i,      S_C = g_C S₀ + Σ_i (g_C/g_i) u_i k_iᵀ
+
+    with g_t = ∏_{i≤t} a_i.
     """
     reads = []
     for t in range(0, k.shape[-2], chunk):
-        Q, K, V = (x[..., t:t + chunk, :] for x in (q, k, v))
+        K, V = (x[..., t:t + chunk, :] for x in (k, v))
         log_at, forget, write = (x[..., t:t + chunk] for x in (log_a, b, c))
         log_g = cumsum(log_at, axis=-1)
-        before = log_g - log_at  # log g_{t−1}
-        earlier = np.tril(np.ones((K.shape[-2],) * 2, dtype=bool), -1)
+        before = concatenate([log_at[..., :1] * 0, log_g[..., :-1]], axis=-1)  # log g_{t−1}
+        earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
         # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
         ratio = exp(where(earlier, before[..., :, None] - log_g[..., None, :], -np.inf))
         U = solve_triangular(K @ K.mT * ratio * forget[..., None],
                              write[..., None] * V - (forget * exp(before))[..., None] * (K @ S.mT), unit=True)
-        reads.append(exp(before)[..., None] * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
+        if q is not None:
+            Q = q[..., t:t + chunk, :]
+            reads.append(exp(before)[..., None] * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
         last = log_g[..., -1:]
         S = exp(last)[..., None] * S + (U * exp(last - log_g)[..., None]).mT @ K
-    return (concatenate(reads, axis=-2) if reads else v * 1), S
+    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S
 
 
-@fused(reference="memory.chunked (form='chunked')")
+@fused(reference=chunked)
 def fused_delta_rule(q, k, v, log_a, b, c, S):
-    """The same in one compiled pass over the tokens, with a hand-written backward pass (`kernels.delta_rule`)."""
-    arrays = [_flat(x.data, 2) for x in (q, k, v)] + [_flat(x.data, 1) for x in (log_a, b, c)] + [_flat(S.data, 2)]
+    """`chunked` in one compiled pass over the tokens (`kernels.delta_rule`)."""
+    arrays = _flat(q, k, v, log_a, b, c, S)
     o, last = kernels.launch("delta_rule", *arrays)
 
     def backward(o_bar, last_bar):
-        grads = kernels.launch("delta_rule_backward", *arrays, _flat(o_bar, 2), _flat(last_bar, 2))
+        bars = np.reshape(o_bar, arrays[2].shape), np.reshape(last_bar, arrays[6].shape)
+        grads = kernels.launch("delta_rule_backward", *arrays, *bars)
         return [np.reshape(g, x.shape) for g, x in zip(grads, (q, k, v, log_a, b, c, S), strict=True)]
     return (np.reshape(o, v.shape), np.reshape(last, S.shape)), backward
 
 
-def _flat(x: Any, kept: int) -> Any:
-    """All axes but the last `kept` in one, laid out contiguously."""
-    return np.ascontiguousarray(np.reshape(x, (-1, *x.shape[x.ndim - kept:])))
+@fused(reference=lambda k, *rest: chunked(None, k, *rest)[1])
+def fused_writes(k, v, log_a, b, c, S):
+    """The same without reads."""
+    arrays = _flat(k, v, log_a, b, c, S)
+    _, last = kernels.launch("delta_rule", arrays[0], *arrays)
+
+    def backward(last_bar):
+        q, o_bar = np.zeros_like(arrays[0]), np.zeros_like(arrays[1])
+        last_bar = np.reshape(last_bar, arrays[5].shape)
+        grads = kernels.launch("delta_rule_backward", q, *arrays, o_bar, last_bar)
+        return [np.reshape(g, x.shape) for g, x in zip(grads[1:], (k, v, log_a, b, c, S), strict=True)]
+    return np.reshape(last, S.shape), backward
 
 
-FORMS = {"recurrent": recurrent, "chunked": chunked, "fused": fused_delta_rule}
+def _flat(*inputs: Tensor) -> list[Any]:
+    """The arrays of (…, k, v, log_a, b, c, S) with all leading axes in one."""
+    axes = inputs[-1].ndim - 2
+    return [np.reshape(x.data, (math.prod(x.shape[:axes]), *x.shape[axes:])) for x in inputs]
 
-# What the mixers share ------------------------------------------------------------------------------------------------
+
+def _fused(q, *rest):
+    return fused_delta_rule(q, *rest) if q is not None else (None, fused_writes(*rest))
+
+
+FORMS: dict[str, Callable] = {"recurrent": recurrent, "chunked": chunked, "fused": _fused}
+
+# What the mixers share -----------------------------------------------------------------------------------
 
 def half_lives(heads: int) -> np.ndarray:
-    """Retention at the start: α = 2^(−1/half-life), half-lives 16 … 4,096 tokens spread geometrically.  → logits (H,)"""
+    """Retention at the start: α = 2^(−1/half-life), geometrically from 16 to 4,096 tokens.  → logits (H,)"""
     lives = 2.0 ** (np.linspace(4, 12, heads) if heads > 1 else np.array([8.0]))
     alpha = 2.0 ** (-1 / lives)
     return np.log(alpha / (1 - alpha)).astype(np.float32)
@@ -133,8 +160,15 @@ def log_sigmoid(x: Tensor) -> Tensor:
     return -softplus(-x)
 
 
+def expect_batch(state: Tensor, x: Tensor) -> None:
+    """ValueError unless a state goes on with as many sequences as it has read."""
+    if state.shape[0] != x.shape[0]:
+        raise ValueError(f"the state has read {state.shape[0]} sequences and the input has {x.shape[0]}; "
+                         "go on with as many, or start without a state")
+
+
 class Mixer(Module):
-    """A causal convolution, slow linear maps that feed the heads, a memory in between (the subclass), an output map."""
+    """A causal convolution, slow linear maps that feed the heads, a memory (the subclass), an output map."""
 
     def __init__(self, rng: Rng | None, config: Config, feeds: tuple[str, ...]):
         self.heads = config.heads
@@ -144,6 +178,8 @@ class Mixer(Module):
 
     def feeds(self, x: Tensor, tail: Tensor | None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What each memory is asked with, per head (B,H,T,d); the convolved input (B,T,D); its next tail."""
+        if tail is not None:
+            expect_batch(tail, x)
         x, tail = self.conv(x, tail)
         return {name: split_heads(f(x), self.heads) for name, f in self.feed.items()}, x, tail
 
@@ -152,21 +188,22 @@ class Mixer(Module):
         return self.output(merge_heads(rms_normalize(reads)))
 
 
-# One matrix per head, written at every token --------------------------------------------------------------------------
+# One matrix per head, written at every token ------------------------------------------------------------
 
 RULES = {  # (log a, b, c) from the gates (log α, η) of a token
-    "linear":    lambda log_alpha, eta: (0.0, 0.0, 1.0),                             # Hebbian [A 14–18, 64; N 12–15]
-    "retention": lambda log_alpha, eta: (log_alpha, 0.0, 1.0),                       # Hebbian with retention [A 5]
-    "delta":     lambda log_alpha, eta: (0.0, eta, eta),                             # DeltaNet [A 65]
-    "gated":     lambda log_alpha, eta: (log_alpha, exp(log_alpha) * eta, eta),      # gated DeltaNet
-    "dgd":       lambda log_alpha, eta: (log_alpha, proximal(eta), proximal(eta)),   # u = v: ⟨Mk, v⟩ [A 92–93]
-    "dgd-l2":    lambda log_alpha, eta: (log_alpha, proximal(eta) * 2, proximal(eta)),  # u = v − Mk: ½‖Mk − v‖² [A 88]
+    "linear":    lambda log_alpha, eta: (0.0, 0.0, 1.0),                     # Hebbian [A 14–18, 64; N 12–15]
+    "retention": lambda log_alpha, eta: (log_alpha, 0.0, 1.0),               # Hebbian with retention [A 5]
+    "delta":     lambda log_alpha, eta: (0.0, eta, eta),                     # DeltaNet [A 65]
+    "gated":     lambda log_alpha, eta: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
+    # by the exact step η′: u = v, of −⟨Mk, v⟩ [A 92–93]; and u = v − Mk, of ½‖Mk − v‖² [A 88]
+    "dgd":       lambda log_alpha, eta: (log_alpha, proximal(eta), proximal(eta)),
+    "dgd-l2":    lambda log_alpha, eta: (log_alpha, proximal(eta) * 2, proximal(eta)),
 }
-GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",)}  # what a rule lets the outer optimiser gate
+GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",)}  # the others have both
 
 
 def proximal(eta: Tensor, squared: Any = 1.0) -> Tensor:
-    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121]: stable for every η ≥ 0."""
+    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121]: always stable."""
     return eta / (1 + eta * squared)
 
 
@@ -183,7 +220,8 @@ class MatrixMemory(Mixer):
         self.rule, self.form = rule, config.form
         d = config.width // config.heads
         starts = {"alpha": half_lives(config.heads), "eta": np.zeros(config.heads, dtype=np.float32)}
-        self.gate = {name: Linear(rng, config.width, config.heads) for name in GATES.get(rule, ("eta", "alpha"))}
+        gates = GATES.get(rule, ("eta", "alpha"))
+        self.gate = {name: Linear(rng, config.width, config.heads) for name in gates}
         self.bias = {name: Parameter(starts[name]) for name in self.gate}
         self.initial = normal(rng, (config.heads, d, d), d ** -0.5 / 4)
 
@@ -194,7 +232,8 @@ class MatrixMemory(Mixer):
     def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         state = state or self.start(x)
         feed, x, tail = self.feeds(x, state["tail"])
-        gate = {name: swapaxes(f(x) + self.bias[name], axis1=1, axis2=2) for name, f in self.gate.items()}  # (B,H,T)
+        gate = {name: swapaxes(f(x) + self.bias[name], axis1=1, axis2=2)  # (B,H,T)
+                for name, f in self.gate.items()}
         log_alpha = log_sigmoid(gate["alpha"]) if "alpha" in gate else None
         eta = sigmoid(gate["eta"]) if "eta" in gate else None
         always = np.zeros_like(x.data, shape=feed["k"].shape[:3])
@@ -204,29 +243,85 @@ class MatrixMemory(Mixer):
         return self.merge(reads), {"tail": tail, "S": S}
 
 
-# Every projection a memory --------------------------------------------------------------------------------------------
+class SimpleRecurrent(Module):
+    """The simple recurrent network: h_t = tanh(W x_t + U h_{t−1}), y_t = W_o h_t.  x (B,T,D) → (B,T,D)
 
+    Its memory is one vector, overwritten at every token. State: h (B,D).
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        self.input, self.recurrent = (Linear(rng, config.width, config.width) for _ in range(2))
+        self.output = Linear(rng, config.width, config.width, (2 * config.layers) ** -0.5)
+
+    def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        h = Tensor(np.zeros_like(x.data, shape=(x.shape[0], x.shape[2]))) if state is None else state["h"]
+        fed, states = self.input(x), []
+        for t in range(x.shape[1]):
+            h = tanh(fed[:, t] + self.recurrent(h))
+            states.append(h)
+        return self.output(stack(states, axis=1)), {"h": h}
+
+
+# Every projection a memory ------------------------------------------------------------------------------
+
+LONGEST = 64  # tokens written at once; a longer chunk is cut, which changes nothing
 SCALARS = ("eta", "alpha")  # memories with one output per head; the others return a vector of the head size
 
 Layers = list[Tensor]  # the weights of one memory: [W] for a matrix, [W₂, W₁] for a network of two layers
 
 
+def chunk_in_operations(*tensors, mixer, moved):
+    """`SelfModifyingTitans.chunk` as a function of all that it depends on, in the order of `fused_chunk`."""
+    feed, now, start = mixer.ungroup(tensors, moved)
+    o, after = mixer.chunk_in_operations(feed, now | start, now)
+    return o, *(S for layers in after.values() for S in layers)
+
+
+@fused(reference=chunk_in_operations)
+def fused_chunk(*tensors, mixer, moved):
+    """The same in one kernel, `kernels.titans`; backwards it is computed again, so only inputs are kept.
+
+    Feeds q, k, v, gate; biases and readouts of eta and alpha; both layers of every memory's initial state, of
+    its drift now, and of its drift at the chunk's start where it has `moved` since. → o, all drifts after.
+    """
+    c, arrays = mixer.config, iter([x.data for x in tensors])
+    flat = [[next(arrays) for _ in range(n)] for n in (4, 2, 2)]
+    states = [{name: [next(arrays), next(arrays)] for name in names}
+              for names in (c.adaptive, c.adaptive, moved)]
+    inputs = c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max, *flat, *states
+    o, after = kernels.titans(*inputs)
+
+    def backward(o_bar, *after_bar):
+        bars = iter(after_bar)
+        *flat_bar, initial_bar, now_bar, start_bar = kernels.titans_backward(
+            *inputs, o_bar, {name: [next(bars), next(bars)] for name in c.adaptive})
+        layers_bar = (*initial_bar.values(), *now_bar.values(), *start_bar.values())
+        return [g for group in (*flat_bar, *layers_bar) for g in group]
+    return (o, *(S for layers in after.values() for S in layers)), backward
+
+
 class SelfModifyingTitans(Mixer):
     """Five memories per head that learn while they read, each from targets it makes itself [A 83–93].
 
-        q_t = W_q x_t,  k_t = M_k(x_t),  v_t = M_v(x_t),  η_t = M_η(x_t),  α_t = M_α(x_t),  o_t = M_memory(q_t)
-        v̂_□ = M_□(v_t);      M_□ ← M_□(α_t I − η′_t z zᵀ) − η′_t δ_□ zᵀ        for every □ ∈ {k, v, η, α, memory}
+        q_t = W_q x_t, k_t = M_k(x_t), v_t = M_v(x_t), η_t = M_η(x_t), α_t = M_α(x_t), o_t = M_memory(q_t)
+        v̂_□ = M_□(v_t);   M_□ ← M_□(α_t I − η′_t z zᵀ) − η′_t δ_□ zᵀ   for every □ ∈ {k, v, η, α, memory}
 
-    where M(x) = x + W₁ σ(W₂ x) [A 89, 91], and the rule is applied to each of its layers with that layer's own input z
-    (k_t, then σ(W₂ k_t)) and its own output error δ, the gradient of ½‖M_□(k_t) − v̂_□‖² or −⟨M_□(k_t), v̂_□⟩.
-    Within a chunk, projections, targets and errors use the state at its start [A 90]; the writes are exact per token.
+    where M(x) = x + W₁ σ(W₂ x) [A 89, 91], and the rule is applied to each of its layers with that layer's
+    own input z (k_t, then σ(W₂ k_t)) and its own output error δ, the gradient of ½‖M_□(k_t) − v̂_□‖² or
+    −⟨M_□(k_t), v̂_□⟩. Within a chunk, projections, targets and errors use the state at its start [A 90];
+    the writes are exact per token.
 
-    x (B,T,D) → (B,T,D). State: `now`, each memory's drift from its initial state; `start`, the same at the start of the
-    present chunk; `position`, how many tokens have been read; the convolution's `tail`. Every sequence has its own.
+    x (B,T,D) → (B,T,D). State: `now`, each memory's drift from its initial state; `start`, the same at the
+    start of the present chunk; `position`, how many tokens have been read; the convolution's `tail`.
 
-    CHOICES (PAPER.md): retention pulls to the initial state; η_t = η_max·sigmoid; v and vector targets RMS-normalised,
-    scalar targets through tanh; errors clipped to RMS 1; σ = SiLU; η′ is the exact proximal step; a scalar memory has
-    a learned vector r in place of the identity, r·x + W₁ σ(W₂ x).
+    CHOICES (PAPER.md): retention pulls to the initial state; η_t = η_max·sigmoid; v and vector targets
+    RMS-normalised, scalar targets through tanh; errors clipped to RMS 1; σ = SiLU; η′ is the exact proximal
+    step; a scalar memory has a learned vector r in place of the identity, r·x + W₁ σ(W₂ x).
+
+    With `through_writes=False` writes are constants to the outer optimiser. Feeds, biases and memories that
+    only shape what is written then get no gradient; q's feed and the main memory's initial state keep theirs.
+    `form="fused"` takes one kernel per chunk, except for matrix memories, retention "zero", reads "chunk" and
+    through_writes=False: those are made of operations, with the fused delta rule.
     """
 
     def __init__(self, rng: Rng | None, config: Config):
@@ -238,16 +333,17 @@ class SelfModifyingTitans(Mixer):
         for name in config.adaptive:
             outputs = 1 if name in SCALARS else d
             self.initial[name] = ([normal(rng, (H, outputs, d), d ** -0.5)] if config.memory == "matrix" else
-                                  [normal(rng, (H, h, d), d ** -0.5), normal(rng, (H, outputs, h), h ** -0.5 / 2)])
+                                  [normal(rng, (H, h, d), d ** -0.5),
+                                   normal(rng, (H, outputs, h), h ** -0.5 / 2)])
         self.readout = {name: normal(rng, (H, 1, d), d ** -0.5 / 4) for name in SCALARS}
         fraction = config.eta_start / config.eta_max
         self.bias = {"eta": Parameter(np.full(H, np.log(fraction / (1 - fraction)), dtype=np.float32)),
                      "alpha": Parameter(half_lives(H))}
 
-    # a memory as a function -------------------------------------------------------------------------------------------
+    # a memory as a function ------------------------------------------------------------------------------
 
     def apply(self, name: str, W: Layers | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """M_□(x), and the input of each of its layers: x, σ(W₂ x).  x (B,H,n,d); W None: a projection that is fixed"""
+        """M_□(x), and the inputs of its layers: x, σ(W₂ x).  x (B,H,n,d); W None: a fixed projection"""
         skip = x @ self.readout[name].mT if name in SCALARS else x
         if W is None:
             return skip, []
@@ -274,11 +370,11 @@ class SelfModifyingTitans(Mixer):
         slope = s + inputs[1] * (1 - s)  # σ′ of SiLU
         return [(k, (delta @ W[1]) * slope), (inputs[1], delta)]
 
-    # one chunk --------------------------------------------------------------------------------------------------------
+    # one chunk -------------------------------------------------------------------------------------------
 
     def write(self, S: Tensor, initial: Tensor, z: Tensor, delta: Tensor, log_alpha: Tensor, eta: Tensor,
-              q: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-        """n writes of one layer, W ← W(α I − η′ z zᵀ) − η′ δ zᵀ with W = S + M₀, and its reads before each write."""
+              q: Tensor | None = None) -> tuple[Any, Tensor]:
+        """n writes of one layer, W ← W(α I − η′ z zᵀ) − η′ δ zᵀ, W = S + M₀; its reads before each write."""
         if not self.config.through_writes:
             z, delta, log_alpha, eta, S = (x.detach() for x in (z, delta, log_alpha, eta, S))
         u = -delta * minimum(1.0, 1 / sqrt(mean(delta * delta, axis=-1, keepdims=True) + 1e-12))
@@ -293,7 +389,27 @@ class SelfModifyingTitans(Mixer):
 
     def chunk(self, feed: dict[str, Tensor], start: dict[str, Layers], now: dict[str, Layers]
               ) -> tuple[Tensor, dict[str, Layers]]:
-        """Read and write n tokens that lie in one chunk of every memory."""
+        """Read and write n tokens that lie in one chunk of every memory, in one kernel where there is one."""
+        c, names = self.config, tuple(now)
+        covered = (c.memory, c.retention, c.reads, c.through_writes) == ("mlp", "initial", "exact", True)
+        if not (covered and c.form == "fused" and kernels.has_titans(feed["q"].data)):
+            return self.chunk_in_operations(feed, start, now)
+        moved = tuple(name for name in names if start[name] is not now[name])
+        o, *after = fused_chunk(
+            *(feed[name] for name in self.feed), *self.bias.values(), *self.readout.values(),
+            *(layer for group in (self.initial, now, {name: start[name] for name in moved})
+              for layers in group.values() for layer in layers), mixer=self, moved=moved)
+        return o, {name: [after[2 * i], after[2 * i + 1]] for i, name in enumerate(names)}
+
+    def ungroup(self, tensors: tuple[Tensor, ...], moved: tuple[str, ...]) -> tuple[dict, dict, dict]:
+        """Back from the inputs of `fused_chunk`: the feeds, and the drifts now and at the chunk's start."""
+        rest = iter(tensors[8 + 2 * len(self.initial):])
+        now, start = ({name: [next(rest), next(rest)] for name in names} for names in (self.initial, moved))
+        return dict(zip(self.feed, tensors, strict=False)), now, start
+
+    def chunk_in_operations(self, feed: dict[str, Tensor], start: dict[str, Layers], now: dict[str, Layers]
+                            ) -> tuple[Tensor, dict[str, Layers]]:
+        """The definition."""
         config = self.config
         W = {name: [s + m for s, m in zip(start[name], self.initial[name], strict=True)]
              if config.retention == "initial" else start[name] for name in config.adaptive}
@@ -303,7 +419,8 @@ class SelfModifyingTitans(Mixer):
         gate = {name: ask[name][..., 0] + self.bias[name][:, None] for name in SCALARS}  # (B,H,n)
         eta, log_alpha = sigmoid(gate["eta"]) * config.eta_max, log_sigmoid(gate["alpha"])
 
-        after, read = {}, None
+        after: dict[str, Layers] = {}
+        read: Any = None
         for name in config.adaptive:
             exact = name == "memory" and config.reads == "exact"
             x = q if exact else None  # what is asked of the layer while it is written
@@ -320,14 +437,15 @@ class SelfModifyingTitans(Mixer):
             o, _ = self.apply("memory", W["memory"], q)
         return o, after
 
-    # a sequence ---------------------------------------------------------------------------------------------------------
+    # a sequence ------------------------------------------------------------------------------------------
 
     def start(self, x: Tensor) -> dict[str, Any]:
-        """The state before the first token: no drift (with retention "zero": the initial states themselves)."""
+        """The state before the first token: no drift (with retention "zero": the initial states)."""
         zeros = {name: [Tensor(np.zeros_like(x.data, shape=(x.shape[0], *m.shape))) for m in layers]
                  for name, layers in self.initial.items()}
         drift = zeros if self.config.retention == "initial" else {
-            name: [z + m for z, m in zip(zeros[name], layers, strict=True)] for name, layers in self.initial.items()}
+            name: [z + m for z, m in zip(zeros[name], layers, strict=True)]
+            for name, layers in self.initial.items()}
         return {"tail": None, "position": 0, "start": drift, "now": drift}
 
     def chunk_size(self, name: str) -> int:
@@ -340,9 +458,114 @@ class SelfModifyingTitans(Mixer):
         start, now, position = state["start"], state["now"], state["position"]
         reads, t = [], 0
         while t < x.shape[1]:
-            n = min(x.shape[1] - t, *(C - position % C for C in map(self.chunk_size, now)))
+            n = min(x.shape[1] - t, LONGEST, *(C - position % C for C in map(self.chunk_size, now)))
             o, now = self.chunk({name: z[:, :, t:t + n] for name, z in feed.items()}, start, now)
             reads.append(o)
             t, position = t + n, position + n
-            start = {name: now[name] if position % self.chunk_size(name) == 0 else start[name] for name in now}
-        return self.merge(concatenate(reads, axis=2)), {"tail": tail, "position": position, "start": start, "now": now}
+            start = {name: start[name] if position % self.chunk_size(name) else now[name] for name in now}
+        state = {"tail": tail, "position": position, "start": start, "now": now}
+        return self.merge(concatenate(reads, axis=2)), state
+
+
+# Weights that a network generates ---------------------------------------------------------------------------
+
+
+class WeightGenerator(Mixer):
+    """A linear memory per head whose change is not computed by a learning rule but proposed by a network.
+
+        o_t = M q_t,          z_t = SiLU(W_1 [q_t, o_t]),
+        M ← M₀ + α(M − M₀) + η Σ_{r ≤ R} u_r w_rᵀ       every N tokens, [u_1 … u_R, w_1 … w_R] = W_2 mean_{last N} z
+
+    of rank R, with ‖u_r‖ = ‖w_r‖ = 1, so that no proposal moves M by more than ηR. N is
+    `config.generator_chunk`, η `config.generator_rate`, the size of z `config.generator_hidden`.
+
+    x (B,T,D) → (B,T,D). State: the convolution's tail; the position; the drift M − M₀ (B,H,d,d); Σ z of a chunk
+    that is not yet full (B,H,h).
+
+    CHOICE: the network sees what the memory was asked and what it answered, so that a change depends on those
+    before it; and changes fade, with half-lives of 16 … 4,096 of them, for a constant proposal would otherwise
+    grow without bound.
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        super().__init__(rng, config, ("q",))
+        H, d, h = config.heads, config.width // config.heads, config.generator_hidden
+        self.chunk, self.rate, self.rank = config.generator_chunk, config.generator_rate, config.generator_rank
+        self.initial = normal(rng, (H, d, d), d ** -0.5)
+        self.observe = normal(rng, (H, h, 2 * d), (2 * d) ** -0.5)
+        self.propose = normal(rng, (H, 2 * self.rank * d, h), h ** -0.5)
+        self.bias = {"alpha": Parameter(half_lives(H))}
+
+    def start(self, x: Tensor) -> dict[str, Any]:
+        """The state before the first token: no drift."""
+        H, d, _ = self.initial.shape
+        drift, seen = (Tensor(np.zeros_like(x.data, shape=(x.shape[0], H, *shape)))
+                       for shape in ((d, d), (self.observe.shape[1],)))
+        return {"tail": None, "position": 0, "drift": drift, "seen": seen}
+
+    def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        state = state or self.start(x)
+        feed, x, tail = self.feeds(x, state["tail"])
+        alpha = sigmoid(self.bias["alpha"])[:, None, None]
+        drift, seen, position = state["drift"], state["seen"], state["position"]
+        reads, t = [], 0
+        while t < x.shape[1]:
+            n = min(x.shape[1] - t, self.chunk - position % self.chunk)
+            q = feed["q"][:, :, t:t + n]
+            o = q @ (drift + self.initial).mT
+            seen = seen + sum(silu(concatenate([q, o], axis=-1) @ self.observe.mT), axis=2)
+            reads.append(o)
+            t, position = t + n, position + n
+            if position % self.chunk == 0:
+                drift, seen = drift * alpha + self.proposal(seen / self.chunk) * self.rate, seen * 0
+        after = {"tail": tail, "position": position, "drift": drift, "seen": seen}
+        return self.merge(concatenate(reads, axis=2)), after
+
+    def proposal(self, z: Tensor) -> Tensor:
+        """Σ_r u_r w_rᵀ from the mean of z over a chunk (B,H,h).  → (B,H,d,d)"""
+        made = (self.propose @ z[..., None])[..., 0]  # (B,H,2Rd)
+        u, w = (normalize(reshape(half, shape=(*z.shape[:2], self.rank, -1)))
+                for half in (made[..., :made.shape[-1] // 2], made[..., made.shape[-1] // 2:]))
+        return u.mT @ w
+
+
+# What it looks like -------------------------------------------------------------------------------------
+
+def main() -> None:
+    """A hand-sized trace: two pairs written by every rule, and self-modifying Titans chunk by chunk."""
+    k = np.eye(4)[[0, 1, 0, 1, 0, 1, 2, 3]]  # (T,d_k)
+    v = np.array([1.0, 5, 1, 5, 1, 5, 9, 9])[:, None]  # (T,d_v)
+    print("Eight tokens: key 0 comes with the value 1 and key 1 with 5, three times each; then two more.\n"
+          "What both read back after all writes, and |S| after every token (α = 0.9, η = 0.5):\n")
+    print("rule         M k₀    M k₁    |S|")
+    log_alpha, eta = Tensor(np.full(8, np.log(0.9))), Tensor(np.full(8, 0.5))
+    for name, rule in RULES.items():
+        gates = [tensor(np.zeros(8) + x) for x in rule(log_alpha, eta)]
+        S, norms = Tensor(np.zeros((1, 4))), []
+        for t in range(8):
+            key, value, *gate = (x[t:t + 1] for x in (Tensor(k), Tensor(v), *gates))
+            _, S = FORMS["recurrent"](None, key, value, *gate, S)
+            norms.append(f"{np.linalg.norm(S.data):5.2f}")
+        print(f"{name:10} {S.data[0, 0]:6.3f}  {S.data[0, 1]:6.3f}   {' '.join(norms)}")
+
+    config: Any = SimpleNamespace(
+        width=8, heads=2, layers=1, memory="mlp", memory_hidden=0,
+        adaptive=("k", "v", "eta", "alpha", "memory"), objective="l2", targets="self", reads="exact",
+        memory_chunk=4, projection_chunk=2, eta_max=0.1, eta_start=0.02, retention="initial",
+        through_writes=True, form="chunked")
+    rng = np.random.default_rng(0)
+    mixer, state, before = SelfModifyingTitans(rng, config), None, dict[str, Layers]()
+    print("\nSelf-modifying Titans read eight tokens; the main memory's chunks have 4, the projections' 2.\n"
+          "How far each memory has drifted from its initial state, as its readers see it:\n")
+    print("token  " + "".join(f"{name:>9}" for name in config.adaptive) + "   moved")
+    for t in range(8):
+        _, state = mixer(Tensor(rng.standard_normal((1, 1, 8), dtype=np.float32)), state)
+        drift = {name: math.hypot(*(np.linalg.norm(S.data) for S in layers))
+                 for name, layers in state["start"].items()}
+        moved = [name for name in drift if drift[name] and state["start"][name] is not before.get(name)]
+        columns, before = "".join(f"{x:9.4f}" for x in drift.values()), state["start"]
+        print(f"{t + 1:5}  {columns}   {', '.join(moved)}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

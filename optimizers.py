@@ -518,7 +518,8 @@ def clip_grad_norm(params: Iterable[Any], max_norm: float) -> float:
     Summed in float64. A norm that is not finite is returned and the gradients are left as they are.
     """
     params = [p for p in params if p.grad is not None]
-    norm = math.sqrt(sum(float(np.sum(np.square(p.grad.astype(np.float64)))) for p in params))
+    squares = [np.sum(np.square(p.grad.astype(np.float64))) for p in params]
+    norm = math.sqrt(float(sum(squares)))  # the one number of a step that is read back from a card
     if max_norm < norm < math.inf:
         for p in params:
             p.grad = p.grad * (max_norm / norm)  # a new array: two parameters may share one gradient

@@ -48,8 +48,20 @@ from tqdm import tqdm
 import hope
 import kernels
 import optimizers
-from autograd import Tensor, no_grad
-from data import VOCABULARY, Corpus, Document, Segments, Text, compressed_bits_per_byte, decode, fixed
+from autograd import Tensor, cross_entropy, no_grad
+from data import (
+    IGNORE,
+    VOCABULARY,
+    Corpus,
+    Document,
+    Segments,
+    Text,
+    compressed_bits_per_byte,
+    decode,
+    fixed,
+    next_words,
+    read_stories,
+)
 from hope import Config, Hope, State, nearest
 
 
@@ -71,6 +83,7 @@ class Training:
     clip: float = 1.0           # the gradient is shortened to this norm
     order: str = "shuffled"     # of segments; or consecutive, with the running state carried on
     data: tuple[str, ...] = ()  # files, folders, globs to read; none = the text of this Python
+    random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     seed: int = 0               # of the weights, the order and the samples
     threads: int = 0            # of BLAS and Numba; 0 = as many as there are cores
     baseline: bool = False      # train a Transformer of as many parameters too, for comparison
@@ -108,7 +121,7 @@ PRESETS = {
     "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40,
                       checkpoint_every=10)),
-    "nano": (Config(), Training()),
+    "nano": (Config(), Training(steps=400, validation=32)),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),
              Training(steps=20000, warmup=1000, batch=8, lr=1e-3)),
@@ -133,7 +146,8 @@ def parser() -> Parser:
     """A flag for every field of Config and Training, explained by the comment beside the field."""
     made = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                   allow_abbrev=False)
-    made.add_argument("--preset", help=f"where the settings start: {', '.join(PRESETS)} [nano]")
+    made.add_argument("--preset",
+                      help=f"start from: {', '.join(PRESETS)} [nano]; stories: flags of its own")
     made.add_argument("--config", metavar="FILE", help="settings in JSON, or a run's config.json; flags win")
     made.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     made.add_argument("--dry-run", action="store_true", help="say what a run would take, and end")
@@ -219,20 +233,97 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def flat(found: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a file: its keys, or those that a run wrote into its config.json."""
-    written = {"config", "training"} <= set(found)
-    return {**found["config"], **found["training"], "out": ""} if written else found
+    """The settings in a file: its keys, those that a run wrote into its config.json, or those of SECTIONS."""
+    if {"config", "training"} <= set(found):
+        return {**found["config"], **found["training"], "out": ""}
+    return from_sections(found) if any(isinstance(value, dict) for value in found.values()) else found
+
+
+# Another system's layout of settings: section → key → (its default, our name, or "": see `from_sections`).
+SECTIONS: dict[str, dict[str, tuple[Any, str]]] = {
+    "model": {"hidden_size": (384, "width"), "vocab_size": (512, "vocabulary"), "seq_len": (256, "segment"),
+              "num_levels": (3, ""), "level_timescales": ([1, 4, 16], "chunks")},
+    "continuum_mem": {"enabled": (True, ""), "ultra_short_span": (2, ""), "short_span": (8, ""),
+                      "mid_span": (32, ""), "long_span": (128, ""), "episodic_span": (512, "")},
+    "self_modify": {"enabled": (True, ""), "meta_lr": (1e-5, "generator_rate"),
+                    "update_frequency": (8, "generator_chunk"), "weight_mod_dim": (128, "generator_hidden")},
+    "deep_optimizer": {"enabled": (True, ""), "fast_lr_scale": (1.0, ""), "slow_lr_scale": (0.1, ""),
+                       "fast_ema": (0.9, ""), "slow_ema": (0.99, ""), "sync_interval": (64, "sync"),
+                       "gradient_compression_dim": (256, "rank")},
+    "training": {"batch_size": (4, "batch"), "learning_rate": (1e-4, "lr"), "num_steps": (1000, "steps"),
+                 "log_every": (10, "log_every"), "use_random_data": (True, "random_data")},
+}
+
+
+def from_sections(found: dict[str, Any]) -> dict[str, Any]:
+    """Our settings from those of SECTIONS; the other sections may stand within `model`.
+
+    Attention is joined by the banks of `continuum_mem` and the weight generator of `self_modify` where these
+    are enabled; the deep optimiser is `multi_timescale`, AdamW without it. ValueError names what is unknown.
+    """
+    model = dict(found.get("model", {}))
+    given = {name: model.pop(name) for name in list(model) if name in SECTIONS} | found | {"model": model}
+    for section, keys in given.items():
+        if section not in SECTIONS or not isinstance(keys, dict):
+            raise ValueError(f"unknown section {section!r}{nearest(section, list(SECTIONS))}; "
+                             f"there are {', '.join(SECTIONS)}")
+        for key, value in keys.items():
+            known = SECTIONS[section]
+            if key not in known:
+                raise ValueError(f"unknown key {key!r} in {section!r}{nearest(key, list(known))}; "
+                                 f"it has {', '.join(known)}")
+            if not alike(value, known[key][0]):
+                raise ValueError(f"{section}.{key} is {value!r}; it must be of the kind of {known[key][0]!r}")
+    values: dict[str, dict[str, Any]] = {}
+    ours: dict[str, Any] = {}
+    for section, known in SECTIONS.items():
+        values[section] = {key: default for key, (default, _) in known.items()} | given.get(section, {})
+        ours |= {name: values[section][key] for key, (_, name) in known.items()
+                 if name and section != "deep_optimizer"}
+    timescales, levels = values["model"]["level_timescales"], values["model"]["num_levels"]
+    if levels != len(timescales):
+        raise ValueError(f"num_levels is {levels}, but level_timescales {timescales} has {len(timescales)}")
+    enabled = {name: section.pop("enabled") for name, section in values.items() if "enabled" in section}
+    joined = [name for section, name in (("continuum_mem", "banks"), ("self_modify", "generated"))
+              if enabled[section]]
+    ours |= {"mixer": "+".join(["attention", *joined]), "spans": tuple(values["continuum_mem"].values())}
+    if enabled["deep_optimizer"]:
+        chosen = (f"{SECTIONS['deep_optimizer'][key][1] or key}={value}"
+                  for key, value in values["deep_optimizer"].items())
+        ours |= {"optimizer": "multi_timescale", "options": tuple(chosen)}
+    return ours
 
 
 # A run ------------------------------------------------------------------------------------------------------
+
+
+def changes(mixer: Any, state: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """What each memory of a mixer holds beyond its initial state."""
+    if isinstance(state, list):  # mixers side by side
+        for one, its in zip(mixer.mixers, state, strict=True):
+            yield from changes(one, its)
+    elif "now" in state:
+        literal = mixer.config.retention == "zero"  # only then the state includes the initial one
+        for name, layers in state["now"].items():
+            for now, initial in zip(layers, mixer.initial[name], strict=True):
+                yield name, now.data - (initial.data if literal else 0)
+    elif "banks" in state:
+        for span, bank, initial in zip(mixer.spans, state["banks"], mixer.initial.data, strict=True):
+            yield f"bank {span}", bank["m"].data - initial
+    elif "drift" in state:
+        yield "weights", state["drift"].data
+    elif "S" in state or "m" in state:
+        yield ("memory", state["S"].data - mixer.initial.data) if "S" in state else (
+            "cell", state["m"].data - mixer.initial.data)
 
 
 class Run:
     """A model in training, and the folder it lives in."""
 
     def __init__(self, folder: Path, preset: str, config: Config, training: Training, corpus: Corpus):
-        if config.vocabulary != VOCABULARY:
-            raise ValueError(f"vocabulary is {config.vocabulary}; tokens are bytes: it must be {VOCABULARY}")
+        if config.vocabulary < VOCABULARY:
+            raise ValueError(f"vocabulary is {config.vocabulary}; tokens are bytes: it must be at least "
+                             f"{VOCABULARY}")
         self.folder, self.preset, self.config, self.training = folder, preset, config, training
         self.corpus = corpus
         self.text = corpus.split("validation")
@@ -367,7 +458,7 @@ class Run:
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
         """What training lowers; in the nested variant the levels move within the segment, too."""
         if self.config.cms == "nested":
-            return self.model.nested_loss(tokens, past, first_order=self.config.form == "fused")
+            return self.model.nested_loss(tokens, past)
         return self.model.loss(tokens, past)
 
     def diverged(self, where: str) -> FloatingPointError:
@@ -391,13 +482,8 @@ class Run:
         """Root mean square of what each kind of memory holds beyond its initial state after a segment."""
         found: dict[str, list[np.ndarray]] = {}
         for block, state in zip(self.model.blocks, self.last.blocks, strict=True):
-            memories, mixer = state["mixer"], block.mixer
-            if "S" in memories:
-                found.setdefault("memory", []).append(memories["S"].data - mixer.initial.data)
-            for name, layers in memories.get("now", {}).items():
-                literal = self.config.retention == "zero"  # only then the state includes the initial one
-                found.setdefault(name, []).extend(now.data - (m.data if literal else 0)
-                                                  for now, m in zip(layers, mixer.initial[name], strict=True))
+            for name, change in changes(block.mixer, state["mixer"]):
+                found.setdefault(name, []).append(change)
         return {name: norm(arrays) / sum(a.size for a in arrays) ** 0.5 for name, arrays in found.items()}
 
     def sample(self) -> str:
@@ -510,7 +596,10 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
 
 
 def corpus(training: Training) -> Corpus:
-    found = Corpus.from_paths(training.data) if training.data else Corpus.default()
+    if training.random_data:
+        found = Corpus.random(training.seed)
+    else:
+        found = Corpus.from_paths(training.data) if training.data else Corpus.default()
     if found.note:
         print(found.note)
     return found
@@ -612,6 +701,109 @@ def draw_levels(run: Run, close: int = 64) -> None:
         label.set_color(COLOURS[row % len(COLOURS)])
     path.set(xlabel="step", ylabel="change of weights ‖Δθ‖/‖θ‖", xlim=(0, run.step + 0.5))
     figure.savefig(run.folder / "levels.png")
+
+
+# The travel stories -----------------------------------------------------------------------------------------
+#
+# Small stories in plain words, learned one after the other: what does each model keep of the first?
+
+TELLERS = {name: mixer for name, mixer in (("transformer", "attention"), ("rnn", "rnn"), ("cell", "cell"),
+                                           ("banks", "banks"), ("hope", "titans")) if mixer in hope.MIXERS}
+
+
+def stories_parser() -> Parser:
+    """The flags of `--preset stories`: some for all, some for each model."""
+    made = Parser(prog="train.py --preset stories", allow_abbrev=False,
+                  description="Stories learned one after the other, and what each model keeps of the first.")
+    for name, default, meaning in (
+            ("stories", ("train", "flight"), "which, in the order they are learned"),
+            ("file", str(Path(__file__).with_name("stories.txt")), "where they are written"),
+            ("models", tuple(name for name in TELLERS if name != "banks"), "which learn them"),
+            ("steps", 60, "for each story"),
+            ("width", 32, "of every model"), ("seeds", 3, "runs of every model"),
+            ("out", "", "the folder; none = runs/stories-DATE-TIME")):
+        made.add_argument(f"--{name}", default=default, help=f"{meaning} [{typed(default)}]",
+                          **reading(name, default))
+    for model in TELLERS:
+        own = {"lr": 1e-2, "optimizer": "adamw", "chunks": (1, 4, 16) if model == "hope" else (1,)}
+        for flag, value in own.items():
+            made.add_argument(f"--{model}-{flag}", default=value, help=f"[{typed(value)}]", **reading(flag, value))
+    return made
+
+
+def stories(arguments: Sequence[str]) -> int:
+    """Let every model learn the stories one after the other; print, write and draw what it keeps."""
+    given = stories_parser().parse_args(arguments)
+    found = read_stories(given.file)
+    for what, asked, known in (("story", given.stories, found), ("model", given.models, TELLERS)):
+        if wrong := [name for name in asked if name not in known]:
+            raise ValueError(f"there is no {what} {wrong[0]!r}{nearest(wrong[0], list(known))}; choose from "
+                             f"{', '.join(known)}")
+    if len(given.stories) < 2 or min(given.seeds, given.steps) < 1:
+        raise ValueError("give two stories or more, at least one seed, at least one step")
+    vocabulary = sorted({word for name in given.stories for words in found[name] for word in words})
+    tasks = [next_words(found[name], vocabulary) for name in given.stories]
+    folder = Path(given.out or f"runs/stories-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    with tqdm(total=len(given.models) * given.seeds * len(tasks) * given.steps, unit="step") as bar:
+        for name in given.models:
+            own = {key: getattr(given, f"{name}_{key}") for key in ("lr", "optimizer", "chunks")}
+            config = Config(width=given.width, layers=1, heads=2, segment=max(t.shape[1] for t, _ in tasks),
+                            vocabulary=len(vocabulary), mixer=TELLERS[name], chunks=own["chunks"],
+                            hidden=max(1, 2 * given.width // len(own["chunks"])), memory_chunk=4,
+                            projection_chunk=4)
+            paths[name] = np.array([tell(config, own["optimizer"], own["lr"], tasks, given.steps, seed, bar)
+                                    for seed in range(given.seeds)])  # (seeds,stories·steps+1,stories)
+    lines = [f"{'next words right, mean of ' + str(given.seeds) + ' seeds':36}"
+             + "".join(f"{'after ' + name:>18}" for name in given.stories)]
+    for name, path in paths.items():
+        for i, story in enumerate(given.stories):
+            after = path[:, given.steps::given.steps, i].mean(axis=0)
+            lines.append(f"{name + ', ' + story:36}" + "".join(f"{share:18.3f}" for share in after))
+    print("\n".join(lines))
+    write_text(folder / "stories.json", json.dumps(
+        {"settings": vars(given), "accuracy": {name: path.tolist() for name, path in paths.items()}}))
+    draw_stories(paths, given.stories, given.steps, folder)
+    print(f"written to {folder}")
+    return 0
+
+
+def tell(config: Config, optimizer: str, lr: float, tasks: Sequence[Any], steps: int, seed: int, bar: Any
+         ) -> list[list[float]]:
+    """One model, story after story: the share of next words right in each, before and after every step."""
+    model = Hope(config, np.random.default_rng(seed))
+    rung = optimizers.build(optimizer, model.groups(), lr)
+
+    def right() -> list[float]:
+        with no_grad():
+            guesses = [np.argmax(model(tokens)[0].data, axis=-1) for tokens, _ in tasks]
+        return [float(np.mean((guess == targets)[targets != IGNORE]))
+                for guess, (_, targets) in zip(guesses, tasks, strict=True)]
+    path = [right()]
+    for tokens, targets in tasks:
+        for _ in range(steps):
+            rung.zero_grad()
+            cross_entropy(model(tokens)[0], targets, ignore_index=IGNORE).backward()
+            optimizers.clip_grad_norm(rung.params, 1.0)
+            rung.step()
+            path.append(right())
+            bar.update()
+    return path
+
+
+def draw_stories(paths: dict[str, np.ndarray], names: Sequence[str], steps: int, folder: Path) -> None:
+    """stories.png: how much of the first story each model knows while it learns the others."""
+    figure, (panel,) = canvas(f"What is kept of the story {names[0]!r} while others are learned", 1)
+    for colour, (name, path) in zip(COLOURS, paths.items(), strict=False):
+        panel.plot(path[:, :, 0].mean(axis=0), color=colour, linewidth=2, label=name)
+        panel.plot(path[:, :, 0].T, color=colour, linewidth=0.6, alpha=0.4)
+    for i, name in enumerate(names):
+        panel.axvline(i * steps, color="0.7", linewidth=0.8)
+        panel.annotate(f" learning {name}", (i * steps, 1.04), size=8, annotation_clip=False)
+    panel.legend(frameon=False)
+    panel.set(xlabel="step", ylabel="next words right", ylim=(0, 1.02), xlim=(0, len(names) * steps))
+    figure.savefig(folder / "stories.png")
 
 
 # Without training -------------------------------------------------------------------------------------------
@@ -759,8 +951,11 @@ def scaled(n: float, units: dict[str, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 for a run that failed, 2 for bad input, 130 after Ctrl+C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command, given = parse(sys.argv[1:] if arguments is None else arguments)
+        if arguments[:2] == ["--preset", "stories"]:
+            return stories(arguments[2:])
+        command, given = parse(arguments)
         if command.config:
             given = flat(read_json(Path(command.config))) | given
         if command.doctor:

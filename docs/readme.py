@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import hope  # noqa: E402
@@ -67,6 +68,18 @@ def ladder() -> str:
     return table("`--optimizer` · what changes from the one above · equation · paper", rows)
 
 
+def trained() -> str:
+    """What docs/ladder.py measured: a small Hope with every optimiser at its best learning rate of a sweep."""
+    found = json.loads((HERE / "optimizers-training.json").read_text(encoding="utf-8"))
+    rows = [(f"`{row['rung']}`", f"{row['lr']:.1g}", f"{row['loss']:.3f}",
+             f"{row['lowest']:.3f} – {row['highest']:.3f}", f"{row['ms_per_step']:.0f}")
+            for row in sorted(found["rows"], key=lambda row: row["loss"])]
+    rates = ", ".join(f"{rate:.1g}" for rate in found["rates"])
+    return (f"{found['steps']} steps of {found['batch']} × {found['segment']} bytes, mean loss of the last 20 in nats "
+            f"per byte over {found['seeds']} seeds;\neach at the best learning rate of {rates} for another seed.\n\n"
+            + table("optimiser · learning rate · loss · lowest – highest · ms per step", rows))
+
+
 def run(folder: Path) -> str:
     """What a finished run took and reached, from its config.json, log.jsonl and sample.txt."""
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -110,7 +123,7 @@ def rewrite(text: str, name: str, made: str) -> str:
 
 def main(arguments: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
-    for name, made in {"files": files, "presets": presets, "ladder": ladder}.items():
+    for name, made in {"files": files, "presets": presets, "ladder": ladder, "trained": trained}.items():
         text = rewrite(text, name, made())
     if arguments:
         text = rewrite(text, "run", run(Path(arguments[0])))

@@ -330,6 +330,81 @@ def test_a_shape_that_does_not_fit_is_refused_before_it_is_read(name):
                 launch(name, *args[:i], np.concatenate([args[i], args[i]], -1), *args[i + 1:])
 
 
+# --- one chunk of self-modifying Titans; test_memory.py holds it against its definition ---------------------
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (3, 5, 1), (9, 1, 32), (17, 40, 37), (1, 64, 96)])
+def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
+    A, B, C = draw(m, k, dtype=dtype), draw(k, n, dtype=dtype, seed=1), draw(m, n, dtype=dtype, seed=2)
+    expected = C + A @ B, A @ B
+    for left in (A, np.ascontiguousarray(A.T).T):
+        found = C.copy()
+        kernels._add(found, left, B)
+        assert_close((found, kernels._product(left, B)), expected, 1e-5 if dtype == np.float32 else 1e-13)
+    assert np.array_equal(kernels._turned(C), C.T)
+
+
+def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False):
+    """Arguments of `kernels.titans`, and cotangents of what it returns."""
+    names, seeds = ("k", "eta", "memory"), itertools.count()
+
+    def layers(*lead, scale=1.0):
+        return {name: [scale * draw(*lead, *shape, dtype=dtype, seed=next(seeds)) / 4
+                       for shape in ((h, d), (1 if name == "eta" else d, h))] for name in names}
+    feeds = [draw(B, H, n, d, dtype=dtype, seed=next(seeds)) for _ in range(4)]
+    bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(2)]
+    readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(2)]
+    inputs = [names, True, False, 0.5, feeds, bias, readout, layers(H), layers(B, H, scale=dtype(0.1)),
+              {"k": layers(B, H)["k"]} if start else {}]
+    return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H)]
+
+
+def arrays_in(nest):
+    if isinstance(nest, np.ndarray):
+        return [nest]
+    return [x for part in (nest.values() if isinstance(nest, dict) else nest) for x in arrays_in(part)]
+
+
+@needs_jit
+def test_the_number_of_threads_changes_no_bit_of_a_chunk():
+    numba = pytest.importorskip("numba")
+    before, most, found = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, []
+    inputs, bars = titans_inputs(start=True)
+    try:
+        for threads in (1, most):
+            kernels.set_threads(threads)
+            found.append(arrays_in([kernels.titans(*inputs), kernels.titans_backward(*inputs, *bars)]))
+    finally:
+        kernels.set_threads(before)
+    assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29
+
+
+@needs_jit
+@pytest.mark.parametrize("n", [1, 33])
+def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
+    inputs, _ = titans_inputs(n=n + 1)
+    o, _ = kernels.titans(*inputs)
+    for feed in inputs[4]:
+        feed[:, :, n] *= 1e3
+    changed, _ = kernels.titans(*inputs)
+    assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
+
+
+@needs_jit
+def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
+    inputs, bars = titans_inputs()
+    expected = arrays_in([kernels.titans(*inputs), kernels.titans_backward(*inputs, *bars)])
+    views = [*inputs[:4], [np.asfortranarray(x) for x in inputs[4]], *inputs[5:]]
+    views[8] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[8].items()}
+    found = arrays_in([kernels.titans(*views), kernels.titans_backward(*views, *bars)])
+    assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
+    inputs[8] = {**inputs[8], "k": [x[1:] for x in inputs[8]["k"]]}
+    with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        kernels.titans(*inputs)
+
+
 # --- elementwise and row kernels: their definitions ---------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autograd import Tensor, check_grad, concatenate, grad, no_grad
 from autograd import sum as total
 from hope import MIXERS, Config, make_mixer, tree_map
-from memory import FORMS, RULES, delta_rule, half_lives, proximal
+from memory import FORMS, RULES, delta_rule, half_lives, main, proximal
 
 MEMORIES = [name for name in MIXERS if name != "attention"]
 FAST = ("chunked", "fused")
@@ -81,9 +81,25 @@ def test_the_fast_forms_have_the_gradients_of_the_recurrent_one_for_all_seven_in
         assert close(g, expected), name
 
 
-@pytest.mark.parametrize("form, order", [("recurrent", 2), ("chunked", 2), ("fused", 1)])
-def test_derivatives_of_every_form_agree_with_finite_differences(form, order):
-    check_grad(lambda *inputs: delta_rule(*inputs, form=form), *rule_inputs(3, (1,), 2, 2), order=order)
+@pytest.mark.parametrize("form", FORMS)
+def test_derivatives_of_every_form_agree_with_finite_differences(form):
+    check_grad(lambda *inputs: delta_rule(*inputs, form=form), *rule_inputs(3, (1,), 2, 2), order=2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T", [0, 3])
+def test_without_queries_the_writes_are_the_same_and_nothing_is_read(form, T):
+    q, *rest = map(Tensor, rule_inputs(T))
+    o, S = delta_rule(None, *rest, form=form)
+    assert o is None and close(S.data, delta_rule(q, *rest, form="recurrent")[1].data)
+    check_grad(lambda *xs: delta_rule(None, *xs, form=form)[1], *rule_inputs(3, (1,), 2, 2)[1:], order=2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_token_leaves_the_state_as_it_was(form):
+    inputs = rule_inputs(0)
+    o, S = delta_rule(*map(Tensor, inputs), form=form)
+    assert o.shape == (2, 3, 0, 4) and np.array_equal(S.data, inputs[6])
 
 
 def test_chunks_inside_the_chunked_form_change_nothing():
@@ -93,13 +109,6 @@ def test_chunks_inside_the_chunked_form_change_nothing():
         for x, y in zip(FORMS["chunked"](*map(Tensor, inputs), chunk=chunk), whole, strict=True):
             assert close(x.data, y.data)
     check_grad(lambda *xs: FORMS["chunked"](*xs, chunk=2), *rule_inputs(3, (1,), 2, 1), order=2)
-
-
-def test_the_fused_form_says_who_has_the_second_derivative():
-    leaves = [Tensor(x, requires_grad=True) for x in rule_inputs(3)]
-    o, _ = delta_rule(*leaves, form="fused")
-    with pytest.raises(RuntimeError, match="chunked"):
-        grad(o.sum(), leaves, create_graph=True)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -446,8 +455,9 @@ def test_gradients_of_the_whole_mixer_pass_through_every_write(setting):
     )
 
 
-def test_second_derivatives_pass_through_the_writes_too():
-    mixer = shaken(small(memory_chunk=2, projection_chunk=2))
+@pytest.mark.parametrize("form", FAST)
+def test_second_derivatives_pass_through_the_writes_too(form):
+    mixer = shaken(small(memory_chunk=2, projection_chunk=2, form=form))
     names = ["initial.memory.0", "initial.k.1", "feed.v.weight", "bias.alpha"]
     parameters = [p for name, p in mixer.named_parameters() if name in names]
 
@@ -486,6 +496,94 @@ def test_without_gradients_through_writes_they_are_constants(form, reads):
     for (name, _), f, g, c in zip(through.named_parameters(), flowing, found, constant, strict=True):
         assert close(g.data, c.data), name
         assert not name.startswith("initial") or not close(f.data, c.data), name
+
+
+# --- the kernel of a chunk against its definition -----------------------------------------------------------
+
+
+def outcome(mixer, x: np.ndarray, lengths) -> list[np.ndarray]:
+    """What is read, the last drifts, and the cotangents of x and every parameter from all of these."""
+    whole, state, t, found = Tensor(x, requires_grad=True), None, 0, []
+    for n in lengths:
+        y, state = mixer(whole[:, t : t + n], state)
+        t += n
+        found.append(y)
+    for layers in state["now"].values():
+        found += layers
+    bars = [Tensor(draw(90 + i, *y.shape).astype(x.dtype)) for i, y in enumerate(found)]
+    return [z.data for z in found] + [g.data for g in grad(found, [whole, *mixer.parameters()], bars)]
+
+
+def assert_fused_is_chunked(x: np.ndarray, lengths, tolerance: float = 1e-10, **setting) -> None:
+    fused, chunked = (shaken(small(form=form, **setting)).astype(x.dtype) for form in ("fused", "chunked"))
+    for a, b in zip(outcome(fused, x, lengths), outcome(chunked, x, lengths), strict=True):
+        assert a.dtype == b.dtype and np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("objective, targets", [*product(("l2", "dot"), ("self", "value"))])
+@pytest.mark.parametrize("T", [1, 7, 63, 64, 65])
+def test_the_kernel_of_a_chunk_is_its_definition_forwards_and_backwards(T, objective, targets):
+    assert_fused_is_chunked(draw(1, 2, T, 8), [T], memory_chunk=64, projection_chunk=64,
+                            objective=objective, targets=targets)  # fmt: skip
+
+
+@settings(max_examples=12)
+@given(st.sets(st.sampled_from([*FIVE[:-1], "q"])), st.lists(st.integers(1, 9), min_size=1, max_size=3),
+       st.sampled_from(CHUNKS), st.integers(0, 9), st.sampled_from([0.9, 4.0]))  # fmt: skip
+def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(names, lengths, chunks, hidden, eta_max):
+    x = draw(1, 2, sum(lengths), 8)
+    assert_fused_is_chunked(x, lengths, adaptive=(*sorted(names), "memory"), memory_chunk=chunks[0],
+                            projection_chunk=chunks[1], memory_hidden=hidden, eta_max=eta_max)  # fmt: skip
+
+
+def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers():
+    x = draw(1, 1, 70, 64).astype(np.float32)
+    assert_fused_is_chunked(x, [70], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
+
+
+def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():
+    mixer, x = shaken(small(memory_chunk=200, projection_chunk=150)), draw(1, 1, 160, 8)
+    recurrent = shaken(small(memory_chunk=200, projection_chunk=150, form="recurrent"))
+    assert close(reading(mixer, x, [160])[0], reading(recurrent, x, [160])[0])
+
+
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch():
+    mixer = make_mixer(np.random.default_rng(0), Config(width=128, heads=2, layers=1, form="fused"))
+    feed = {name: draw(i, 3, 2, 64, 64).astype(np.float32) for i, name in enumerate(mixer.feed)}
+
+    def run(n) -> list[np.ndarray]:
+        start = mixer.start(Tensor(np.zeros((len(feed["q"][n]), 1, 128), np.float32)))["now"]
+        inputs = {name: Tensor(z[n], requires_grad=True) for name, z in feed.items()}
+        o, after = mixer.chunk(inputs, start, start)
+        outputs = [o, *(S for layers in after.values() for S in layers)]
+        return [z.data for z in outputs] + [g.data for g in grad(outputs, [*inputs.values()], outputs)]
+
+    together = run(slice(0, 3))
+    for n in range(3):
+        assert all(np.array_equal(a[n], b[0]) for a, b in zip(together, run(slice(n, n + 1)), strict=True))
+
+
+@pytest.mark.parametrize("name", ["titans", *RULES])
+def test_a_state_of_another_batch_is_refused_by_its_numbers(name):
+    mixer = shaken(small(mixer=name))
+    _, state = mixer(Tensor(draw(1, 3, 4, 8)))
+    with pytest.raises(ValueError, match="read 3 sequences and the input has 2"):
+        mixer(Tensor(draw(1, 2, 4, 8)), state)
+
+
+def test_a_state_keeps_no_segment_alive():
+    for form in FORMS:
+        _, state = shaken(small(form=form))(Tensor(draw(1, 2, 12, 8)))
+        assert state["tail"].data.base is None or state["tail"].data.base.size == state["tail"].data.size
+
+
+def test_the_trace_shows_every_rule_and_when_each_memory_moves(capsys):
+    main()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert all(any(line.startswith(rule) for line in lines) for rule in RULES)
+    moved = [line.split("   ")[-1] for line in lines[-8:]]
+    assert [("memory" in m, "alpha" in m) for m in moved] == [(t % 4 == 0, t % 2 == 0) for t in range(1, 9)]
 
 
 # --- state --------------------------------------------------------------------------------------------------

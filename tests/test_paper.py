@@ -112,6 +112,8 @@ def test_every_choice_mentioned_in_code_is_in_the_paper():
     known, found = claims(), mentions()
     assert len(found) > 20
     for place, number, words in found:
+        if "/" in place:
+            continue  # a room's choices are about its own experiments
         assert not number or f"`{place}`" in PARTS.get(number, ""), f"choice {number} does not name {place}"
         assert number or any(place == where and words.startswith(said) for where, said in known), (
             f"PAPER.md quotes no choice of {place} that begins “{words[:50]}”: add it to part 4")  # fmt: skip

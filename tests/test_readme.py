@@ -21,6 +21,7 @@ LESS = "--steps 2 --validation 1 --sample-tokens 2"
 SHORTENED = {  # as README.md has it → what runs here; all other commands run as they are
     "pip install -r requirements.txt": "",  # needs the network: .ci/run does it
     "python train.py --preset nano": f"python train.py --preset nano {LESS} --batch 1 --segment 64",
+    "python train.py --preset stories": "python train.py --preset stories --steps 2 --seeds 1 --width 8",
     "python -m pytest": "python -m pytest tests/test_layers.py",
     "python -m pytest -m slow": "python -m pytest -m slow --collect-only tests/test_memory.py",
     ".ci/run": "bash -nv .ci/run",

@@ -335,7 +335,7 @@ def one_line(capsys):
     (["--width", "30", "--heads", "4"], "width 30 over 4 heads"),
     (["--cms", "nested", "--chunks", "1,3", "--segment", "32"], "chunk sizes that divide"),
     (["--chunks", "1,x"], "'1,x'"),
-    (["--vocabulary", "300"], "vocabulary is 300"),
+    (["--vocabulary", "200"], "vocabulary is 200"),
     (["--segment", "100000"], "the validation text has"),
     (["--batch", "30000", "--order", "consecutive"], "the train text has"),
     (["--data", "nowhere.txt"], "nowhere.txt' in "),
@@ -559,3 +559,62 @@ def test_the_start_takes_less_than_two_seconds_of_work_and_leaves_pictures_for_l
         assert done.returncode == 0, done.stderr
         taken.append(after.ru_utime - before.ru_utime)
     assert min(taken) < 3  # seconds of processor time; 2 on an idle machine
+
+
+# --- the layout of another system ---------------------------------------------------------------------------
+
+
+def given_as(found: dict) -> tuple[Config, Training]:
+    return train.settings("nano", train.flat(found))
+
+
+def test_settings_in_sections_mean_what_their_document_says():
+    config, training = given_as({
+        "model": {"hidden_size": 64, "vocab_size": 300, "seq_len": 128, "num_levels": 2,
+                  "level_timescales": [1, 8], "continuum_mem": {"short_span": 9}},
+        "self_modify": {"meta_lr": 0.5, "update_frequency": 16, "weight_mod_dim": 24},
+        "deep_optimizer": {"slow_ema": 0.95, "sync_interval": 7, "gradient_compression_dim": 3},
+        "training": {"batch_size": 2, "learning_rate": 1e-3, "num_steps": 5, "log_every": 2,
+                     "use_random_data": False}})
+    assert (config.width, config.vocabulary, config.segment, config.chunks) == (64, 300, 128, (1, 8))
+    assert config.mixer == "attention+banks+generated" and config.spans == (2, 9, 32, 128, 512)
+    assert (config.generator_rate, config.generator_chunk, config.generator_hidden) == (0.5, 16, 24)
+    assert training.optimizer == "multi_timescale"
+    assert set(training.options) == {"fast_lr_scale=1.0", "slow_lr_scale=0.1", "fast_ema=0.9",
+                                     "slow_ema=0.95", "sync=7", "rank=3"}
+    assert (training.batch, training.lr, training.steps, training.log_every) == (2, 1e-3, 5, 2)
+    assert not training.random_data
+
+
+def test_settings_in_sections_have_their_documents_defaults():
+    config, training = given_as({"model": {}})
+    assert (config.width, config.vocabulary, config.segment, config.chunks) == (384, 512, 256, (1, 4, 16))
+    assert (config.generator_rate, training.lr, training.steps) == (1e-5, 1e-4, 1000) and training.random_data
+
+
+def test_what_a_section_disables_is_left_out():
+    off = {"enabled": False}
+    config, training = given_as({"continuum_mem": off, "self_modify": off, "deep_optimizer": off})
+    assert config.mixer == "attention" and training.optimizer == "adamw" and training.options == ()
+
+
+@pytest.mark.parametrize("found, message", [
+    ({"model": {"hiden_size": 8}}, "unknown key 'hiden_size' in 'model', did you mean 'hidden_size'"),
+    ({"self_modifi": {"enabled": True}}, "unknown section 'self_modifi', did you mean 'self_modify'"),
+    ({"model": {"continuum_mem": {"far_span": 3}}}, "unknown key 'far_span' in 'continuum_mem'"),
+    ({"training": {"batch_size": "two"}}, "training.batch_size is 'two'; it must be of the kind of 4"),
+    ({"model": {"num_levels": 2}}, r"num_levels is 2, but level_timescales \[1, 4, 16\] has 3")])
+def test_sections_refuse_what_they_do_not_know_by_name(found, message):
+    with pytest.raises(ValueError, match=message):
+        given_as(found)
+
+
+def test_a_file_in_sections_trains_on_random_bytes(tmp_path):
+    layout = {"model": {"hidden_size": 16, "seq_len": 16, "num_levels": 1, "level_timescales": [1]},
+              "continuum_mem": {"long_span": 4}, "training": {"num_steps": 2, "batch_size": 2}}
+    (tmp_path / "layout.json").write_text(json.dumps(layout), encoding="utf-8")
+    out = tmp_path / "run"
+    assert train.main(["--preset", "tiny", "--config", str(tmp_path / "layout.json"), "--out", str(out),
+                       "--validation", "1", "--sample-tokens", "5", "--quiet"]) == 0
+    kept = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert kept["training"]["random_data"] and next(iter(kept["data"]["documents"])).startswith("random/")

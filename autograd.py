@@ -31,7 +31,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 __all__ = ["OPS", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
-           "no_grad", "op", "tensor"]
+           "host", "no_grad", "op", "tensor"]
 
 Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
 OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it
@@ -220,6 +220,11 @@ def _plain(x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(_plain(i) for i in x)
     return x.data if isinstance(x, Tensor) else x
+
+
+def host(x: Array) -> Array:
+    """An array where Python can look at it: itself, or a copy of one that lies on a card (CuPy's `get`)."""
+    return x.get() if hasattr(x, "get") else x
 
 
 def _wrap(data: Array) -> Tensor:

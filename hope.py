@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import cms
-from autograd import Tensor, embedding, enable_grad, grad, mean, no_grad, stack, sum, tensor
+from autograd import Tensor, embedding, enable_grad, grad, host, mean, no_grad, stack, sum, tensor
 from layers import CausalAttention, Module, RMSNorm, Rng, fused_cross_entropy, linear, normal, rms_norm
 from memory import FORMS, RULES, MatrixMemory, SelfModifyingTitans, SimpleRecurrent, WeightGenerator
 
@@ -222,7 +222,7 @@ class State:
         arrays: list[np.ndarray] = []
 
         def number(t: Tensor) -> dict[str, int]:
-            arrays.append(np.asarray(t.data))
+            arrays.append(np.asarray(host(t.data)))
             return {"array": len(arrays) - 1}
         text = json.dumps({"blocks": tree_map(number, self.blocks), "clock": self.clock})
         return {"state": np.array(text)} | {f"state.{i}": a for i, a in enumerate(arrays)}
@@ -260,7 +260,7 @@ def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
     beside = path.with_name(path.name + ".part")
     try:
         with open(beside, "wb") as f:
-            np.savez(f, **arrays)
+            np.savez(f, **{name: host(array) for name, array in arrays.items()})
             f.flush()
             os.fsync(f.fileno())
         os.replace(beside, path)
@@ -441,7 +441,7 @@ class Hope(Module):
             with no_grad():
                 for t in range(0, tokens.shape[1], self.config.segment):
                     logits, state = self(tokens[:, t:t + self.config.segment], state)
-            token = sample(logits.data[0, -1], rng, temperature, top_k, top_p)
+            token = sample(host(logits.data[0, -1]), rng, temperature, top_k, top_p)
             yield token, state
             if token in stop:
                 return

@@ -74,7 +74,7 @@ class Module:
                 raise ValueError(f"{name} has shape {arrays[name].shape} in the file and {own[name].shape} "
                                  "in the model; load it with the configuration it was saved with")
         for name, p in own.items():
-            p.data[...] = arrays[name]
+            p.data[...] = np.asarray(arrays[name], like=p.data)
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Parameter]]:

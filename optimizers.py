@@ -253,8 +253,8 @@ class Optimizer:
         for key, value in saved.items():
             _, i, *rest = key.split(".")
             if rest and rest != ["shape"]:
-                value = np.array(value, like=self.params[int(i)].data)
-                self.state[int(i)][rest[0]] = value if value.ndim else value.item()
+                like = self.params[int(i)].data
+                self.state[int(i)][rest[0]] = np.array(value, like=like) if np.ndim(value) else np.asarray(value).item()
 
 
 # The ladder.

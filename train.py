@@ -24,8 +24,8 @@ if __name__ == "__main__":  # BLAS and Numba read these once, while they are imp
                            "VECLIB_MAXIMUM_THREADS": n, "NUMBA_NUM_THREADS": n}
 
 import argparse
+import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import math
@@ -85,6 +85,7 @@ class Training:
     data: tuple[str, ...] = ()  # files, folders, globs to read; none = the text of this Python
     random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     seed: int = 0               # of the weights, the order and the samples
+    device: str = "auto"        # cpu; cuda, an NVIDIA card (see gpu/); or auto, a card if one can be used
     threads: int = 0            # of BLAS and Numba; 0 = as many as there are cores
     baseline: bool = False      # train a Transformer of as many parameters too, for comparison
     validation: int = 128       # batches of validation text to measure on, at most
@@ -112,7 +113,7 @@ class Training:
 
 
 CHOICES = {"optimizer": list(optimizers.OPTIMIZERS), "schedule": ["cosine", "linear", "constant"],
-           "order": ["shuffled", "consecutive"]}
+           "order": ["shuffled", "consecutive"], "device": ["auto", "cpu", "cuda"]}
 LEAST = {"steps": 1, "batch": 1, "accumulate": 1, "validation": 1, "log_every": 1, "checkpoint_every": 1,
          "minutes": 0, "warmup": 0, "final": 0, "weight_decay": 0, "seed": 0, "threads": 0, "sample_every": 0,
          "sample_tokens": 0}
@@ -121,7 +122,8 @@ PRESETS = {
     "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40,
                       checkpoint_every=10)),
-    "nano": (Config(), Training(steps=400, validation=32)),
+    "nano": (Config(objective="dot", eta_max=0.05, eta_start=0.01),
+             Training(steps=380, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),
              Training(steps=20000, warmup=1000, batch=8, lr=1e-3)),
@@ -165,7 +167,7 @@ def parser() -> Parser:
 def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
-        return tuple((type(default[0]) if default else str)(item) for item in text.split(","))
+        return tuple((type(default[0]) if default else str)(item) for item in text.split(",") if text)
 
     def true_or_false(text: str) -> bool:
         return ("false", "true").index(text.lower()) == 1
@@ -287,6 +289,7 @@ def from_sections(found: dict[str, Any]) -> dict[str, Any]:
     joined = [name for section, name in (("continuum_mem", "banks"), ("self_modify", "generated"))
               if enabled[section]]
     ours |= {"mixer": "+".join(["attention", *joined]), "spans": tuple(values["continuum_mem"].values())}
+    ours |= {"optimizer": "adamw", "options": ()}
     if enabled["deep_optimizer"]:
         chosen = (f"{SECTIONS['deep_optimizer'][key][1] or key}={value}"
                   for key, value in values["deep_optimizer"].items())
@@ -331,6 +334,9 @@ class Run:
         self.segments = Segments(corpus.split("train"), training.batch, config.segment, training.order,
                                  training.seed)
         self.model = Hope(config, np.random.default_rng(training.seed))
+        self.card, self.place = choose(training.device)
+        if self.card:
+            self.card.to_device(self.model)  # whatever is made from here on is made where the weights are
         self.optimizer = optimizers.build(training.optimizer, self.model.groups(training.weight_decay),
                                           training.lr, **options(training))
         self.levels: dict[int, list[Any]] = {}  # chunk size → parameters
@@ -389,6 +395,8 @@ class Run:
         if "progress" not in arrays:
             raise ValueError(f"{path} holds a model, but no run to go on with")
         progress = json.loads(str(arrays["progress"]))
+        if self.card and self.state:
+            self.state = self.card.to_device(self.state)
         self.model.load_state_dict(model.state_dict())
         self.optimizer.load_state_dict({name.removeprefix("optimizer."): value
                                         for name, value in arrays.items() if name.startswith("optimizer.")})
@@ -537,7 +545,7 @@ def one_more_step() -> Iterator[list[bool]]:
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:
-    return math.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays))
+    return math.sqrt(float(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays)))
 
 
 def readable(tokens: Any) -> str:
@@ -595,6 +603,24 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
     return run
 
 
+def choose(device: str) -> tuple[Any, str]:
+    """gpu/ if a card is to be used, else None; and the choice in words. ValueError says why there is no card.
+
+    The root knows of no card: this name is all it has of gpu/, and only to hand it to Python when a run begins.
+    """
+    if device == "cpu":
+        return None, "the CPU"
+    try:
+        card = importlib.import_module("gpu")
+        if not (why := card.problem()):
+            return card, card.describe()
+    except ModuleNotFoundError as error:
+        why = f"there is no {error.name}: this checkout is not whole"
+    if device == "cuda":
+        raise ValueError(f"device cuda: {why}")
+    return None, f"the CPU ({why})"
+
+
 def corpus(training: Training) -> Corpus:
     if training.random_data:
         found = Corpus.random(training.seed)
@@ -612,6 +638,7 @@ def introduce(run: Run) -> None:
         print(textwrap.fill(values, 110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
     print(f"{run.preset}: {hope.count(run.config):,} parameters, {len(run.segments.text):,} bytes of text, "
           f"steps {run.step} to {run.training.steps}; everything goes to {run.folder}")
+    print(f"on {run.place}")
 
 
 def finish(run: Run) -> bool:
@@ -839,7 +866,7 @@ def doctor() -> int:
     limit, root = os.environ.get("OMP_NUM_THREADS"), Path(__file__).resolve().parent
     cache = Path(os.environ.get("NUMBA_CACHE_DIR", root / "__pycache__"))
     writable = os.access(cache if cache.exists() else cache.parent, os.W_OK)
-    cupy, twin = importlib.util.find_spec("cupy") is not None, (root / "gpu").is_dir()
+    card, place = choose("auto")
     seconds = one_layer(PRESETS["tiny"][0], 4)[1]  # compiles whatever is not in the cache
     report({
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -848,8 +875,7 @@ def doctor() -> int:
         "threads": f"{cores()}, " + (f"limited to {limit}" if limit else "no limit (--threads sets one)"),
         "kernels": f"compiled: {', '.join(kernels.compiled()) or 'none, plain NumPy runs, slower'}",
         "cache": f"{cache} is {'writable' if writable else 'read-only: every start may compile again'}",
-        "GPU": "usable: CuPy and gpu/ are here" if cupy and twin else
-               f"not usable: {'gpu/ is not in this checkout' if cupy else 'CuPy is not installed'}",
+        "GPU": f"usable: {place}" if card else f"not usable: {place.removeprefix('the CPU (')[:-1]}",
         "speed": f"{1 / seconds:,.0f} tokens/s through one layer of the preset tiny, there and back",
     })
     return 0
@@ -894,6 +920,23 @@ def one_layer(config: Config, batch: int) -> tuple[float, float]:
     started = time.perf_counter()  # only now is everything compiled
     model.loss(tokens)[0].backward()
     return remembered / tokens[:, 1:].size, (time.perf_counter() - started) / tokens[:, 1:].size
+
+
+def fitting(run: Run) -> str:
+    """What would fit, for a run that did not: one sequence through one layer is measured, where the run was."""
+    config, small = run.config, "not even one sequence would fit; choose a smaller --segment, --width or --layers"
+    try:
+        if run.card:
+            model, tokens = Hope(replace(config, layers=1), np.random.default_rng(0)), (1, config.segment + 1)
+            each = run.card.held(run.card.to_device(model), np.zeros(tokens, dtype=np.int64))
+        else:
+            each = one_layer(config, 1)[0] * config.segment
+    except MemoryError:
+        return small
+    weights, kept = 4 * hope.count(config), optimizer_bytes(Hope(config, None), run.training)
+    room = (run.card.memory() if run.card else machine_memory()) - 2 * weights - kept
+    batch = min(int(0.7 * room / (each * config.layers)), run.training.batch // 2)  # the way back needs room, too
+    return f"--batch {batch} would fit (estimate)" if batch > 0 else small
 
 
 def state_bytes(model: Hope) -> tuple[int, int]:
@@ -973,14 +1016,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"for BLAS, threads are set on the command line only: --threads {run.training.threads}")
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    except MemoryError as error:
+        return fail(MemoryError(f"out of memory while a model was made: {error or 'choose a smaller one'}"), 1)
     if not run.training.quiet:
         introduce(run)
     try:
-        interrupted = run.train(run.training.steps) or finish(run)
+        interrupted, exhausted = run.train(run.training.steps) or finish(run), False
     except KeyboardInterrupt:
-        interrupted = True
+        interrupted, exhausted = True, False
+    except MemoryError:  # what the step held is freed when this block is left
+        interrupted = exhausted = True
     except (OSError, FloatingPointError) as error:
         return fail(error, 1, f"; {run.folder} keeps step {run.saved}")
+    if exhausted:
+        short = MemoryError(f"out of memory on {run.place}: {fitting(run)}")
+        return fail(short, 1, f"; {run.folder} keeps step {run.saved}")
     if interrupted or run.step < run.training.steps:
         threads = f" --threads {run.training.threads}" if run.training.threads else ""
         print(f"\nstep {run.saved} of {run.training.steps} is saved; to go on:\n"

@@ -75,8 +75,12 @@ def trained() -> str:
              f"{row['lowest']:.3f} – {row['highest']:.3f}", f"{row['ms_per_step']:.0f}")
             for row in sorted(found["rows"], key=lambda row: row["loss"])]
     rates = ", ".join(f"{rate:.1g}" for rate in found["rates"])
+    scaled = ", ".join(f"{rung.defaults['adamw_lr_scale']:g} of it with {name}" for name, rung in OPTIMIZERS.items()
+                       if rung.defaults["adamw_lr_scale"] != 1)
     return (f"{found['steps']} steps of {found['batch']} × {found['segment']} bytes, mean loss of the last 20 in nats "
-            f"per byte over {found['seeds']} seeds;\neach at the best learning rate of {rates} for another seed.\n\n"
+            f"per byte over {found['seeds']} seeds;\neach at the best learning rate of {rates} for another seed.\n"
+            "The rule takes the matrices; embedding, norms and the memories' initial states go by AdamW at that rate,\n"
+            f"{scaled}.\n\n"
             + table("optimiser · learning rate · loss · lowest – highest · ms per step", rows))
 
 

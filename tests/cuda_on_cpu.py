@@ -96,15 +96,14 @@ def compiler(folder: Path) -> Callable:
 
 def argument(x: Any, kind: str, real: str) -> Any:
     """One argument as C takes it; TypeError where CUDA would take it for something else."""
+    dtype: Any = {"float": np.float32, "double": np.float64}[real]
     if "*" not in kind:
-        dtype = {"integer": np.int64, "real": {"float": np.float32, "double": np.float64}[real]}[kind]
-        if type(x) is not dtype:
+        if type(x) is not (np.int64 if kind == "integer" else dtype):
             raise TypeError(f"a {kind} is given as {type(x)}")
-        return {np.int64: ctypes.c_longlong, np.float32: ctypes.c_float, np.float64: ctypes.c_double}[dtype](x.item())
+        return {np.int64: ctypes.c_longlong, np.float32: ctypes.c_float, np.float64: ctypes.c_double}[type(x)](x.item())
     if isinstance(x, np.uint64) and not x:
         return ctypes.c_void_p(0)
     array = getattr(x, "inside", x)
-    expected = np.int64 if "integer" in kind else {"float": np.float32, "double": np.float64}[real]
-    if array.dtype != expected or not array.flags.c_contiguous:
+    if array.dtype != (np.int64 if "integer" in kind else dtype) or not array.flags.c_contiguous:
         raise TypeError(f"{kind} points at {array.dtype}, in C order: {array.flags.c_contiguous}")
     return ctypes.c_void_p(array.ctypes.data)

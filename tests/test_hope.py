@@ -335,7 +335,7 @@ def at_start(mixer: str, seed: int = 0, **settings) -> Hope:
     return Hope(config, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "cell"])  # it forgets: 0.95⁵⁰⁰ ≈ 10⁻¹¹
+@pytest.mark.parametrize("mixer", sorted({*MIXERS} - {"cell", "rnn"}))  # these forget: 0.95⁵⁰⁰ ≈ 10⁻¹¹
 def test_the_first_token_changes_logits_500_positions_later(mixer):
     model, tokens = at_start(mixer), np.random.default_rng(1).integers(0, 256, (1, 512))
     other = tokens.copy()

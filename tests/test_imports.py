@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("autograd", "kernels", "layers", "optimizers", "memory", "cms", "hope", "data", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
 ROOMS = ("apps", "gpu", "lessons", "benchmarks")
-CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
+          "cupy-cuda12x": "cupy"}
 FOLDERS = [ROOT, *(ROOT / room for room in ROOMS if any((ROOT / room).glob("**/*.py")))]
 
 

@@ -73,7 +73,7 @@ def test_the_fast_forms_have_the_gradients_of_the_recurrent_one_for_all_seven_in
 
     def gradients(form: str) -> list[np.ndarray]:
         leaves = [Tensor(x, requires_grad=True) for x in inputs]
-        return [g.data for g in grad(delta_rule(*leaves, form=form), leaves, cotangents)]
+        return [g.data for g in grad(FORMS[form](*leaves), leaves, cotangents)]
 
     for name, g, expected in zip(
         ["q", "k", "v", "log_a", "b", "c", "S"], gradients(form), gradients("recurrent"), strict=True
@@ -503,7 +503,8 @@ def test_without_gradients_through_writes_they_are_constants(form, reads):
 
 def outcome(mixer, x: np.ndarray, lengths) -> list[np.ndarray]:
     """What is read, the last drifts, and the cotangents of x and every parameter from all of these."""
-    whole, state, t, found = Tensor(x, requires_grad=True), None, 0, []
+    whole, t, found = Tensor(x, requires_grad=True), 0, []
+    state: Any = None
     for n in lengths:
         y, state = mixer(whole[:, t : t + n], state)
         t += n

@@ -22,6 +22,9 @@ SHORTENED = {  # as README.md has it → what runs here; all other commands run 
     "pip install -r requirements.txt": "",  # needs the network: .ci/run does it
     "python train.py --preset nano": f"python train.py --preset nano {LESS} --batch 1 --segment 64",
     "python train.py --preset stories": "python train.py --preset stories --steps 2 --seeds 1 --width 8",
+    "python -m apps.chat": "python -m apps.chat --help",  # they wait for a person, and for other packages
+    "pip install -r apps/requirements.txt": "",
+    "python -m apps.serve": "",
     "python -m pytest": "python -m pytest tests/test_layers.py",
     "python -m pytest -m slow": "python -m pytest -m slow --collect-only tests/test_memory.py",
     ".ci/run": "bash -nv .ci/run",

@@ -413,7 +413,7 @@ def test_a_resumed_run_keeps_its_model(text, tmp_path, capsys, arguments):
 def test_every_setting_can_be_typed_as_a_flag_and_read_from_json(preset):
     config, training = PRESETS[preset]
     values = asdict(config) | asdict(training)
-    typed = [word for name, value in values.items() if value != () for word in
+    typed = [word for name, value in values.items() if value != () or name == "options" for word in
              ("--" + name.replace("_", "-"), *(value if name == "data" else [train.typed(value)]))]
     assert train.settings("nano", train.parse(typed)[1]) == PRESETS[preset]
     assert train.settings("nano", json.loads(json.dumps(values))) == PRESETS[preset]

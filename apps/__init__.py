@@ -1,0 +1,1 @@
+"""Programs around a trained model; each is `python -m apps.NAME`."""

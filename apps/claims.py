@@ -1,0 +1,540 @@
+"""Does what the paper claims hold at a size that two cores train in minutes?
+
+    python -m apps.evaluate claims                 all claims, about an hour on one core
+    python -m apps.evaluate claims recall intents  these; --quick only shows that they run
+
+The same rules for every claim. All models compared have the same number of parameters (to a percent) and read
+the same tokens. The learning rate of each is the best of the same sweep, on a seed that is not measured. Then
+every model is trained on every seed; what is shown is the mean and its 95% interval (Student's t). What is
+claimed is judged on the difference within a seed: "yes" if its interval lies on the paper's side of zero,
+"no" if on the other, "not shown" if it holds zero. Numbers, sweep and picture go to docs/claims/, with the
+table of all claims.
+
+Legend: B batch, T time; (seeds,points) what a model scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import optimizers
+from apps.evaluate import BIT, LANGUAGES, Drawn, fit, share_right, stream, text_batches, transfer, words
+from autograd import no_grad
+from data import IGNORE, Corpus, Text, associative_recall, fixed
+from hope import Config, Hope, count, nearest
+from train import COLOURS, canvas, write_text
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "claims"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+SWEEP = 99  # the seed of the sweeps
+Interval = tuple[float, float]  # mean, half-width
+
+
+def interval(values: Any) -> Interval:
+    """Mean and half-width of the 95% interval of a few numbers, one per seed."""
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    return float(np.mean(values)), float(STUDENT[n] * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def verdict(differences: Any) -> str:
+    """Whether differences, positive where the paper is right, are so beyond chance."""
+    mean, half = interval(differences)
+    return "yes" if mean - half > 0 else "no" if mean + half < 0 else "not shown"
+
+
+def said(found: Interval, places: int = 2) -> str:
+    return f"{found[0]:.{places}f} ± {found[1]:.{places}f}"
+
+
+@dataclass
+class Study:
+    """What a claim is measured with: seeds, a share of the steps, a progress bar; and what it has tried."""
+
+    seeds: int = 5
+    share: float = 1.0
+    bar: Any = None
+    sweeps: dict[str, dict[str, float]] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+    def steps(self, n: int) -> int:
+        return max(2, round(n * self.share))
+
+    def sweep(self, name: str, rates: Sequence[float], score: Callable[[float, int], float]) -> float:
+        """The rate with the highest score on the seed of the sweeps."""
+        rates = rates if self.share == 1 else rates[:2]
+        self.sweeps[name] = {f"{rate:g}": score(rate, SWEEP) for rate in rates}
+        return max(rates, key=lambda rate: self.sweeps[name][f"{rate:g}"])
+
+    def compare(self, models: dict[str, Config], rates: Sequence[float],
+                score: Callable[[Config, float, int], Any]) -> dict[str, np.ndarray]:
+        """Scores (higher is better) of every model at its best rate, (seeds,points) each."""
+        found = {}
+        for name, config in models.items():
+            self.parameters[name] = count(config)
+            best = self.sweep(name, rates, lambda rate, seed, c=config: float(np.mean(score(c, rate, seed))))
+            self.bar.set_postfix_str(name)
+            found[name] = np.array([np.atleast_1d(score(config, best, seed)) for seed in range(self.seeds)])
+        return found
+
+
+def equal(config: Config, parameters: int) -> Config:
+    """The same configuration with its levels as wide as so many parameters allow."""
+    one = count(replace(config, hidden=config.hidden + 1)) - count(config)
+    return replace(config, hidden=max(1, config.hidden + round((parameters - count(config)) / one)))
+
+
+@lru_cache(maxsize=1)
+def corpus() -> tuple[Text, Text]:
+    default = Corpus.default()
+    return default.split("train"), default.split("validation")
+
+
+def bits_per_byte(model: Hope, batches: int = 8) -> float:
+    """Of validation text, segments side by side, every one from the initial state."""
+    with no_grad():
+        windows = fixed(corpus()[1], 16, model.config.segment, batches)
+        nats = [model.loss(window)[0].item() for window in windows]
+    return float(np.mean(nats)) / BIT
+
+
+# 1. Recall ------------------------------------------------------------------------------------------------
+
+
+def recall(study: Study) -> dict[str, Any]:
+    """CHOICE: width, heads and pairs are where DGD was first seen to learn; none was sought for others."""
+    keys = values = 16
+    counts, taught, steps = (4, 8, 12, 16), 4, study.steps(500)
+    base = Config(width=64, layers=2, heads=2, segment=3 * max(counts), vocabulary=keys + values, chunks=(1,),
+                  hidden=64, memory_chunk=12, projection_chunk=12, eta_max=0.5, eta_start=0.1)
+    models = {"self-modifying": base}
+    others = {"DGD": "dgd", "delta": "delta", "Hebbian": "linear", "attention": "attention"}
+    for name, mixer in others.items():
+        models[name] = equal(replace(base, mixer=mixer), count(base))
+
+    def score(config: Config, rate: float, seed: int) -> list[float]:
+        rng = np.random.default_rng([seed, 1])
+        model = Hope(config, np.random.default_rng(seed))
+        fit(model, lambda: associative_recall(rng, 32, taught, taught, keys, values), steps, rate,
+            bar=study.bar)
+        asked = [associative_recall(np.random.default_rng(7), 64, n, n, keys, values) for n in counts]
+        with no_grad():
+            return [share_right(np.argmax(model(t)[0].data, -1), targets) for t, targets in asked]
+    found = study.compare(models, (3e-3, 1e-2), score)
+    at = counts.index(8)
+    scores = {name: scores[:, at] for name, scores in found.items()}
+    best = np.maximum(scores["DGD"], scores["self-modifying"])
+    order = [verdict(scores["delta"] - scores["Hebbian"]), verdict(best - scores["delta"])]
+    return {"x": (f"pairs (trained on {taught})", list(counts)), "lines": found,
+            "y": "share of values recalled",
+            "holds": f"delta over Hebbian: {order[0]}; DGD or self-modifying over delta: {order[1]}",
+            "here": f"{counts[at]} pairs: " + ", ".join(
+                f"{name} {said(interval(s))}" for name, s in scores.items())}
+
+
+# 2. Formal languages --------------------------------------------------------------------------------------
+
+
+def languages(study: Study) -> dict[str, Any]:
+    length, longer, steps = 24, 72, study.steps(400)
+    base = Config(width=32, layers=2, heads=2, segment=length + 1, vocabulary=32, chunks=(1,), hidden=64,
+                  memory_chunk=8, projection_chunk=8, eta_max=0.5, eta_start=0.1)
+    models = {"self-modifying": base, "attention": equal(replace(base, mixer="attention"), count(base))}
+
+    def score(config: Config, rate: float, seed: int) -> list[float]:
+        rng, model = np.random.default_rng([seed, 2]), Hope(config, np.random.default_rng(seed))
+        fit(model, lambda: words(rng, 6, length), steps, rate, bar=study.bar)
+        scores = []
+        for n in (length, longer):
+            for name in LANGUAGES:
+                tokens, targets = words(np.random.default_rng(7), 64, n, [name])
+                with no_grad():
+                    scores.append(share_right(np.argmax(model(tokens)[0].data, -1), targets, whole=True))
+        return scores
+    found = study.compare(models, (1e-3, 3e-3, 1e-2), score)
+    half = len(LANGUAGES)
+    gain = np.mean(found["self-modifying"][:, half:] - found["attention"][:, half:], axis=1)
+    best = {name: interval(np.mean(s[:, half:], axis=1)) for name, s in found.items()}
+    return {"x": ("", list(range(2 * half))), "y": "share of words known", "lines": found,
+            "holds": verdict(gain),
+            "ticks": [f"{name}\n{n}" for n in (length, longer) for name in LANGUAGES],
+            "here": f"words of {longer}, trained on {length}: " + ", ".join(
+                f"{name} {said(b)}" for name, b in best.items())}
+
+
+# 3, 4. Streams of tasks: what more levels keep ------------------------------------------------------------
+
+LEVELS = {"1 level": (1,), "2 levels": (1, 8), "3 levels": (1, 4, 16), "4 levels": (1, 4, 16, 64)}
+
+
+def by_levels(study: Study, draws: Callable[[int], tuple[list[Callable[[], Drawn]], list[Drawn]]], steps: int,
+              config: Config) -> dict[str, Any]:
+    """Tasks learned one after the other: what is known of each at the end, by number of levels."""
+    total = count(replace(config, chunks=(1,), hidden=96))
+    models = {name: equal(replace(config, chunks=chunks), total) for name, chunks in LEVELS.items()}
+    matrices: dict[tuple[str, int], np.ndarray] = {}
+
+    def score(config: Config, rate: float, seed: int) -> list[float]:
+        model, (tasks, asked) = Hope(config, np.random.default_rng(seed)), draws(seed)
+
+        def known(one: Drawn) -> Callable[[Hope], float]:
+            def accuracy(model: Hope) -> float:
+                with no_grad():
+                    return share_right(np.argmax(model(one[0])[0].data, -1), one[1])
+            return accuracy
+        matrix = stream(model, tasks, [known(one) for one in asked], study.steps(steps), rate, study.bar)
+        matrices[str(config.chunks), seed] = matrix
+        return matrix[-1].tolist()
+    found = study.compare(models, (1e-3, 3e-3, 1e-2), score)
+    kept: dict[str, list[float]] = {}
+    for name, chunks in LEVELS.items():
+        kept[name] = [transfer(matrices[str(chunks), seed])["forgetting"] for seed in range(study.seeds)]
+    gain = np.array(kept["1 level"]) - np.array(kept["4 levels"])
+    final = {name: interval(np.mean(s, axis=1)) for name, s in found.items()}
+    return {"x": ("task, in the order they were learned", list(range(1, 1 + found["1 level"].shape[1]))),
+            "y": "accuracy at the end", "lines": found, "holds": verdict(gain),
+            "forgetting": {name: interval(k) for name, k in kept.items()},
+            "here": "accuracy over all tasks at the end (forgetting): " + ", ".join(
+                f"{name} {said(final[name])} ({said(interval(k))})" for name, k in kept.items())}
+
+
+def two_languages(study: Study) -> dict[str, Any]:
+    meanings, size = 24, 6  # tokens: 24 meanings, 48 words for both languages, two markers, "now translate"
+
+    def draws(seed: int) -> tuple[list[Callable[[], Drawn]], list[Drawn]]:
+        tasks, asked = [], []
+        for language in range(2):
+            rng = np.random.default_rng([seed, 3, language])
+            dictionary, order = meanings + rng.permutation(2 * meanings)[:meanings], rng.permutation(size)
+
+            def draw(rng=rng, dictionary=dictionary, order=order, language=language, batch=32) -> Drawn:
+                meant = rng.integers(meanings, size=(batch, size))
+                told = dictionary[meant][:, order]
+                mark = np.full((batch, 1), 3 * meanings + language)
+                tokens = np.hstack([mark, meant, np.full((batch, 1), 3 * meanings + 2), told])
+                return tokens[:, :-1], np.hstack([np.full((batch, size + 1), IGNORE), told])
+            asked.append(draw(batch=128))
+            tasks.append(draw)
+        return tasks, asked
+    return by_levels(study, draws, 300, Config(width=48, layers=2, heads=2, segment=16, vocabulary=80,
+                                               mixer="attention"))
+
+
+def intents(study: Study) -> dict[str, Any]:
+    groups, classes, fillers, own = 5, 6, 60, 4  # tokens: fillers, 80 words that classes share, labels
+    label = fillers + 80
+
+    def draws(seed: int) -> tuple[list[Callable[[], Drawn]], list[Drawn]]:
+        rng, tasks, asked = np.random.default_rng([seed, 4]), [], []
+        keywords = fillers + np.stack([rng.choice(80, own, replace=False) for _ in range(groups * classes)])
+        for group in range(groups):
+            def draw(group=group, batch=32) -> Drawn:
+                chosen = group * classes + rng.integers(classes, size=batch)
+                tokens = rng.integers(fillers, size=(batch, 8))
+                for slot in rng.permutation(8)[:3]:  # three of the class's words, somewhere
+                    tokens[:, slot] = keywords[chosen, rng.integers(own, size=batch)]
+                targets = np.full_like(tokens, IGNORE)
+                targets[:, -1] = label + chosen
+                return tokens, targets
+            asked.append(draw(batch=128))
+            tasks.append(draw)
+        return tasks, asked
+    return by_levels(study, draws, 80, Config(width=48, layers=2, heads=2, segment=8,
+                                               vocabulary=label + groups * classes, mixer="attention"))
+
+
+# 5. Learning while reading --------------------------------------------------------------------------------
+
+
+def reading(study: Study) -> dict[str, Any]:
+    chunks, segment, steps, length = (1, 4, 16), 64, study.steps(200), max(512, study.steps(4096))
+    base = Config(width=48, layers=2, heads=2, segment=segment, mixer="attention", chunks=chunks, hidden=64)
+    subsets = {"off": (), **{f"only chunk size {c}": (c,) for c in chunks}, "all levels": chunks}
+    one = equal(replace(base, chunks=(1,)), count(base))
+    train, held_out = corpus()
+
+    def read(model: Hope, learning: Sequence[int], rate: float, text: Text, rows: int = 8) -> float:
+        """Bits per byte of `rows` places of the text, each read on for `length` bytes."""
+        starts, state, nats = [i * (len(text) - length - 1) // rows for i in range(rows)], None, []
+        for t in range(0, length - segment + 1, segment):
+            window = text.stack([s + t for s in starts], segment)
+            if learning:
+                loss, state = model.learn(window, state, rate)
+                for block, past in zip(model.blocks, state.blocks, strict=True):
+                    past["mixer"] = None
+                    for i, level in enumerate(block.cms.levels):
+                        if level.chunk not in learning:
+                            past["drift"][i] = past["pending"][i] = None
+            else:
+                with no_grad():
+                    loss = model.loss(window)[0].item()
+            nats.append(loss)
+        return float(np.mean(nats)) / BIT
+
+    found: dict[str, np.ndarray] = {}
+    for name, config in {"": base, "one level: ": one}.items():
+        study.parameters[name or "three levels"] = count(config)
+        rate = study.sweep(f"{name}training", (2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+                           lambda rate, seed, c=config: -bits_per_byte(trained(study, c, rate, seed, steps)))
+        models = [trained(study, config, rate, seed, steps) for seed in (SWEEP, *range(study.seeds))]
+        for learning, levels in (subsets if not name else {"off": (), "learning": (1,)}).items():
+            inner = 0.0
+            if levels:  # tuned on text that was trained on, so as not to peep
+                inner = study.sweep(name + learning, (0.1, 0.3, 1.0, 3.0, 10.0), lambda rate, seed,
+                                    m=models[0], ls=levels: -read(m, ls, rate, train))
+            found[name + learning] = np.array([[read(m, levels, inner, held_out)] for m in models[1:]])
+    gain = (found["off"] - found["all levels"])[:, 0]
+    gains = {name: interval((found["off" if not name.startswith("one") else "one level: off"] - bits)[:, 0])
+             for name, bits in found.items() if not name.endswith("off")}
+    return {"x": ("", [0]), "y": "bits per byte of unseen text", "lines": found, "holds": verdict(gain),
+            "here": "bits per byte: " + ", ".join(
+                f"{name} {said(interval(found[name]), 3)}" for name in found if name.endswith(("off", "levels")))
+                + "; learning lowers them by " + ", ".join(f"{n} {said(g, 3)}" for n, g in gains.items())}
+
+
+# 6, 7, 9. Settings of training, on real text --------------------------------------------------------------
+
+
+def trained(study: Study, config: Config, rate: float, seed: int, steps: int, optimizer: str = "adamw"
+            ) -> Hope:
+    """A model that has read so many batches of eight random segments of the training text."""
+    model = Hope(config, np.random.default_rng(seed))
+    fit(model, text_batches(corpus()[0], 8, config.segment, seed), steps, rate, bar=study.bar,
+        optimizer=optimizers.build(optimizer, model.groups(), rate))
+    return model
+
+
+def writes(study: Study) -> dict[str, Any]:
+    steps = study.steps(150)
+    through = Config(width=32, layers=2, heads=2, segment=64, chunks=(1,), hidden=64, memory_chunk=16,
+                     projection_chunk=16, form="chunked", eta_max=0.5, eta_start=0.1)
+    models = {"through writes": through, "stopped": replace(through, through_writes=False)}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    def score(config: Config, rate: float, seed: int) -> list[float]:
+        started = time.process_time()
+        model = trained(study, config, rate, seed, steps)
+        seconds[config.through_writes].append(time.process_time() - started)
+        return [-bits_per_byte(model)]
+    bits = {name: -scores for name, scores in study.compare(models, (3e-3, 1e-2, 3e-2), score).items()}
+    cost = float(np.median(seconds[True]) / np.median(seconds[False]))
+    best = float(max(study.sweeps["stopped"], key=study.sweeps["stopped"].__getitem__))
+    longer = max(steps, round(steps * cost))
+    again = [trained(study, models["stopped"], best, seed, longer) for seed in range(study.seeds)]
+    bits["stopped, equal time"] = np.array([[bits_per_byte(model)] for model in again])
+    verdicts = [verdict((bits[name] - bits["through writes"])[:, 0]) for name in list(bits)[1:]]
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": bits,
+            "holds": f"equal steps: {verdicts[0]}; equal time: {verdicts[1]}",
+            "here": ", ".join(f"{name} {said(interval(b), 3)}" for name, b in bits.items())
+                    + f" bits per byte; a step through writes takes {cost:.2f} times as long"}
+
+
+def optimisers(study: Study) -> dict[str, Any]:
+    config = Config(width=64, layers=2, heads=2, segment=64, mixer="attention", chunks=(1, 4), hidden=96)
+
+    def cost(name: str) -> float:  # of a step, by the processor's clock
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            trained(study, config, 1e-3, 0, 5, name)
+            times.append(time.process_time() - started)
+        return float(np.median(times))
+    cost("adamw")  # compiles
+    costs = {name: cost(name) for name in ("adamw", "muon", "m3")}
+    allowed = {name: study.steps(round(300 * costs["adamw"] / c)) for name, c in costs.items()}
+    found = {}
+    for name in costs:
+        def score(rate: float, seed: int, name=name) -> float:
+            return -bits_per_byte(trained(study, config, rate, seed, allowed[name], name))
+        rates = (2e-3, 5e-3, 1e-2, 2e-2) if name == "adamw" else (1e-2, 3e-2, 1e-1, 2e-1)
+        best = study.sweep(name, rates, score)
+        found[name] = np.array([[-score(best, seed)] for seed in range(study.seeds)])
+    verdicts = {other: verdict((found[other] - found["m3"])[:, 0]) for other in ("adamw", "muon")}
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found, "steps": allowed,
+            "holds": "; ".join(f"below {other}: {v}" for other, v in verdicts.items()),
+            "here": "equal time: " + ", ".join(
+                f"{name} {said(interval(b), 3)} ({allowed[name]} steps)" for name, b in found.items())}
+
+
+def variants(study: Study) -> dict[str, Any]:
+    steps, chunks = study.steps(250), (1, 4)
+    base = Config(width=48, layers=2, heads=2, segment=64, mixer="attention", chunks=chunks, hidden=64)
+    models = {"sequential": base, "independent": equal(replace(base, cms="independent"), count(base)),
+              "nested": replace(base, cms="nested", form="chunked"),
+              "one level": equal(replace(base, chunks=(1,)), count(base))}
+
+    def score(config: Config, rate: float, seed: int) -> list[float]:
+        if config.cms != "nested":
+            return [-bits_per_byte(trained(study, config, rate, seed, steps))]
+        model, draw = Hope(config, np.random.default_rng(seed)), text_batches(corpus()[0], 8, 64, seed)
+        fit(model, draw, steps, rate, bar=study.bar, loss=lambda tokens, targets: model.nested_loss(
+            np.hstack([tokens, targets[:, -1:]]))[0])
+        windows = fixed(corpus()[1], 16, 64, 8)  # read as it was trained: its levels move while they read
+        nats = [model.nested_loss(window, first_order=True)[0].item() for window in windows]
+        return [-float(np.mean(nats)) / BIT]
+    found = {name: -scores for name, scores in study.compare(models, (2e-3, 5e-3, 1e-2, 2e-2), score).items()}
+    gains = {name: verdict((found["one level"] - found[name])[:, 0]) for name in list(models)[:3]}
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found,
+            "holds": "; ".join(f"{name} below one level: {v}" for name, v in gains.items()),
+            "here": ", ".join(f"{name} {said(interval(b), 3)}" for name, b in found.items())}
+
+
+# 8. A million tokens --------------------------------------------------------------------------------------
+
+
+def context(study: Study) -> dict[str, Any]:
+    base = Config(width=32, layers=2, heads=1, segment=128, chunks=(1,), hidden=64)
+    models = {"self-modifying": base, "Transformer": equal(replace(base, mixer="attention"), count(base))}
+    places = [2 ** i for i in range(9, 21)]  # tokens read
+    far, near = (2 ** 20, 2 ** 13) if study.share == 1 else (2 ** 11, 2 ** 10)
+    bits: dict[str, list[list[float]]] = {}
+    found = {}
+    for name, config in models.items():
+        study.parameters[name] = count(config)
+        rate = study.sweep(name, (3e-3, 1e-2, 3e-2), lambda rate, seed, c=config: -bits_per_byte(
+            trained(study, c, rate, seed, study.steps(200))))
+        for seed in range(study.seeds):
+            model = trained(study, config, rate, seed, study.steps(200))
+            end = far if seed == 0 and name == "self-modifying" else near  # one model reads to the end
+            read = read_on(model, seed, [n for n in places if n <= end], study.bar)
+            close = [line["bits per byte"] for line in read if line["tokens"] <= near]
+            bits.setdefault(name, []).append(close)
+            found.setdefault(name, read)
+    measures, growth, parts = ("microseconds per token", "state bytes"), {}, []
+    for name, read in found.items():
+        first, last = read[0], read[-1]
+        growth[name] = {what: last[what] / first[what] for what in measures}
+        time_grew, state_grew = growth[name].values()
+        parts.append(f"{name}, {first['tokens']:,} to {last['tokens']:,} tokens: time per token "
+                     f"× {time_grew:.2f}, state × {state_grew:.2f}, bits per byte "
+                     f"{first['bits per byte']:.2f} → {last['bits per byte']:.2f}")
+    flat = all(grew < 1.1 for grew in growth["self-modifying"].values())
+    return {"x": ("tokens read", [n for n in places if n <= near]), "y": "bits per byte there",
+            "lines": {name: np.array(scores) for name, scores in bits.items()}, "reading on": found,
+            "growth": growth, "holds": "yes" if flat else "no", "here": "; ".join(parts)}
+
+
+def read_on(model: Hope, seed: int, places: Sequence[int], bar: Any) -> list[dict[str, float]]:
+    """Read on from a place of its own; what reading is like just before each number of tokens in `places`."""
+    text, segment, nats, found = corpus()[0], model.config.segment, [], []
+    state, since, started = None, 0, time.process_time()
+    begin = seed * (len(text) - places[-1] - 1) // 10
+    for t in range(0, places[-1], segment):
+        window = text.read(begin + t, begin + t + segment + 1).astype(np.int64)
+        with no_grad():
+            loss, state = model.loss(window[None], state)
+        nats.append(loss.item())
+        bar.update()
+        if t + segment == places[len(found)]:
+            seconds, tokens = time.process_time() - started, t + segment - since
+            found.append({"tokens": t + segment, "bits per byte": float(np.mean(nats)) / BIT,
+                          "state bytes": state.nbytes, "microseconds per token": 1e6 * seconds / tokens})
+            nats, since, started = [], t + segment, time.process_time()
+    return found
+
+
+CLAIMS: dict[str, tuple[Callable[[Study], dict[str, Any]], str]] = {
+    "recall": (recall, "in-context recall: Hebbian < delta < DGD and self-modifying; attention beside them"),
+    "languages": (languages, "formal languages, trained short, asked long: Hope solves them all"),
+    "two-languages": (two_languages, "two languages in turn: one level loses nearly all, more forget less"),
+    "intents": (intents, "class-incremental intents: with four levels best"),
+    "reading": (reading, "levels that go on learning while they read lower the loss on unseen text"),
+    "writes": (writes, "the outer optimiser learns through every inner write"),
+    "optimisers": (optimisers, "M3: lower loss than AdamW and Muon"),
+    "context": (context, "constant time and memory per token, to millions of tokens"),
+    "variants": (variants, "nested, sequential and independent levels all work"),
+}
+
+# What is kept and shown -----------------------------------------------------------------------------------
+
+
+def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> None:
+    """Measure claims (all, if none is named); ValueError for a name that is none."""
+    if wrong := [name for name in names if name not in CLAIMS]:
+        raise ValueError(f"there is no claim {wrong[0]!r}{nearest(wrong[0], list(CLAIMS))}; "
+                         f"choose from {', '.join(CLAIMS)}")
+    if quick and out is None:
+        raise ValueError("--quick measures nothing worth keeping; give a folder for it: --out FOLDER")
+    folder = out or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or CLAIMS:
+        measure, paper = CLAIMS[name]
+        started, worked = time.perf_counter(), time.process_time()
+        with tqdm(desc=name, unit="step", disable=quiet) as bar:
+            study = Study(2, 0.01, bar) if quick else Study(bar=bar)
+            found = measure(study)
+        kept = {"claim": name, "paper": paper, "here": found["here"], "holds": found["holds"],
+                "command": f"python -m apps.evaluate claims {name}", "machine": machine(),
+                "seconds": round(time.perf_counter() - started),
+                "processor seconds": round(time.process_time() - worked),
+                "seeds": study.seeds, "parameters": study.parameters, "sweep": study.sweeps,
+                **{k: v for k, v in found.items() if k not in ("here", "holds", "lines", "ticks")},
+                "scores": {k: np.round(v, 5).tolist() for k, v in found["lines"].items()}}
+        write_text(folder / f"{name}.json", json.dumps(kept, indent=1))
+        draw(name, paper, found, folder / f"{name}.png")
+        print(f"{name}: {kept['here']}\n  holds? {kept['holds']}   ({kept['seconds']} s)")
+    write_text(folder / "README.md", overview(folder))
+
+
+def machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as it likes")
+    return f"{platform.machine()}, {os.cpu_count()} cores, threads of BLAS: {threads}"
+
+
+def draw(name: str, paper: str, found: dict[str, Any], path: Path) -> None:
+    """Means with their 95% intervals: lines over sizes, bars where there is only one."""
+    figure, (panel,) = canvas(f"{name}: {paper}", 1)
+    label, xs = found["x"]
+    for i, (series, scores) in enumerate(found["lines"].items()):
+        mean, half = np.array([interval(column) for column in scores.T]).T
+        colour = COLOURS[i % len(COLOURS)]
+        if len(xs) == 1:
+            panel.errorbar([i], mean, half, fmt="o", capsize=4, color=colour)
+        else:
+            shift = (i - len(found["lines"]) / 2) * 0.02 * (xs[-1] - xs[0]) / len(xs)
+            panel.errorbar(np.array(xs) + shift, mean, half, fmt="o" if "ticks" in found else "o-", capsize=3,
+                           markersize=4, color=colour, label=series)
+    if len(xs) == 1:
+        names = [series.replace(" ", "\n", 1) for series in found["lines"]]
+        panel.set_xticks(range(len(names)), names, size=8)
+    else:
+        panel.legend(frameon=False, fontsize=8)
+        panel.set_xticks(xs, found.get("ticks", xs), size=8 if "ticks" not in found else 6)
+    panel.set(xlabel=label, ylabel=found["y"])
+    figure.savefig(path)
+
+
+def edges(sweep: dict[str, dict[str, float]]) -> list[str]:
+    """The sweeps whose best rate is the smallest or the largest tried: a better one may lie beyond."""
+    return [name for name, scores in sweep.items()
+            if max(scores, key=scores.__getitem__) in (min(scores, key=float), max(scores, key=float))]
+
+
+def overview(folder: Path) -> str:
+    """The table of all claims measured so far, from their files; it names what has not been measured."""
+    lines = ["# The claims", "", "Made by `python -m apps.evaluate claims`. Every number, the sweep and the",
+             "command are in the file beside the picture; mean over seeds ± half of the 95% interval.", "",
+             "| claim | paper | here | holds? |", "|---|---|---|---|"]
+    notes = []
+    for name, (_, paper) in CLAIMS.items():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            lines.append(f"| {name} | {paper} | | not measured |")
+            continue
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        lines.append(f"| [{name}]({name}.png) | {kept['paper']} | {kept['here']} | {kept['holds']} |")
+        if at := edges(kept["sweep"]):
+            notes.append(f"- {name}: the best rate is at the edge of the sweep for {', '.join(at)}.")
+    return "\n".join([*lines, "", *notes]) + "\n"

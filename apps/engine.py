@@ -1,0 +1,281 @@
+"""Who runs the model, when many ask at once?  One thread, and all take turns, a piece or a token at a time.
+
+    engine = Engine(run, sessions).start()
+    engine.submit([Job(prompt, …, emit=put)])     emit is called in the model's thread with one event after
+    another
+
+A job is a generator: it reads its prompt piece by piece, asks for one prediction after another, and commits
+what was learned at its end. Where it pauses, others have their turn; all that wait for a prediction get it in
+one batch. Whatever a job computes depends on that job alone, to the last bit: see `runs.padding`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import hope
+from apps.runs import END, Place, Run, Stops, Token, alike, distances, judge, padding, predict, read
+from apps.sessions import Session, Sessions
+
+TRACED = 8  # tokens between two measurements of how far memories have drifted
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Closing(Exception):
+    """The server is shutting down."""
+
+
+# Events, in the order in which a job emits them -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A piece was read: of the prompt, or of the finished answer to learn from it."""
+
+    tokens: list[Token]
+    prompt: bool
+    moved: list[int]  # chunk sizes of levels
+    drift: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Wrote:
+    """Tokens that belong to the answer for certain."""
+
+    tokens: list[Token]
+    drift: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end: why, how many tokens were read and drawn, and whether the session learned."""
+
+    reason: str  # stop or length
+    read: int
+    drawn: int
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end, too early; nothing was learned."""
+
+    error: Exception
+
+
+Event = Heard | Wrote | Done | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """One sequence to read and go on with."""
+
+    prompt: bytes
+    emit: Callable[[Event], None]
+    count: int = 0  # tokens to write, at most
+    place: Place = field(default_factory=Place)  # where reading begins outside a session
+    session: str = ""
+    aside: bool = False  # the text is no continuation of the session's conversation
+    learn: bool = False
+    key: str = ""  # the same for a request and its retries, which learn once
+    retry: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: Any = None
+    stops: Sequence[bytes] = ()
+    top: int = 0  # how many likely tokens to tell
+    trace: bool = False  # measure drift
+    cancelled: bool = False  # set by whoever no longer wants it; nothing is learned then
+
+
+Life = Generator[Place | None, Any, None]  # yields a place to be told what follows, None to let others go on
+
+
+@dataclass(eq=False)
+class Turn:
+    """A job that has begun."""
+
+    job: Job
+    life: Life
+    asks: Place | None = None
+
+
+class Engine:
+    """The thread that owns the model."""
+
+    def __init__(self, run: Run, sessions: Sessions, rows: int = 32, waiting: int = 128):
+        self.run, self.sessions, self.rows, self.waiting = run, sessions, rows, waiting
+        self.padding = padding(run.model)
+        self.queue: list[Job] = []
+        self.turns: deque[Turn] = deque()
+        self.lock, self.wake = threading.Lock(), threading.Event()
+        self.closed = False
+        self.thread = threading.Thread(target=self.work, name="model", daemon=True)
+
+    # called from anywhere -----------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        self.thread.start()
+        return self
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take all jobs or none; Busy if there is no room for them in the queue."""
+        with self.lock:
+            if self.closed:
+                raise Closing("the server is shutting down")
+            if self.queue and len(self.queue) + len(jobs) > self.waiting:
+                raise Busy(f"{len(self.queue)} requests are waiting already; try again in a moment")
+            self.queue += jobs
+        self.wake.set()
+
+    def close(self) -> None:
+        """Let every job end with Failed, once the step that is being computed is done."""
+        with self.lock:
+            self.closed = True
+        self.wake.set()
+
+    def join(self) -> None:
+        self.close()
+        self.thread.join()
+
+    # called from the model's thread -------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Until closed: admit, let one job that reads have its turn, then predict for all that write."""
+        with np.errstate(all="ignore"):  # what is not finite is looked for
+            while not self.closed:
+                self.admit()
+                self.listen()
+                self.write()
+                if not self.turns:
+                    self.wake.wait()
+                    self.wake.clear()
+        for turn in list(self.turns):
+            self.end(turn, Failed(Closing("the server is shutting down")))
+        for job in self.queue:
+            job.emit(Failed(Closing("the server is shutting down")))
+
+    def admit(self) -> None:
+        """Begin with the jobs whose turn it is; to learn, one waits until no other learns in its session."""
+        for turn in list(self.turns):
+            if turn.job.cancelled:
+                self.end(turn, Failed(Closing("cancelled")))
+        with self.lock:
+            learning = {turn.job.session for turn in self.turns if turn.job.learn}
+            waiting = []
+            for job in self.queue:
+                if job.cancelled:
+                    job.emit(Failed(Closing("cancelled")))
+                elif len(self.turns) >= self.rows or (job.learn and job.session in learning):
+                    waiting.append(job)
+                else:
+                    learning |= {job.session} if job.learn else set()
+                    self.turns.append(Turn(job, self.life(job)))
+            self.queue = waiting
+
+    def listen(self) -> None:
+        """One more piece for the first job that waits for no prediction; it then stands last in line."""
+        turn = next((turn for turn in self.turns if turn.asks is None), None)
+        if turn:
+            self.turns.remove(turn)
+            self.turns.append(turn)
+            self.advance(turn, None)
+
+    def write(self) -> None:
+        """The next token of every job that waits for one, in one batch for all that are alike."""
+        groups: dict[Any, list[tuple[Turn, Place]]] = {}
+        for turn in self.turns:
+            if turn.asks is not None:
+                key = alike(self.run.model, turn.asks) if self.padding else id(turn)
+                groups.setdefault(key, []).append((turn, turn.asks))
+        for key, group in groups.items():
+            places = [place for _, place in group]
+            filled = 0 if isinstance(key, int) else -len(places) % self.padding  # a number goes alone
+            try:
+                found = predict(self.run.model, places + places[:1] * filled)
+            except Exception as error:
+                for turn, _ in group:
+                    self.end(turn, Failed(error))
+            else:
+                for (turn, _), prediction in zip(group, found, strict=False):
+                    self.advance(turn, prediction)
+
+    def advance(self, turn: Turn, prediction: Any) -> None:
+        """Let a job go on to where it pauses next."""
+        try:
+            turn.asks = turn.life.send(prediction)
+        except StopIteration:
+            self.turns.remove(turn)
+        except Exception as error:
+            self.end(turn, Failed(error))
+
+    def end(self, turn: Turn, event: Event) -> None:
+        self.turns.remove(turn)
+        turn.life.close()
+        turn.job.emit(event)
+
+    # what a job does ----------------------------------------------------------------------------------------
+
+    def life(self, job: Job) -> Life:
+        """Read, write, learn, commit."""
+        session = self.sessions.get(job.session) if job.session else None
+        before = session or Session(job.session, job.place)
+        learn = job.learn and not (job.retry and job.key in before.requests)
+        text = job.prompt if job.aside else before.unheard(job.prompt)
+        place = yield from self.hear(job, before.place, text, learn, True)
+        if place.last is None:
+            place = Place(place.state, END)  # there must be something to go on from
+        written, reason, drawn = yield from self.answer(job, place)
+        if learn:
+            place = yield from self.hear(job, place, bytes(written), True, False)
+            sent_back = job.prompt + bytes(written).decode("utf-8", "replace").encode()
+            after = before.after(place, len(text) + len(written), None if job.aside else sent_back, job.key)
+            learn = not job.cancelled and self.sessions.commit(session, after)
+        elif session:
+            self.sessions.touch(session)
+        job.emit(Done(reason, len(job.prompt), drawn, learn))
+
+    def hear(self, job: Job, place: Place, text: bytes, learn: bool, prompt: bool
+             ) -> Generator[None, Any, Place]:
+        """Read a text, with a pause after each piece; returns the place after it."""
+        for piece in read(self.run.model, place, text, learn, job.top):
+            place = piece.place
+            drift = distances(self.run.model, place.state) if job.trace else None
+            job.emit(Heard(piece.tokens, prompt, piece.moved, drift))
+            yield None
+        return place
+
+    def answer(self, job: Job, place: Place) -> Generator[Place, Any, tuple[list[int], str, int]]:
+        """Write up to `count` tokens or a stop; returns them, why it ended, and how many were drawn."""
+        rng, stops = np.random.default_rng(job.seed), Stops([*job.stops, bytes([END])])
+        waiting: list[Token] = []
+        written: list[int] = []
+        for drawn in range(1, job.count + 1):
+            logits, state = yield place
+            if not np.all(np.isfinite(logits)):
+                raise FloatingPointError("the model's prediction is not finite; reset the session, or take "
+                                         "another run")
+            token = hope.sample(logits, rng, job.temperature, job.top_k, job.top_p)
+            place = Place(state, token)
+            waiting += judge([token], logits[None], job.top)
+            free = stops.feed(token)
+            if drawn == job.count and not stops.hit:
+                free = len(waiting)
+            if free:
+                drift = distances(self.run.model, state) if job.trace and drawn % TRACED == 0 else None
+                job.emit(Wrote(waiting[:free], drift))
+                written += [token.byte for token in waiting[:free]]
+                del waiting[:free]
+            if stops.hit:
+                return written, "stop", drawn
+        return written, "length", job.count

@@ -1,0 +1,344 @@
+"""What do the programs that talk share?  A trained run, and a place in a text: what was read, felt and moved.
+
+    run = Run.open("runs/nano-20260101-120000")          Run.open() takes the newest
+    for piece in read(run.model, Place(), tokens, learn=True):
+        piece.tokens, piece.moved, piece.place
+
+Tokens are bytes. A `Place` is all that a reader keeps: the running state, and the last token, which the state
+has not read yet. Places are never changed, only replaced; so whoever gives up in the middle still has the old
+one.
+
+Legend: T tokens of one piece, V vocabulary (256 bytes).
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cms
+import hope
+from autograd import no_grad
+from hope import Hope, State
+
+READ = 128  # tokens read at once; others get their turn in between
+LEARN = 32  # CHOICE: tokens in a segment while talking; every clock ticks once per so many bytes of text
+END = 0     # the byte between two documents: a text begins after it, and the model writes it to stop
+
+
+@dataclass
+class Run:
+    """A trained model, its name, and where its sessions are kept. Its files are only read."""
+
+    folder: Path
+    model: Hope
+    fingerprint: str  # of configuration and weights: a state is of use only to the model it was made with
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @classmethod
+    def open(cls, folder: str | Path = "") -> Run:
+        """The run in a folder, by default the newest below runs/; ValueError if there is none."""
+        folder = Path(folder) if folder else newest(Path("runs"))
+        path = folder / "checkpoint.npz"
+        try:
+            model = hope.load(path)[0]
+        except FileNotFoundError:
+            raise ValueError(f"there is no checkpoint in {folder}; give a trained run's folder") from None
+        if model.config.vocabulary != 256:
+            raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
+                             "be talked to")
+        sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
+        for name, weights in model.state_dict().items():
+            sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
+        return cls(folder.absolute(), model, sha.hexdigest())
+
+
+def newest(below: Path) -> Path:
+    """The folder with the latest checkpoint; ValueError if there is none."""
+    found = sorted(below.glob("*/checkpoint.npz"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"no run is in {below.absolute()}; train one (python train.py --preset tiny) or "
+                         "name its folder")
+    return found[-1].parent
+
+
+# Reading and writing ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a reader stands: the running state, and the last token, unread (None before the very first)."""
+
+    state: State | None = None
+    last: int | None = END
+
+    @property
+    def drifted(self) -> bool:
+        """Whether levels have learned, so that this sequence has weights of its own."""
+        if self.state is None or isinstance(self.state, Row):  # who has drifted goes alone, not in a batch
+            return False
+        return any(d is not None for block in self.state.blocks for d in block["drift"])
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes if self.state else 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A byte, how probable it was before it came, and what was likelier."""
+
+    byte: int
+    log_p: float | None  # nats; None where nothing came before
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest bytes and their log-probabilities
+
+    @property
+    def bits(self) -> float | None:
+        """How surprising it was, −log₂ p."""
+        return None if self.log_p is None else -self.log_p / math.log(2)
+
+
+def judge(tokens: Sequence[int], logits: np.ndarray, top: int = 0) -> list[Token]:
+    """Tokens and the predictions (T,V) of them, whose first is left out where nothing came before."""
+    x = logits.astype(np.float64)
+    x -= np.max(x, axis=-1, keepdims=True)
+    log_p = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
+    found = [Token(tokens[0], None)] if len(tokens) > len(log_p) else []
+    for token, row in zip(tokens[len(found):], log_p, strict=True):
+        best = np.argsort(-row, kind="stable")[:top].tolist()
+        found.append(Token(token, float(row[token]), tuple((i, float(row[i])) for i in best)))
+    return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What reading a piece brought: its tokens, judged before they were read; what moved; the place after."""
+
+    tokens: list[Token]
+    moved: list[int]  # chunk sizes of the levels that changed
+    place: Place
+
+
+def read(model: Hope, place: Place, tokens: Sequence[int], learn: bool = False, top: int = 0
+         ) -> Iterator[Piece]:
+    """Read a text piece by piece; with `learn`, each is a segment that the due levels then learn from."""
+    size = LEARN if learn else READ
+    for start in range(0, len(tokens), size):
+        piece = read_piece(model, place, list(tokens[start:start + size]), learn, top)
+        place = piece.place
+        yield piece
+
+
+def read_piece(model: Hope, place: Place, tokens: list[int], learn: bool = False, top: int = 0) -> Piece:
+    """Predict, read, and with `learn` let the levels move (the memories of the mixers always do)."""
+    window = np.array([tokens if place.last is None else [place.last, *tokens]])  # (1,T+1)
+    state, moved, logits = place.state, [], np.zeros((0, model.config.vocabulary))
+    if window.shape[1] > 1:
+        with no_grad():
+            predicted, state = model(window[:, :-1], place.state)
+        logits = predicted.data[0]  # (T,V)
+        if learn:
+            _, state = model.learn(window, place.state)
+            moved = [chunk for chunk in model.config.chunks if cms.due(state.clock, chunk)]
+    return Piece(judge(tokens, logits, top), moved, Place(state, tokens[-1]))
+
+
+def predict(model: Hope, places: Sequence[Place]) -> list[tuple[np.ndarray, State]]:
+    """Logits (V,) for the token after each place, and the state then; the places must be `alike`."""
+    states = [place.state for place in places]
+    with no_grad():
+        logits, after = model(np.array([[place.last] for place in places]), stack(states))
+    batch = Batch(after, len(states), layout(after.blocks))
+    rows = [after] if batch.size == 1 else [Row(batch, i, past) for i, past in enumerate(states) if past]
+    return list(zip(logits.data[:, -1], rows, strict=True))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several states in one."""
+
+    state: State
+    size: int
+    layout: str
+
+
+class Row(State):
+    """One row of a batch, cut out when someone looks at it: mostly the same rows make up the next batch."""
+
+    def __init__(self, batch: Batch, index: int, past: State):
+        self.batch, self.index, self.clock = batch, index, past.clock
+        self.positions = [None if p is None else p + 1 for p in positions(past)]
+
+    @cached_property
+    def blocks(self) -> list[dict[str, Any]]:
+        i = self.index
+        blocks = hope.tree_map(lambda t: hope.Tensor(t.data[i:i + 1].copy()), self.batch.state.blocks)
+        for block, position in zip(blocks, self.positions, strict=True):
+            if position is not None:
+                block["mixer"]["position"] = position
+        return blocks
+
+
+def positions(state: State) -> list[int | None]:
+    """How many tokens each block's memories have read; None for mixers that do not count."""
+    if isinstance(state, Row):
+        return state.positions
+    return [block["mixer"].get("position") for block in state.blocks]
+
+
+def layout(blocks: Any) -> str:
+    """The shapes of all arrays in a state, without the first axis, B."""
+    shapes: list[Any] = []
+    hope.tree_map(lambda t: shapes.append(t.shape[1:]), blocks)
+    return str(shapes)
+
+
+def alike(model: Hope, place: Place) -> Any:
+    """A key: places of the same key can be predicted from together, in one batch.
+
+    Their states have the same arrays, and are alike in whether the next token ends a chunk. A number is the
+    key of one that goes alone: at the very beginning, and where levels have drifted, for weights of one's own
+    save no time in a batch.
+    """
+    state = place.state
+    if state is None or place.drifted or (not isinstance(state, Row) and state.blocks[0]["mixer"] is None):
+        return id(place)
+    sizes = (model.config.memory_chunk, model.config.projection_chunk)
+    ends = [position and [(position + 1) % size == 0 for size in sizes] for position in positions(state)]
+    return f"{ends} {state.batch.layout if isinstance(state, Row) else layout(state.blocks)}"
+
+
+def stack(states: Sequence[State | None]) -> State | None:
+    """One state for a batch; whole numbers in it (positions) are those of the first row."""
+    def join(rows: Sequence[Any]) -> Any:
+        first = rows[0]
+        if isinstance(first, dict):
+            return {key: join([row[key] for row in rows]) for key in first}
+        if isinstance(first, list):
+            return [join(column) for column in zip(*rows, strict=True)]
+        if isinstance(first, hope.Tensor):
+            return hope.Tensor(np.concatenate([row.data for row in rows]))
+        return first
+    first = states[0]
+    if first is None or len(states) == 1:
+        return first
+    if isinstance(first, Row) and len(states) == first.batch.size and all(
+            isinstance(state, Row) and state.batch is first.batch and state.index in (0, i)
+            for i, state in enumerate(states)):
+        return first.batch.state  # the same rows as before; those that only fill it up may be anything
+    return State(join([state.blocks for state in states if state]), first.clock)
+
+
+def padding(model: Hope, places: int = 12) -> int:
+    """The number of rows to whose multiples a batch is filled up, lest a result depend on who else is in it.
+
+    BLAS may add in another order for another number of rows. Tried out: the smallest of 1, 4, 8, 16 for which
+    batches of several sizes, rows in any order, give the same bits; 0 if none does, and then every sequence
+    goes alone.
+    """
+    rng = np.random.default_rng(0)
+    stand = [read_piece(model, Place(), rng.integers(256, size=3).tolist()).place for _ in range(places)]
+    for rows in (1, 4, 8, 16):
+        seen: list[set[bytes]] = [set() for _ in stand]
+        for size in (1, places // 2, places):
+            chosen = rng.permutation(places)[:size]
+            filled = [*chosen, *[chosen[0]] * (-size % rows)]
+            for i, (logits, _) in zip(filled, predict(model, [stand[i] for i in filled]), strict=True):
+                seen[i].add(logits.tobytes())
+        if all(len(found) <= 1 for found in seen):
+            return rows
+    return 0
+
+
+# What a person sees -----------------------------------------------------------------------------------------
+
+
+def distances(model: Hope, state: State | None) -> dict[str, float]:
+    """How far each kind of memory and each level has drifted, as a share of the norm of its initial state."""
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, drift: Any, initial: Any) -> None:
+        sums = found.setdefault(name, [0.0, 0.0])
+        sums[0] += float(np.vdot(drift, drift))
+        sums[1] += float(np.vdot(initial, initial))
+    for block, past in zip(model.blocks, state.blocks if state else (), strict=state is not None):
+        mixed, mixer = past["mixer"] or {}, block.mixer
+        if "S" in mixed:
+            add("memory", mixed["S"].data[0] - mixer.initial.data, mixer.initial.data)
+        for name, layers in mixed.get("now", {}).items():
+            for now, initial in zip(layers, mixer.initial[name], strict=True):
+                literal = model.config.retention == "zero"  # only then the state includes the initial one
+                add(name, now.data[0] - initial.data if literal else now.data[0], initial.data)
+        for level, drift in zip(block.cms.levels, past["drift"], strict=True):
+            for name, weight in level.weights().items():
+                add(f"level {level.chunk}", drift[name].data if drift else 0.0, weight.data)
+    return {name: math.sqrt(moved / size) for name, (moved, size) in found.items()}
+
+
+class Utf8:
+    """Bytes to text as they come: a character appears when its last byte has, and a broken one as U+FFFD."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, tokens: Iterable[int], final: bool = False) -> str:
+        return self.decoder.decode(bytes(tokens), final)
+
+
+class Stops:
+    """Holds back what may be the beginning of a stop sequence."""
+
+    def __init__(self, stops: Sequence[bytes]):
+        self.stops, self.held, self.hit = list(stops), bytearray(), False
+
+    def feed(self, token: int) -> int:
+        """Take a token; returns how many of the oldest held ones are free. `hit`: a stop is complete."""
+        self.held.append(token)
+        whole = next((stop for stop in self.stops if self.held.endswith(stop)), None)
+        self.hit = whole is not None
+        begun = (n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n]))
+        keep = len(whole) if whole else max(begun, default=0)
+        free = len(self.held) - keep
+        del self.held[:free]
+        return free
+
+
+def conversation(messages: Iterable[tuple[str, str]]) -> str:
+    """Role and content of each message as text that the model goes on with; TEMPLATE says the same in Jinja.
+
+    What is sent back with an answer in it begins with what was sent before: so a session reads only what is
+    new.
+    """
+    return "".join(f"{role}: {content}\n" for role, content in messages) + "assistant: "
+
+
+TEMPLATE = ("{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}")
+TURN = b"\nuser:"  # where the model begins to speak for the person, it has said all
+
+
+def process_bytes() -> int:
+    """Memory that this process holds now, or, where the system does not tell, at most held."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with suppress(ImportError):
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return 0

@@ -1,0 +1,135 @@
+"""How fast does it write?  Tokens per second of one sequence, after a context of 10² to 10⁶ tokens.
+
+`nano` against the Transformer of as many parameters with a cache of keys and values, ours and PyTorch's. The
+limit is the memory: all weights and the state have to be read once for every token.
+
+Hope really reads its context; what a Transformer has read is made up, for its time does not depend on it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.harness import Job, agree, race, take_turns
+from benchmarks.report import Result, Table, Target, cell
+from benchmarks.training import SMALL, load, prepare
+from benchmarks.worker import Contender
+
+if TYPE_CHECKING:
+    from benchmarks.__main__ import Options
+
+PUBLIC = ("Public figures: a cached PyTorch Transformer 270 tokens/s after 512 tokens and 110 after 4,096, "
+          "the fastest peers with linear attention 440 to 660.")
+
+
+def ours(folder: str) -> Contender:
+    """One more token by our model, after each context that is asked for."""
+    from autograd import Tensor, no_grad
+    from hope import State, tree_map
+
+    model = load(folder)
+    read, states = State.start(model.config), {0: State.start(model.config)}
+    rng, attention = np.random.default_rng(0), model.config.mixer == "attention"
+
+    def after(context: int) -> State:
+        """The state after a context: read on from the longest one before, or, of attention, made up."""
+        if attention:
+            one = model(np.zeros((1, 1), np.int64), State.start(model.config))[1]
+            return State(tree_map(lambda t: Tensor(np.repeat(t.data, context, axis=2)), one.blocks))
+        past = max(n for n in states if n <= context)
+        read = states[past]
+        while past < context:
+            n = min(512, context - past)
+            read = model(rng.integers(0, 256, (1, n)), read)[1]
+            past += n
+        return read
+
+    @no_grad()
+    def step(context: int) -> int:
+        if context not in states:
+            if attention:
+                states.clear()  # caches of long contexts do not fit side by side
+            states[context] = after(context)
+        _, following = model(np.zeros((1, 1), np.int64), states[context])
+        if not attention:
+            states[context] = following
+        return states[context].nbytes
+
+    @no_grad()
+    def answer() -> dict[str, np.ndarray]:
+        """The logits after every token of a text, read one by one."""
+        tokens = np.load(Path(folder) / "tokens.npy")[0, :1, :100]
+        state, logits = read, []
+        for t in range(tokens.shape[1]):
+            said, state = model(tokens[:, t:t + 1], state)
+            logits.append(said.data)
+        return {"logits": np.concatenate(logits, 1)}
+    weights = sum(p.data.nbytes for p in model.parameters())
+    return Contender(step, answer, {"weights": weights})
+
+
+def run(options: Options) -> Result:
+    """Tokens per second against the context, and the share of the bandwidth limit."""
+    import train
+
+    hope = replace(train.PRESETS["nano"][0], **(SMALL if options.small else {}))
+    contexts = [100, 1000] if options.small else [100, 1000, 10_000, 100_000, 1_000_000]
+    longest = {"Hope": contexts[-1], "Transformer, ours": 10_000, "Transformer, PyTorch": 100_000}
+    table = Table("Tokens per second of one sequence",
+                  ["program", "threads", "context", "tokens/s", "quartiles", "MB per token",
+                   "share of the limit, from memory", "from the cache"])
+    shares: dict[int, list[float]] = {}
+    flats: dict[int, float] = {}
+    notes, others = [], []
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        prepare(one, hope, 1, 1)
+        prepare(other, hope.transformer(), 1, 1)
+        programs = {"Hope": Job("benchmarks.decode:ours", {"folder": one}),
+                    "Transformer, ours": Job("benchmarks.decode:ours", {"folder": other}),
+                    "Transformer, PyTorch": Job("benchmarks.torch_port:decoding", {"folder": other})}
+        for names in (("Hope", "PyTorch's Hope, all tokens at once"), list(programs)[1:]):
+            whole = Job("benchmarks.torch_port:reading", {"folder": one})
+            with race({n: programs.get(n, whole) for n in names}, 1) as lanes:
+                if len(lanes) > 1:
+                    notes.append(f"{' and '.join(lanes)}: the logits of 100 tokens differ by at most "
+                                 f"{agree(lanes, 1e-3):.1g} (relative norm).")
+        for threads in options.threads:
+            # matrices larger than any cache, and as large as all weights
+            limits = [f"{size} by a vector" for size in ("20 MB" if options.small else "1 GB", "20 MB")]
+            jobs = {n: Job("benchmarks.ceiling:product", {"shape": n}) for n in limits}
+            with race(jobs, threads) as lanes:
+                take_turns(lanes, options.rounds, 10)
+                bandwidth = [lanes[n].process.about["bytes"] / lanes[n].median for n in limits]
+            notes.append(f"{threads} thread(s): memory is read at {bandwidth[0] / 1e9:.1f} GB/s, the last "
+                         f"cache, in which the weights fit, at {bandwidth[1] / 1e9:.1f} GB/s.")
+            for name, program in programs.items():  # one after another: only Hope's contexts fit side by side
+                jobs = {str(n): Job(program.make, program.arguments, {"context": n}, limit=3600)
+                        for n in contexts if n <= longest[name]}
+                groups = [jobs] if name == "Hope" else [{n: job} for n, job in jobs.items()]
+                for group in groups:
+                    with race(group, threads) as lanes:
+                        others.append(take_turns(lanes, options.rounds, options.seconds))
+                        for context, lane in lanes.items():
+                            low, high = (cell(1 / s) for s in lane.quartiles[::-1])
+                            state = lane.values[0] or 0
+                            read: Any = (lane.process.about or {}).get("weights", 0) + state
+                            share = [read / lane.median / b if read else None for b in bandwidth]
+                            table.rows.append([name, threads, int(context), 1 / lane.median,
+                                               f"{low} – {high}", read / 1e6 if read else None, *share])
+                            if name == "Hope":
+                                shares[threads] = share
+                        if name == "Hope":
+                            times = [lane.median for lane in lanes.values()]
+                            flats[threads] = max(times) / min(times) - 1
+    notes.append(PUBLIC)
+    targets = [t for n in options.threads for t in (
+        Target.least(f"share of the limit of memory, {n} thread(s)", shares[n][0], 0.6),
+        Target.least(f"share of the limit of the last cache, {n} thread(s)", shares[n][1], 0.6),
+        Target.most(f"time per token from 100 to {contexts[-1]:,} tokens: slowest over fastest, − 1, "
+                    f"{n} thread(s)", flats[n], 0.05))]
+    return Result("decode", [table], targets, notes, float(np.mean(others)))

@@ -1,0 +1,132 @@
+"""What does a minute buy?  Bits per byte on held-out text against the clock, for three models of one size.
+
+`nano`, the Transformer of as many parameters here, and the same Transformer in PyTorch learn from the same
+batches in the same order, in turns, each in a process of its own. The optimiser, AdamW or Muon, and the
+learning rate are the best of a sweep for either model; both Transformers take the same. The rate falls as a
+cosine of the time, and measuring the loss takes none of it.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.harness import Job, Others, race
+from benchmarks.report import HERE, Result, Table, Target
+from benchmarks.training import SMALL, Trainer, load, prepare
+from benchmarks.worker import Contender
+
+if TYPE_CHECKING:
+    from benchmarks.__main__ import Options
+
+SWEEP = (("adamw", 1e-3), ("adamw", 2e-3), ("adamw", 4e-3), ("muon", 0.025), ("muon", 0.05))
+TURNS = 12  # how often all take turns
+COLOURS = ("#1f5fa8", "#d1731f", "#7a7a7a")
+
+
+def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int = 20, final: float = 0.1,
+             **options: Any) -> Contender:
+    """Training against the clock: a step lasts until so many seconds of learning are over, in all.
+
+    What comes back is the number of steps taken, and bits per byte on the batches in held_out.npy.
+    """
+    from autograd import no_grad
+
+    trainer, spent = Trainer(load(folder), lr, optimizer, **options), 0.0
+    batches = np.load(Path(folder) / "tokens.npy", mmap_mode="r")
+    held_out = np.load(Path(folder) / "held_out.npy")
+
+    def step(until: float) -> dict[str, float]:
+        nonlocal spent
+        while spent < until:
+            started = time.perf_counter()
+            cosine = (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
+            scale = min(1.0, (trainer.clock + 1) / warmup) * (final + (1 - final) * cosine)
+            trainer.step(batches[trainer.clock % len(batches)], scale)
+            spent += time.perf_counter() - started
+        with no_grad():
+            nats = float(np.mean([trainer.model.loss(tokens)[0].item() for tokens in held_out]))
+        return {"steps": trainer.clock, "seconds": spent, "bits": nats / math.log(2)}
+    return Contender(step)
+
+
+def learn(jobs: dict[str, Job], minutes: float, threads: int, turns: int
+          ) -> dict[str, list[dict[str, float]]]:
+    """Let all learn for so long, in turns; what each had reached after each of its turns."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    timed = {n: Job(j.make, j.arguments | {"seconds": 60 * minutes}) for n, j in jobs.items()}
+    with race(timed, threads) as lanes:
+        for turn in range(1, turns + 1):
+            for name, lane in lanes.items():
+                lane.arguments = {"until": 60 * minutes * turn / turns}
+                lane.step()
+                found.setdefault(name, []).append(lane.values[0])
+    return found
+
+
+def run(options: Options) -> Result:
+    """Bits per byte after so many minutes, and a picture."""
+    import train
+    from data import Corpus, fixed
+
+    hope, training = train.PRESETS["nano"]
+    hope = replace(hope, **SMALL) if options.small else hope
+    threads, others = max(options.threads), Others()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        held_out = np.stack(list(fixed(Corpus.default().split("validation"), 4, hope.segment, 16)))
+        for folder, config in ((one, hope), (other, hope.transformer())):
+            prepare(folder, config, 4, 64 if options.small else 4000)
+            np.save(Path(folder) / "held_out.npy", held_out.astype(np.int64))
+        makers = {"nano": ("benchmarks.loss:learning", one),
+                  "Transformer, ours": ("benchmarks.loss:learning", other),
+                  "Transformer, PyTorch": ("benchmarks.torch_port:learning", other)}
+
+        def job(name: str, optimizer: str, lr: float) -> Job:
+            make, folder = makers[name]
+            more = train.options(training) if name == "nano" and optimizer == training.optimizer else {}
+            return Job(make, {"folder": folder, "optimizer": optimizer, "lr": lr, **more})
+        sweep = Table("The sweep: bits per byte after a fifth of the time",
+                      ["model", *(f"{optimizer} {lr:g}" for optimizer, lr in SWEEP)])
+        best = {}
+        for name in list(makers)[:2]:
+            tried = learn({f"{way}": job(name, *way) for way in SWEEP}, options.minutes / 5, threads, 1)
+            bits = {way: tried[f"{way}"][-1]["bits"] for way in SWEEP}
+            best[name] = min(bits, key=bits.__getitem__)
+            sweep.rows.append([name, *bits.values()])
+        best["Transformer, PyTorch"] = best["Transformer, ours"]
+        found = learn({name: job(name, *way) for name, way in best.items()}, options.minutes, threads, TURNS)
+    table = Table(f"Bits per byte on {held_out[:, :, 1:].size:,} held-out bytes after {options.minutes:g} "
+                  f"minutes, {threads} thread(s)",
+                  ["model", "optimiser", "learning rate", "steps", "half the time", "all of it"])
+    for name, points in found.items():
+        table.rows.append([name, *best[name], points[-1]["steps"], points[len(points) // 2 - 1]["bits"],
+                           points[-1]["bits"]])
+    draw(found, options)
+    last = {name: points[-1]["bits"] for name, points in found.items()}
+    targets = [Target.most(f"bits per byte of nano less those of {name}, {options.minutes:g} minutes",
+                           last["nano"] - last[name] if name in last else None, 0.0)
+               for name in list(makers)[1:]]
+    notes = [] if options.small else ["![Bits per byte against minutes](loss.png)"]
+    return Result("loss", [table, sweep], targets, notes, others.share())
+
+
+def draw(found: dict[str, list[dict[str, float]]], options: Options) -> None:
+    """loss.png beside this file, unless it is only a look."""
+    import train
+
+    if options.small:
+        return
+    figure, (panel,) = train.canvas("Bits per byte on held-out text against minutes of learning", 1)
+    for (name, points), colour in zip(found.items(), COLOURS, strict=False):
+        minutes, bits = ([p[key] for p in points] for key in ("seconds", "bits"))
+        panel.plot(np.divide(minutes, 60), bits, color=colour, marker=".", linewidth=2)
+        panel.annotate(f"{name} {bits[-1]:.2f}", (minutes[-1] / 60, bits[-1]), xytext=(6, 0), color=colour,
+                       size=9, textcoords="offset points", va="center")
+    panel.set(xlabel="minutes", ylabel="bits per byte", xlim=(0, options.minutes * 1.25))
+    figure.savefig(HERE / "loss.png")

@@ -1,0 +1,205 @@
+"""The kernels of `kernels.py` for arrays on a card, with the same names, arguments and results.
+
+Each function makes its arrays ready, launches CUDA C++ from kernels.cu, and returns arrays on the card; nothing is
+read back and nobody waits. `register_all(array_type)` hands them to `kernels.launch`. CuPy compiles the source at
+the first call for a precision and head size, and keeps it in its own cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kernels
+
+Array = Any
+SOURCE = Path(__file__).with_name("kernels.cu")
+THREADS, LANES, ROWS_EACH = 128, 64, 16  # of a block; of a block of the delta rule; of a part of w_bar
+SHARED, WIDEST = 48 * 1024, 128  # bytes that every card gives a block; rows that fit in a thread's registers
+
+
+@functools.cache
+def compiled(name: str, real: str, rows: int = 0, tile: int = 0) -> Callable:
+    """A kernel for a precision and, of the delta rule, a number of rows and of tokens at a time."""
+    import cupy
+
+    sizes = (f"-DROWS={rows}", f"-DTILE={tile}", f"-DLANES={LANES}") if rows else ()
+    code = SOURCE.read_text(encoding="utf-8")
+    return cupy.RawModule(code=code, options=("-std=c++17", f"-DREAL={real}", *sizes)).get_function(name)
+
+
+def run(name: str, grid: tuple[int, ...], block: int, *args: Any, **constants: int) -> None:
+    """Launch a kernel: whole numbers go as long long, other numbers in the arrays' precision, None as null."""
+    dtype = next(x.dtype for x in args if hasattr(x, "dtype") and x.dtype.kind == "f")
+    passed = [np.int64(x) if isinstance(x, int) else np.uint64(0) if x is None else
+              dtype.type(x) if isinstance(x, float) else x for x in args]
+    if all(grid):
+        compiled(name, {4: "float", 8: "double"}[dtype.itemsize], **constants)(grid, (block,), tuple(passed))
+
+
+def each(n: int) -> tuple[int]:
+    """Enough blocks for n elements, or as many as keep any card busy."""
+    return (min(-(-n // THREADS), 4096),)
+
+
+def ready(*arrays: Array) -> list[Array]:
+    """The arrays in one precision and in C order."""
+    dtype = np.result_type(*(x.dtype for x in arrays))
+    return [np.ascontiguousarray(x, dtype=dtype, like=x) for x in arrays]
+
+
+def empty(like: Array, *shapes: Any) -> list[Array]:
+    return [np.empty_like(like, shape=shape) for shape in shapes]
+
+
+# Element by element, and row by row ----------------------------------------------------------------------------
+
+
+def gelu(x: Array) -> Array:
+    (x,) = ready(x)
+    (y,) = empty(x, x.shape)
+    run("gelu", each(x.size), THREADS, x.size, x, y)
+    return y
+
+
+def gelu_backward(x: Array, y_bar: Array) -> Array:
+    kernels._expect(y_bar=(y_bar, x.shape))
+    x, y_bar = ready(x, y_bar)
+    (x_bar,) = empty(x, x.shape)
+    run("gelu_backward", each(x.size), THREADS, x.size, x, y_bar, x_bar)
+    return x_bar
+
+
+def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> tuple[Array, Array]:
+    kernels._expect(w=(w, x.shape[-1:]))
+    x, w = ready(x, w)
+    y, r = empty(x, x.shape, x.shape[:-1])
+    run("rms_norm", (r.size,), THREADS, len(w), eps, x, w, y, r)
+    return y, r
+
+
+def rms_norm_backward(x: Array, w: Array, r: Array, y_bar: Array) -> tuple[Array, Array]:
+    kernels._expect(w=(w, x.shape[-1:]), r=(r, x.shape[:-1]), y_bar=(y_bar, x.shape))
+    x, w, r, y_bar = ready(x, w, r, y_bar)
+    parts = -(-r.size // ROWS_EACH)
+    x_bar, w_parts = empty(x, x.shape, (parts, len(w)))
+    run("rms_norm_backward", (parts,), THREADS, r.size, len(w), ROWS_EACH, x, w, r, y_bar, x_bar, w_parts)
+    return x_bar, np.sum(w_parts, 0)
+
+
+def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> tuple[Array, Array]:
+    kernels._expect(targets=(targets, logits.shape[:-1]))
+    (logits,), targets = ready(logits), np.ascontiguousarray(targets, dtype=np.int64, like=logits)
+    loss, z = empty(logits, targets.shape, targets.shape)
+    run("cross_entropy", (z.size,), THREADS, logits.shape[-1], ignore_index, targets, logits, loss, z)
+    return loss, z
+
+
+def cross_entropy_backward(logits: Array, targets: Array, z: Array, loss_bar: Array, ignore_index: int = -100) -> Array:
+    kernels._expect(targets=(targets, logits.shape[:-1]), z=(z, targets.shape), loss_bar=(loss_bar, targets.shape))
+    logits, z, loss_bar = ready(logits, z, loss_bar)
+    targets = np.ascontiguousarray(targets, dtype=np.int64, like=logits)
+    (logits_bar,) = empty(logits, logits.shape)
+    run("cross_entropy_backward", each(logits.size), THREADS, logits.size, logits.shape[-1], ignore_index, targets,
+        logits, z, loss_bar, logits_bar)
+    return logits_bar
+
+
+def adamw(p: Array, g: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
+          weight_decay: float, step: int) -> None:
+    if not all(x.flags.c_contiguous and x.dtype == p.dtype for x in (p, m, v)):
+        return kernels.adamw_reference(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step)
+    kernels._expect(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
+    numbers = 1 - beta1, 1 - beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps
+    g = np.ascontiguousarray(g, dtype=p.dtype, like=p)
+    run("adamw", each(p.size), THREADS, p.size, p, g, m, v, *map(float, numbers))
+    return None
+
+
+def causal_conv(x: Array, tail: Array, w: Array) -> tuple[Array, Array]:
+    (B, T, D), last = x.shape, len(w) - 1
+    kernels._expect(tail=(tail, (B, last, D)), w=(w, (last + 1, D)))
+    x, tail, w = ready(x, tail, w)
+    (y,) = empty(x, x.shape)
+    run("causal_conv", each(x.size), THREADS, x.size, T, D, len(w), x, tail, w, y)
+    return y, np.concatenate([tail[:, T:], x[:, max(T - last, 0):]], 1)
+
+
+def causal_conv_backward(x: Array, tail: Array, w: Array, y_bar: Array, next_bar: Array) -> tuple[Array, Array, Array]:
+    (B, T, D), last = x.shape, len(w) - 1
+    kernels._expect(tail=(tail, (B, last, D)), w=(w, (last + 1, D)), y_bar=(y_bar, x.shape),
+                    next_bar=(next_bar, tail.shape))
+    x, tail, w, y_bar, next_bar = ready(x, tail, w, y_bar, next_bar)
+    x_bar, tail_bar, w_parts = empty(x, x.shape, tail.shape, (B, *w.shape))
+    n = x.size + tail.size
+    run("causal_conv_backward", each(n), THREADS, n, T, D, len(w), w, y_bar, next_bar, x_bar, tail_bar)
+    run("causal_conv_weights", each(w_parts.size), THREADS, w_parts.size, T, D, len(w), x, tail, y_bar, w_parts)
+    return x_bar, tail_bar, np.sum(w_parts, 0)
+
+
+# The delta rule ------------------------------------------------------------------------------------------------
+
+
+def sizes(rows: int, itemsize: int) -> dict[str, int]:
+    """Constants to compile for: rows, and how many tokens at a time fit with them in shared memory."""
+    for tokens in (32, 16, 8, 4):
+        chunk = itemsize * tokens * (2 * (rows + 1) + 2 * tokens + LANES) + 8 * (tokens + 1)
+        if max(chunk, itemsize * tokens * 3 * rows) <= SHARED:  # of delta_rule, and of the scans
+            break
+    return {"rows": rows, "tile": tokens}
+
+
+def delta_rule(q, k, v, log_a, b, c, S0):
+    kernels._expect_delta_rule(q, k, v, log_a, b, c, S0)
+    (N, T, d_k), d_v = k.shape, v.shape[2]
+    if d_k > WIDEST or not d_k:
+        return kernels.delta_rule_chunked(q, k, v, log_a, b, c, S0)
+    q, k, v, log_a, b, c, S0 = ready(q, k, v, log_a, b, c, S0)
+    o, S = empty(v, v.shape, S0.shape)
+    run("delta_rule", (N, -(-d_v // LANES)), LANES, T, d_v, q, k, v, log_a, b, c, S0, o, S,
+        **sizes(d_k, v.dtype.itemsize))
+    return o, S
+
+
+def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
+    """Forwards for u, backwards for ū; then, transposed, S forwards for q̄ and Sᵀū, and G backwards for Gᵀu."""
+    kernels._expect_delta_rule(q, k, v, log_a, b, c, S0)
+    kernels._expect(o_bar=(o_bar, v.shape), S_bar=(S_bar, S0.shape))
+    (N, T, d_k), d_v = k.shape, v.shape[2]
+    if max(d_k, d_v) > WIDEST or not d_k or not d_v:
+        return kernels.delta_rule_chunked_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar)
+    q, k, v, log_a, b, c, S0, o_bar, S_bar = ready(q, k, v, log_a, b, c, S0, o_bar, S_bar)
+    S_T, G_0 = empty(S0, S0.shape, S0.shape)
+    u, v_bar, q_bar, Su, k_bar = empty(v, v.shape, v.shape, k.shape, k.shape, k.shape)
+    b_bar, c_bar, written, carried = empty(b, *[b.shape] * 4)
+
+    def scan(name: str, rows: int, lanes: int, by: tuple[int, int], *arrays: Array | None) -> None:
+        run(name, (N, -(-lanes // LANES)), LANES, T, lanes, *by, *arrays,
+            **sizes(rows, v.dtype.itemsize))
+
+    across, along = (1, d_k), (d_k, 1)  # a thread has a row of S, or a column
+    scan("scan_forward", d_k, d_v, across, k, k, k, v, b, c, log_a, S0, None, None, u, S_T)
+    scan("scan_backward", d_k, d_v, across, k, q, k, v, o_bar, b, None, log_a, S_bar, v_bar, G_0)
+    scan("scan_forward", d_v, d_k, along, u, v_bar, o_bar, k, None, None, log_a, S0, Su, q_bar, None, None)
+    scan("scan_backward", d_v, d_k, along, v_bar, o_bar, u, k, q, None, -b, log_a, S_bar, k_bar, None)
+    run("delta_rule_gather", (N * T,), THREADS, d_k, d_v, q, k, v, b, c, u, Su, q_bar, k_bar, v_bar, b_bar, c_bar,
+        written, carried)
+    # ⟨G_t, S_t⟩ from the end backwards, as in kernels._gather
+    GS = np.sum((S_bar * S_T).astype(np.float64), (1, 2))[:, None]
+    later = np.flip(np.cumsum(np.flip(carried, 1), 1, dtype=np.float64), 1) - carried
+    return q_bar, k_bar, v_bar, (GS + later - written).astype(v.dtype), b_bar, c_bar, G_0
+
+
+TWINS: dict[str, Callable] = {f.__name__: f for f in (
+    gelu, gelu_backward, rms_norm, rms_norm_backward, cross_entropy, cross_entropy_backward, adamw, causal_conv,
+    causal_conv_backward, delta_rule, delta_rule_backward)}
+
+
+def register_all(array_type: type) -> None:
+    """Let `kernels.launch` find all of these for arrays of a type."""
+    for name, twin in TWINS.items():
+        kernels.register(array_type, name, twin)

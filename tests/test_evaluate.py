@@ -1,0 +1,312 @@
+"""What the evaluation measures is what it says it measures."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hope
+from apps import claims, evaluate
+from apps.claims import Study, equal, interval, verdict
+from apps.evaluate import (
+    KINDS,
+    Reader,
+    hidden,
+    main,
+    share_right,
+    stream,
+    transfer,
+    with_levels,
+    words,
+    written_recall,
+)
+from data import IGNORE, decode
+from hope import Config, Hope, count
+
+CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
+                projection_chunk=8)
+MIXERS = ("titans", "dgd", "attention")
+DEPTH = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def model(mixer="titans", **options):
+    return Hope(hope.replace(CONFIG, mixer=mixer, **options), np.random.default_rng(0))
+
+
+def tokens(length, batch=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (batch, length))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    hope.save(folder / "checkpoint.npz", model())
+    return folder
+
+
+def asked(run, out, *arguments):
+    return main([*map(str, arguments), "--run", str(run), "--out", str(out), "--quiet"])
+
+
+# reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_reading_with_memory_in_pieces_is_reading_at_once(mixer):
+    text, whole = tokens(49), Reader(model(mixer), "memory", segment=48)
+    pieces = Reader(model(mixer), "memory", segment=16)
+    nats = np.hstack([pieces.step(text[:, t:t + 17])[0] for t in (0, 16, 32)])
+    np.testing.assert_allclose(nats, whole.step(text)[0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_only_what_may_learn_outlasts_a_segment(mixer):
+    states = {}
+    for learn in evaluate.LEARN:
+        reader = Reader(model(mixer), learn)
+        for t in (0, 32, 64):
+            reader.step(tokens(97)[:, t:t + 33])
+        states[learn] = reader.state
+    assert states["off"] is None
+    for learn, state in states.items():
+        if state is not None:
+            assert (state.blocks[0]["mixer"] is not None) == (learn in ("memory", "all"))
+            drift = state.blocks[0]["drift"]
+            moved = [d is not None and any(np.any(w.data) for w in d.values()) for d in drift]
+            assert moved == [learn in ("levels", "all")] * 2
+
+
+def test_a_segment_below_the_threshold_leaves_nothing_behind():
+    text = tokens(33)
+    bits = float(np.mean(Reader(model()).step(text)[0])) / evaluate.BIT
+    for threshold, kept in ((bits - 1e-3, True), (bits + 1e-3, False)):
+        reader = Reader(model(), "all", threshold)
+        reader.step(text)
+        assert (reader.state is not None) == kept
+
+
+def test_the_state_is_reset_per_sample_or_kept():
+    for reset, kept in (("sample", False), ("never", True)):
+        reader = Reader(model(), reset=reset)
+        reader.step(tokens(33))
+        assert (reader.begin().state is not None) == kept
+
+
+def test_reading_leaves_the_weights_alone():
+    m = model()
+    before = {name: a.copy() for name, a in m.state_dict().items()}
+    reader = Reader(m, "all", rate=1.0)
+    for seed in range(3):
+        reader.step(tokens(33, seed=seed))
+    assert all(np.array_equal(before[name], a) for name, a in m.state_dict().items())
+
+
+# data of the tasks ------------------------------------------------------------------------------------------
+
+
+@given(DEPTH, st.integers(1, 40))
+def test_every_recalled_value_was_shown_before(rng, pairs):
+    text, targets = written_recall(rng, 2, pairs)
+    for row, target in zip(text, targets, strict=True):
+        pieces = decode(row).split(" ")
+        shown = dict(piece.split(":") for piece in pieces[:pairs])
+        assert len(shown) == pairs
+        for i in np.flatnonzero(target != IGNORE)[::2]:  # the position of the colon
+            assert shown[decode(row[i - 2:i])] == decode(target[i:i + 2])
+        assert np.sum(target != IGNORE) == 2 * pairs
+
+
+@given(DEPTH, st.sampled_from(KINDS), st.integers(220, 700))
+def test_a_hidden_number_is_told_once_before_it_is_asked(rng, kind, length):
+    text, targets = hidden(rng, 2, length, kind)
+    assert text.shape == targets.shape == (2, length)
+    for row, target in zip(text, targets, strict=True):
+        at = np.flatnonzero(target != IGNORE)
+        numbers = [decode(target[at[i:i + 5]]) for i in range(0, len(at), 5)]
+        assert len(numbers) == (2 if kind == "multi-value" else 1)
+        for number in numbers:
+            assert decode(row).count(f"number is {number}. ") >= 1
+            assert decode(row[:at[0] + 1]).rindex("number is ") > decode(row).index(number)
+
+
+def test_a_context_too_short_for_what_it_hides_is_refused():
+    with pytest.raises(ValueError, match="single needs a context of"):
+        hidden(np.random.default_rng(0), 1, 20, "single")
+
+
+def test_every_language_is_named_by_its_first_token():
+    text, targets = words(np.random.default_rng(0), 2, 12)
+    assert text.shape == (2 * len(evaluate.LANGUAGES), 13)
+    assert text[::2, 0].tolist() == list(range(8, 8 + len(evaluate.LANGUAGES)))
+    assert np.all(targets[:, 0] == IGNORE)
+
+
+# scores -----------------------------------------------------------------------------------------------------
+
+
+def test_only_asked_positions_count():
+    guesses, targets = np.array([[1, 2, 3], [1, 0, 3]]), np.array([[IGNORE, 2, 3], [IGNORE, 2, 3]])
+    assert share_right(guesses, targets) == 0.75
+    assert share_right(guesses, targets, whole=True) == 0.5
+
+
+def test_transfer_of_a_matrix_worked_by_hand():
+    matrix = np.array([[0.1, 0.2, 0.0], [0.9, 0.3, 0.1], [0.5, 0.8, 0.3], [0.4, 0.6, 1.0]])
+    found = transfer(matrix)
+    assert found["average"] == pytest.approx(2 / 3)
+    assert found["forgetting"] == pytest.approx((0.5 + 0.2) / 2)  # from the best: 0.9, 0.8
+    assert found["backward"] == pytest.approx((-0.5 - 0.2) / 2)
+    assert found["forward"] == pytest.approx((0.1 + 0.3) / 2)  # second and third, before they were learned
+
+
+def test_a_stream_of_two_tasks_gives_its_whole_matrix():
+    m, text = model("attention"), tokens(9, 4)
+    calls = []
+    scores = [lambda m, i=i: calls.append(i) or float(i) for i in range(2)]
+    matrix = stream(m, [lambda: (text[:, :-1], text[:, 1:])] * 2, scores, 2, 1e-3)
+    assert matrix.tolist() == [[0, 1]] * 3
+    assert calls == [0, 1] * 3
+
+
+def test_the_interval_is_students():
+    mean, half = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert half == pytest.approx(1.963, abs=1e-3)  # 2.776·1.5811/√5
+
+
+def test_a_verdict_needs_an_interval_on_one_side_of_zero():
+    assert verdict([1.0, 1.1, 0.9]) == "yes"
+    assert verdict([-1.0, -1.1, -0.9]) == "no"
+    assert verdict([-1.0, 1.0, 0.3]) == "not shown"
+
+
+@pytest.mark.parametrize("mixer", ["attention", "dgd", "linear", "plain-titans"])
+def test_models_compared_have_equal_parameters(mixer):
+    ours = Config(width=32, layers=2, heads=1, chunks=(1, 4), hidden=128)
+    theirs = equal(hope.replace(ours, mixer=mixer, chunks=(1,)), count(ours))
+    assert abs(count(theirs) / count(ours) - 1) < 0.01
+
+
+def test_levels_are_exchanged_at_equal_size():
+    config = Config(width=32, layers=2, heads=1, chunks=(1, 4, 16), hidden=64)
+    assert count(with_levels(config, (1,))) == count(config)
+
+
+# the command ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [
+    ("text", "--limit", 200, "--learn", "all", "--files", __file__),
+    ("recall", "--pairs", "1,2", "--samples", 1, "--steps", 1),
+    ("needle", "--contexts", "260", "--samples", 1, "--batch", 1),
+    ("passkey", "--contexts", "128", "--samples", 1, "--batch", 2, "--learn", "off"),
+    ("languages", "--lengths", "8,16", "--steps", 2, "--batch", 1, "--fresh"),
+    ("forgetting", "--tasks", __file__, evaluate.__file__, "--chunks", "1", "1,2", "--steps", 1),
+], ids=lambda arguments: arguments[0])
+def test_every_task_writes_its_numbers_and_its_picture(run, tmp_path, capsys, arguments):
+    assert asked(run, tmp_path, *arguments) == 0
+    kept = json.loads((tmp_path / f"{arguments[0]}.json").read_text(encoding="utf-8"))
+    assert kept["results"] and kept["task"] == arguments[0]
+    assert (tmp_path / f"{arguments[0]}.png").read_bytes().startswith(b"\x89PNG")
+    assert "---" in capsys.readouterr().out
+
+
+def test_text_counts_every_byte_once_and_off_ignores_the_past(run, tmp_path):
+    (tmp_path / "a.txt").write_text("abcdefgh" * 40, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("hgfedcba" * 40, encoding="utf-8")
+    assert asked(run, tmp_path, "text", "--files", tmp_path / "a.txt", tmp_path / "b.txt") == 0
+    found = json.loads((tmp_path / "text.json").read_text(encoding="utf-8"))["results"]
+    reader = Reader(hope.load(run / "checkpoint.npz")[0], "off")
+    nats = []
+    for text in ("abcdefgh" * 40, "hgfedcba" * 40):
+        read = evaluate.encode(text)[None]
+        nats += [reader.step(read[:, t:t + 33])[0] for t in range(0, 319, 32)]
+    assert found["off"]["bits per byte"] == pytest.approx(np.mean(np.hstack(nats)) / evaluate.BIT, rel=1e-5)
+    assert found["off"]["state bytes"] == 0 < found["memory"]["state bytes"]
+
+
+def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
+    m = hope.load(run / "checkpoint.npz")[0]
+    context, choices = "x" * 40, ["ab", "cdef", "g"]  # longer than a segment
+    whole = [Reader(m, segment=64).step(evaluate.encode(context + c)[None])[0][0, -len(c):] for c in choices]
+    plain, per_byte = np.argmin([n.sum() for n in whole]), np.argmin([n.mean() for n in whole])
+    for answer, name in ((plain, "plain"), (per_byte, "per byte")):
+        line = {"context": context, "choices": choices, "answer": int(answer)}
+        (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        assert asked(run, tmp_path, "multiple-choice", "--questions", tmp_path / "q.jsonl") == 0
+        found = json.loads((tmp_path / "multiple-choice.json").read_text(encoding="utf-8"))["results"]
+        assert found[name] == 1 and found["chance"] == pytest.approx(1 / 3) and found["questions"] == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("text", "--learn", "everything"), "learn is 'everything'; choose from off"),
+    (("text", "--reset", "daily"), "reset is 'daily'"),
+    (("recall", "--batch", "0"), "batch is 0"),
+    (("recall", "--pairs", "0,2"), "pairs is 0,2"),
+    (("recall", "--pears", "2"), "--pears"),
+    (("forgetting", "--tasks", __file__), "two files"),
+    (("multiple-choice",), "--questions"),
+    (("multiple-choice", "--questions", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
+    (("claims", "recal"), "did you mean 'recall'"),
+    (("claims", "--quick"), "--out"),
+], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_bad_input_gets_one_line(run, capsys, arguments, message):
+    assert main([*arguments, "--run", str(run), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_a_missing_run_is_said(tmp_path, capsys):
+    assert main(["text", "--run", str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"choices": []}',
+                                  '{"context": "a", "choices": ["b"], "answer": 0}',
+                                  '{"context": "a", "choices": ["b", "c"], "answer": 2}'])
+def test_a_line_that_is_no_question_is_named(tmp_path, line):
+    (tmp_path / "q.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n' + line,
+                                      encoding="utf-8")
+    with pytest.raises(ValueError, match="question 2"):
+        list(evaluate.questions(tmp_path / "q.jsonl"))
+
+
+# claims -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_takes_the_best_rate_on_a_seed_that_is_not_measured():
+    study, seeds = Study(), []
+    best = study.sweep("m", (1.0, 2.0, 3.0), lambda rate, seed: seeds.append(seed) or -abs(rate - 2))
+    assert best == 2 and set(seeds) == {claims.SWEEP} and claims.SWEEP >= study.seeds
+    assert study.sweeps == {"m": {"1": -1, "2": 0, "3": -1}}
+
+
+def test_a_best_rate_at_the_edge_of_a_sweep_is_named():
+    inside, outside = {"0.1": 1.0, "1": 3.0, "10": 2.0}, {"0.1": 1.0, "1": 2.0, "10": 3.0}
+    assert claims.edges({"inside": inside, "outside": outside}) == ["outside"]
+
+
+def test_a_claim_that_was_not_measured_is_in_the_table(tmp_path):
+    table = claims.overview(tmp_path)
+    assert all(f"| {name} |" in table for name in claims.CLAIMS)
+    assert table.count("not measured") == len(claims.CLAIMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two-languages", "writes", "variants"])
+def test_a_claim_is_measured_drawn_and_entered_in_the_table(tmp_path, capsys, name):
+    assert main(["claims", name, "--quick", "--out", str(tmp_path), "--quiet"]) == 0
+    kept = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert kept["command"].endswith(name) and kept["seeds"] == 2 and kept["sweep"] and kept["scores"]
+    sizes = list(kept["parameters"].values())
+    assert max(sizes) / min(sizes) < 1.01
+    assert (tmp_path / f"{name}.png").exists()
+    assert f"[{name}]({name}.png)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_every_claim_runs(tmp_path):
+    assert main(["claims", "--quick", "--out", str(tmp_path), "--quiet"]) == 0
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(claims.CLAIMS)

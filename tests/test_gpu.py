@@ -1,0 +1,364 @@
+"""The root runs where its arrays are, and the CUDA twins compute what their references do.
+
+Three devices: the CPU; a stand-in that refuses what CuPy refuses and counts what is copied; and a card, where there
+is one. The source of the kernels is tested with a C++ compiler as well, so that a card is not the first to see it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+from refusing import Refusing
+
+import gpu
+import hope
+import kernels
+import optimizers
+import train
+from autograd import host
+from data import Corpus
+from gpu import kernels as twins
+from hope import Config, Hope
+from train import PRESETS, Run
+
+WHY_NO_CARD = gpu.problem()
+CARD = pytest.param("cuda", marks=pytest.mark.skipif(bool(WHY_NO_CARD), reason=f"no card: {WHY_NO_CARD}"))
+COMPILED = pytest.param("compiled", marks=pytest.mark.skipif(not cuda_on_cpu.COMPILER, reason="no C++ compiler"))
+SMALL = dict(width=8, layers=1, heads=2, segment=16, vocabulary=16, hidden=8, memory_chunk=4, projection_chunk=8,
+             chunks=(1, 2), spans=(2, 8), generator_hidden=4, generator_chunk=4)
+TOKENS = np.random.default_rng(1).integers(0, 16, (2, 17))
+
+
+def put(thing, device):
+    """A model, a state or an array on one of the devices."""
+    if device == "cpu":
+        return thing
+    return gpu.to_device(thing) if device == "cuda" else gpu.move(thing, Refusing)
+
+
+def model_on(device, **settings):
+    return put(Hope(Config(**{**SMALL, **settings}), np.random.default_rng(0)).astype(np.float64), device)
+
+
+def steps(device, optimizer="adamw", count=2, **settings):
+    """The weights after a few steps, and what each part of the last one copied between host and card."""
+    model, state, copied = model_on(device, **settings), None, {}
+    rung = optimizers.build(optimizer, model.groups(), 1e-2)
+
+    def note(part):
+        copied[part] = dict(Refusing.moved)
+        Refusing.moved.clear()
+    for _ in range(count):
+        rung.zero_grad()
+        Refusing.moved.clear()
+        loss, state = (model.nested_loss if settings.get("cms") == "nested" else model.loss)(TOKENS, state)
+        note("forward")
+        (loss * 0.5).backward()
+        note("backward")
+        optimizers.clip_grad_norm(rung.params, 0.1)
+        note("clip")
+        rung.step()
+        note("step")
+        state = None if "attention" in settings.get("mixer", "") else state.detach()
+    return {name: host(p.data) for name, p in model.named_parameters()}, copied
+
+
+def assert_close(ours, theirs, tolerance=1e-9):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+# The root on any device ----------------------------------------------------------------------------------------
+
+KINDS = [*({"mixer": name} for name in (*hope.MIXERS, "attention+banks+generated")),
+         *({"cms": name, "layers": 2} for name in hope.CHOICES["cms"]),
+         {"memory": "matrix"}, {"retention": "zero"}, {"reads": "chunk"}, {"through_writes": False},
+         {"objective": "dot"}, {"targets": "value"}, {"form": "chunked"}, {"form": "recurrent"},
+         *({"optimizer": name, "mixer": "gated"} for name in optimizers.OPTIMIZERS)]
+
+
+@pytest.mark.parametrize("device", ["stand-in", CARD])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_steps_of_every_mixer_level_and_optimizer_are_those_of_numpy(kind, device):
+    found, copied = steps(device, **kind)
+    assert_close(found, steps("cpu", **kind)[0], 1e-9 if device == "stand-in" else 1e-7)
+    if device == "stand-in":
+        constants = 3 if kind.get("mixer") == "cell" else 0  # its rates
+        assert copied == {"forward": {"upload": 1 + constants}, "backward": {}, "clip": {"read": 1}, "step": {}}
+
+
+@pytest.mark.parametrize("device", ["cpu", "stand-in", CARD])
+def test_learning_while_reading_and_generation_are_those_of_numpy(device):
+    ours, theirs = model_on(device, layers=2), model_on("cpu", layers=2)
+    (loss, state), (loss_cpu, state_cpu) = (m.learn(TOKENS, m.learn(TOKENS)[1]) for m in (ours, theirs))
+    assert loss == pytest.approx(loss_cpu, rel=1e-9)
+    for a, b in zip(state.leaves(), state_cpu.leaves(), strict=True):
+        np.testing.assert_allclose(host(a.data), b.data, rtol=1e-7, atol=1e-9)
+    written, written_cpu = ([token for token, _ in m.generate([1, 2, 3], 12, seed=0)] for m in (ours, theirs))
+    assert written == written_cpu
+
+
+@pytest.mark.parametrize("device", ["stand-in", CARD])
+def test_a_state_saved_on_a_card_is_read_on_the_cpu_and_back(device, tmp_path):
+    model = model_on(device)
+    _, state = model.loss(TOKENS)
+    hope.save(tmp_path / "file.npz", model, state)
+    read, state_cpu, _ = hope.load(tmp_path / "file.npz")
+    loss_cpu, _ = read.loss(TOKENS, state_cpu)
+    again = put(state_cpu, device)
+    assert all(type(t.data) is type(model.embedding.data) for t in again.leaves())
+    assert model.loss(TOKENS, again)[0].item() == pytest.approx(loss_cpu.item(), rel=1e-9)
+    assert all(type(a) is np.ndarray for a in gpu.to_host(model).state_dict().values())
+
+
+def test_tokens_that_the_vocabulary_lacks_are_found_before_they_go_to_a_card():
+    with pytest.raises(ValueError, match=r"0\.\.15"):
+        model_on("stand-in").loss(np.full((1, 4), 16))
+
+
+# The stand-in ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("refused", [
+    np.asarray, lambda x: x + np.ones(3), lambda x: np.add.reduce(x), lambda x: np.add.at(x, x, x),
+    lambda x: x[np.array([0])], lambda x: np.where(np.ones(3, dtype=bool), x, x), lambda x: np.median(x),
+    lambda x: np.concatenate([x, np.ones(3)]), lambda x: x.__setitem__(0, np.ones(3)),
+    lambda x: x.reshape(3, 1).mT[:, ::2].view(np.complex128),
+])
+def test_the_stand_in_refuses_what_cupy_refuses(refused):
+    with pytest.raises((TypeError, ValueError)):
+        refused(Refusing(np.ones(3)))
+
+
+def test_the_stand_in_counts_every_copy_between_host_and_card():
+    x = Refusing(np.ones(1))
+    Refusing.moved.clear()
+    float(x), bool(x), x.item(), x.get(), np.asarray(np.ones(3), like=x), np.asarray(x, like=x), x + x
+    assert Refusing.moved == {"read": 3, "get": 1, "upload": 1}
+
+
+# The kernels -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    return cuda_on_cpu.compiler(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def on(request, compiler, monkeypatch):
+    """Puts arrays where the twins take them: on a card, or on the CPU, where a compiler stands in for CUDA's."""
+    if request.param == "cuda":
+        return gpu.ready().asarray
+    monkeypatch.setattr(twins, "compiled", compiler)
+    return Refusing
+
+
+def calls(dtype, N, T, d_k, d_v):
+    """Arguments of every kernel, at a size of each."""
+    rng = np.random.default_rng(T)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+    x, w, g, targets = normal(N, T, d_v), normal(d_v), normal(N, T, d_v), rng.integers(0, d_v, (N, T))
+    targets.flat[::3] = -100
+    yield "gelu", x
+    yield "gelu_backward", x, g
+    yield "rms_norm", x, w
+    yield "rms_norm_backward", x, w, kernels.rms_norm_reference(x, w)[1], g
+    yield "cross_entropy", x, targets
+    yield "cross_entropy_backward", x, targets, kernels.cross_entropy_reference(x, targets)[1], normal(N, T)
+    tail, taps = normal(N, 3, d_v), normal(4, d_v)
+    yield "causal_conv", x, tail, taps
+    yield "causal_conv_backward", x, tail, taps, g, normal(N, 3, d_v)
+    yield "adamw", normal(N, T), normal(N, T), normal(N, T), normal(N, T) ** 2, 0.01, 0.9, 0.99, 1e-8, 0.1, 3
+    rule = (normal(N, T, d_k), normal(N, T, d_k) / d_k**0.5, x, -rng.random((N, T)).astype(dtype),
+            rng.random((N, T)).astype(dtype), normal(N, T), normal(N, d_v, d_k))
+    yield "delta_rule", *rule
+    yield "delta_rule_backward", *rule, g, normal(N, d_v, d_k)
+
+
+def check(on, dtype, *size):
+    tolerance = {"float64": 1e-11, "float32": 2e-4}[dtype]
+    checked = set()
+    for name, *args in calls(dtype, *size):
+        ours = [on(a.copy()) if isinstance(a, np.ndarray) else a for a in args]
+        expected, found = kernels.PAIRS[name][0](*args), twins.TWINS[name](*ours)
+        if expected is None:  # in place
+            expected, found = args[:4], ours[:4]
+        expected, found = (x if isinstance(x, (tuple, list)) else (x,) for x in (expected, found))
+        for a, b in zip(expected, found, strict=True):
+            assert b.dtype == a.dtype
+            np.testing.assert_allclose(host(b), a, rtol=tolerance, atol=tolerance, err_msg=f"{name} {size}")
+        checked.add(name)
+    assert checked == set(twins.TWINS)
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize("size", [(2, 1, 4, 4), (1, 33, 4, 4), (2, 0, 4, 4)], ids=str)
+def test_every_twin_computes_what_its_reference_does(on, size):
+    check(on, "float64", *size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [(2, 7, 4, 4), (1, 65, 16, 70), (1, 64, 70, 16), (3, 63, 4, 4)], ids=str)
+def test_every_twin_computes_what_its_reference_does_at_more_sizes(on, dtype, size):
+    check(on, dtype, *size)
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_a_target_that_does_not_exist_gives_nan_and_reads_nothing(on):
+    loss, _ = twins.cross_entropy(on(np.zeros((3, 4))), on(np.array([4, -1, 2])))
+    np.testing.assert_array_equal(np.isnan(host(loss)), [True, True, False])
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_nan_comes_out_of_the_kernels_as_nan(on):
+    x = np.zeros((4, 4))
+    x[2, 1] = np.nan
+    for y in (twins.gelu(on(x)), *twins.rms_norm(on(x), on(np.ones(4))), *twins.cross_entropy(
+            on(x), on(np.zeros(4, dtype=np.int64)))):
+        assert np.isnan(host(y)[2]).any() and not np.isnan(host(y)[[0, 1, 3]]).any()
+
+
+@pytest.mark.parametrize("mixer", ["gated", pytest.param("titans", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("on", [COMPILED], indirect=True)
+def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, monkeypatch):
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    twins.register_all(Refusing)
+    found, copied = steps("stand-in", mixer=mixer, count=1)
+    assert_close(found, steps("cpu", mixer=mixer, count=1)[0])
+    assert copied == {"forward": {"upload": 1}, "backward": {}, "clip": {"read": 1}, "step": {}}
+
+
+def test_every_kernel_has_a_twin():
+    assert twins.TWINS.keys() == kernels.PAIRS.keys()
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("rows", [1, 16, 64, 96, twins.WIDEST])
+def test_the_delta_rule_fits_in_the_shared_memory_that_every_card_has(rows, itemsize):
+    n = twins.sizes(rows, itemsize)["tile"]
+    of_delta_rule = itemsize * (2 * n * (rows + 1) + 2 * n * n + n * twins.LANES) + 8 * (n + 1)
+    assert max(of_delta_rule, itemsize * 3 * n * rows) <= 48 * 1024
+
+
+def test_heads_that_are_too_wide_for_registers_go_to_the_reference(monkeypatch):
+    monkeypatch.setattr(twins, "compiled", None)
+    args = next(a for name, *a in calls("float64", 1, 2, twins.WIDEST + 1, 2) if name == "delta_rule_backward")
+    for ours, theirs in zip(twins.delta_rule_backward(*args), kernels.delta_rule_chunked_backward(*args), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# What it says ------------------------------------------------------------------------------------------------------
+
+def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
+    def count():
+        if error:
+            raise RuntimeError(error)
+        return cards
+    cupy = ModuleType("cupy")
+    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
+        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=count))
+    cupy.zeros = lambda n: SimpleNamespace(get=lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: cupy)
+
+
+@pytest.mark.parametrize(("machine", "words"), [
+    ({"driver": 0}, "no NVIDIA driver"),
+    ({"driver": 11080}, "for CUDA 11.8 and CuPy for CUDA 12.9"),
+    ({"cards": 0}, "finds no card"),
+    ({"error": "cudaErrorNoDevice: no CUDA-capable device is detected"}, "CUDA_VISIBLE_DEVICES"),
+    ({"error": "libcublas.so.12: cannot open shared object file"}, "libcublas"),
+    ({}, ""), ({"driver": 13000}, ""),
+], ids=str)
+def test_what_keeps_a_card_from_being_used_is_named(machine, words, monkeypatch):
+    fake_cupy(monkeypatch, **machine)
+    assert words in gpu.problem() if words else not gpu.problem()
+
+
+def test_without_cupy_the_words_say_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert "pip install -r gpu/requirements.txt" in gpu.problem()
+
+
+def test_a_card_that_was_asked_for_and_is_not_there_is_an_error_and_auto_says_what_it_took(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "problem", lambda: "the card is on fire")
+    assert train.main(["--preset", "tiny", "--device", "cuda"]) == 2
+    assert "device cuda: the card is on fire" in capsys.readouterr().err
+    assert train.choose("auto") == (None, "the CPU (the card is on fire)")
+    assert train.choose("cpu") == (None, "the CPU")
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """train.py finds a card: the stand-in."""
+    card = SimpleNamespace(to_device=lambda thing: put(thing, "stand-in"), memory=lambda: 10**9,
+                           held=lambda model, tokens: 10**8)
+    chosen = train.choose
+    monkeypatch.setattr(train, "choose", lambda device: (card, "a stand-in") if device == "cuda" else chosen(device))
+
+
+def run_on(device, folder, text, **changed):
+    config, training = PRESETS["tiny"]
+    config = replace(config, layers=1, segment=32, width=16, hidden=16)
+    training = replace(training, batch=2, steps=4, warmup=0, sample_tokens=2, sample_every=0, quiet=True, device=device,
+                       order="consecutive", data=(str(text),), **changed)
+    return Run(folder, "tiny", config, training, Corpus.from_paths(str(text)))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{n} and {n} are {2 * n}\n" for n in range(400)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("there", ["stand-in", CARD])
+@pytest.mark.parametrize(("first", "second"), [("there", "cpu"), ("cpu", "there")])
+def test_a_run_goes_on_on_another_device(first, second, there, request, text, tmp_path):
+    if there == "stand-in":
+        request.getfixturevalue("stand_in")
+    devices = {"cpu": "cpu", "there": "cuda"}
+    whole = run_on("cpu", tmp_path / "whole", text).begin()
+    whole.train(4)
+    run_on(devices[first], tmp_path / "parts", text).begin().train(2)
+    last = run_on(devices[second], tmp_path / "parts", text).restore()
+    last.train(4)
+    with np.load(tmp_path / "parts" / "checkpoint.npz") as parts, np.load(tmp_path / "whole" / "checkpoint.npz") as one:
+        assert set(parts.files) == set(one.files)
+        for name in one.files:
+            if one[name].dtype.kind == "f":
+                np.testing.assert_allclose(parts[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert last.sample() and last.evaluate()[0] > 0
+
+
+def test_a_step_of_a_run_copies_its_tokens_and_reads_back_the_loss_and_the_norm(stand_in, text, tmp_path):
+    run = run_on("cuda", tmp_path / "run", text).begin()
+    run.advance()
+    Refusing.moved.clear()
+    run.advance()
+    assert Refusing.moved == {"upload": 1, "read": 2}
+
+
+def test_out_of_memory_names_the_batch_that_would_fit(stand_in, text, tmp_path, monkeypatch, capsys):
+    def full(run):
+        raise MemoryError("Out of memory allocating 1,000,000 bytes")
+    monkeypatch.setattr(Run, "advance", full)
+    command = ["--preset", "tiny", "--layers", "1", "--device", "cuda", "--data", str(text), "--quiet",
+               "--batch", "64", "--out", str(tmp_path / "run")]
+    assert train.main(command) == 1
+    said = capsys.readouterr().err
+    assert "out of memory on a stand-in" in said and "--batch 6 would fit" in said
+    assert train.main([*command[:-1], str(tmp_path / "other"), "--batch", "1"]) == 1
+    assert "--segment" in capsys.readouterr().err

@@ -306,7 +306,9 @@ def test_ctrl_c_in_mid_answer_stops_the_answer_and_not_the_chat(run):
         seen = b""
         os.write(master, b"hello\n")
         until(b"hello\r\n")
-        time.sleep(0.3)
+        echoed = len(seen)
+        while len(seen) == echoed:  # until the answer has begun, however long the first one takes to compile
+            seen += os.read(master, 4096)
         process.send_signal(signal.SIGINT)
         until(b"(stopped)")
         seen = b""

@@ -7,8 +7,9 @@
 so it also runs on arrays of other libraries; `register` adds a twin for those. Without a usable Numba,
 or with NUMBA_DISABLE_JIT=1, everything runs through the references: the same numbers, slower.
 
-No twin adds up across threads: the number of threads changes no bit of a result. Twins are compiled at their
-first call, for float32 and for float64, and cached on disk where a folder can be written.
+No twin adds up across threads and no compiler may reorder a sum: neither the number of threads nor whether the
+code was compiled now or came from the cache changes a bit of a result. Twins are compiled at their first call,
+for float32 and for float64, and cached on disk where a folder can be written.
 
 Legend: N sequences (batch × heads), T time, C chunk, d_k and d_v width of keys and values; B batch, R rows,
 D width, V vocabulary, W taps of a filter. x̄ is the cotangent of x, in code x_bar.
@@ -20,9 +21,9 @@ import functools
 import math
 import os
 import sys
-import threading
 from collections import namedtuple
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ Array = Any  # numpy.ndarray in twins; in references any array that dispatches o
 # Which version runs -----------------------------------------------------------------------------------------
 
 PAIRS: dict[str, tuple[Callable, Callable]] = {}  # name → (reference, twin); filled at the end
-FLAGS = {"reassoc", "contract", "arcp", "nsz"}  # not all of fastmath: it assumes that no number is NaN
+FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
 _DISPATCHERS: dict[str, Any] = {}
 _REGISTERED: dict[tuple[type, str], Callable] = {}
 
@@ -293,10 +294,12 @@ if JIT:
         data = context.make_array(array_type)(context, builder, array).data
         return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
 
-    def _times(builder, number, x):
+    def _times(builder, a, x):
+        if a.type == x.type:
+            return builder.fmul(a, x, flags=("contract",))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         undefined, lane = ir.Constant(x.type, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        first = builder.insert_element(undefined, number, lane)
+        first = builder.insert_element(undefined, a, lane)
         return builder.fmul(builder.shuffle_vector(first, first, zeros), x, flags=("contract",))
 
     @intrinsic
@@ -325,10 +328,40 @@ if JIT:
 
     @intrinsic
     def _plus(typing, y, a, x):
-        """y + a·x"""
+        """y + a·x, a being a number or LANES of them"""
         def generate(context, builder, signature, args):
             return builder.fadd(args[0], _times(builder, *args[1:]), flags=("contract",))
-        return y(y, y.dtype, y), generate
+        return y(y, a if isinstance(a, Lanes) else y.dtype, y), generate
+
+    @intrinsic
+    def _zero(typing, row):
+        """LANES zeros like the numbers of a row"""
+        lanes = Lanes(row.dtype)
+        return lanes(row), lambda context, builder, signature, args: ir.Constant(context.get_value_type(lanes), None)
+
+    @intrinsic
+    def _total(typing, x):
+        """The sum of the lanes: halves on halves"""
+        def generate(context, builder, signature, args):
+            (y,), n, index = args, LANES, ir.IntType(32)
+            while n > 1:
+                n //= 2
+                halves = (ir.Constant(ir.VectorType(index, n), list(range(k, k + n))) for k in (0, n))
+                y = builder.fadd(*(builder.shuffle_vector(y, y, half) for half in halves))
+            return builder.extract_element(y, ir.Constant(index, 0))
+        return x.dtype(x), generate
+
+
+@_jit()
+def _dot(x, y):
+    """Σ x y of two rows, in an order that no compiler changes: lane by lane, then what is left"""
+    whole, sums = len(x) - len(x) % LANES, _zero(x)
+    for j in range(0, whole, LANES):
+        sums = _plus(sums, _load(x, j), _load(y, j))
+    total = _total(sums)
+    for j in range(whole, len(x)):
+        total += x[j] * y[j]
+    return total
 
 
 @_jit()
@@ -359,10 +392,10 @@ def _scan_forward(rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch)
         n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
         for i in range(rows):
             _store(X, i * LANES, _load(X_0[n, i], lane))
-        write_u = _scaled(0, _load(X, 0))
+        write_u = _zero(X)
         for t in range(T):
             w_t, p1_t, p2_t = w[n, max(t - 1, 0)], p1[n, t], p2[n, t]
-            read1 = read2 = _scaled(0, write_u)
+            read1 = read2 = _zero(X)
             for i in range(rows):  # write the token before and read this one, in one pass over the state
                 x = _plus(_load(X, i * LANES), w_t[i], write_u)
                 _store(X, i * LANES, x)
@@ -391,11 +424,11 @@ def _scan_backward(rows, w1, w2, p, v1, v2, b, c, decay, X_T, y, X_0, scratch):
         n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
         for i in range(rows):
             _store(X, i * LANES, _load(X_T[n, i], lane))
-        write1 = write2 = _scaled(0, _load(X, 0))
+        write1 = write2 = _zero(X)
         for step in range(T):
             t = T - 1 - step
             w1_t, w2_t, p_t = w1[n, min(t + 1, T - 1)], w2[n, min(t + 1, T - 1)], p[n, t]
-            y_t = _scaled(0, write1)
+            y_t = _zero(X)
             for i in range(rows):
                 x = _plus(_plus(_load(X, i * LANES), w1_t[i], write1), w2_t[i], write2)
                 _store(X, i * LANES, x)
@@ -423,17 +456,14 @@ def _gather(q, k, v, b, c, u, Su, q_bar, GS_T, k_bar, v_bar, log_a_bar, b_bar, c
     for n in prange(N):
         GS = GS_T[n]
         for t in range(T - 1, -1, -1):
-            u_v = u_u = k_Su = q_q = b.dtype.type(0)
+            u_v = _dot(v_bar[n, t], v[n, t])
+            b_bar[n, t], c_bar[n, t] = -_dot(k[n, t], Su[n, t]), u_v
+            log_a_bar[n, t] = GS - _dot(v_bar[n, t], u[n, t])
+            GS += _dot(q[n, t], q_bar[n, t]) - c[n, t] * u_v
             for j in range(v.shape[2]):
-                u_v += v_bar[n, t, j] * v[n, t, j]
-                u_u += v_bar[n, t, j] * u[n, t, j]
                 v_bar[n, t, j] *= c[n, t]
             for j in range(k.shape[2]):
-                k_Su += k[n, t, j] * Su[n, t, j]
-                q_q += q[n, t, j] * q_bar[n, t, j]
                 k_bar[n, t, j] -= b[n, t] * Su[n, t, j]
-            b_bar[n, t], c_bar[n, t], log_a_bar[n, t] = -k_Su, u_v, GS - u_u
-            GS += q_q - c[n, t] * u_v
 
 
 def _padded(x: np.ndarray, *axes: int) -> np.ndarray:
@@ -591,10 +621,7 @@ def rms_norm_backward_reference(x, w, r, y_bar):
 def _rms_norm(eps, x, w, y, r):
     R, D = x.shape
     for i in prange(R):
-        squares = x.dtype.type(0)
-        for j in range(D):
-            squares += x[i, j] * x[i, j]
-        r[i] = 1 / math.sqrt(squares / D + eps)
+        r[i] = 1 / math.sqrt(_dot(x[i], x[i]) / D + eps)
         for j in range(D):
             y[i, j] = w[j] * x[i, j] * r[i]
 
@@ -606,12 +633,11 @@ def _rms_norm_backward(x, w, r, y_bar, x_bar, w_parts):
         for j in range(D):
             w_parts[part, j] = 0
         for i in range(part * 64, min(part * 64 + 64, R)):
-            dot = x.dtype.type(0)
             for j in range(D):
-                dot += w[j] * y_bar[i, j] * x[i, j]
-            shrink = x.dtype.type(dot * r[i] * r[i] / D)
+                x_bar[i, j] = w[j] * y_bar[i, j]
+            shrink = x.dtype.type(_dot(x_bar[i], x[i]) * r[i] * r[i] / D)
             for j in range(D):
-                x_bar[i, j] = r[i] * (w[j] * y_bar[i, j] - x[i, j] * shrink)
+                x_bar[i, j] = r[i] * (x_bar[i, j] - x[i, j] * shrink)
                 w_parts[part, j] += y_bar[i, j] * x[i, j] * r[i]
 
 
@@ -668,12 +694,19 @@ def _labels(logits, targets, ignore_index):
 def _cross_entropy(label, counted, logits, loss, z):
     R, V = logits.shape
     for i in prange(R):
-        top, total = logits[i, 0], logits.dtype.type(0)
-        for j in range(V):
-            top = max(top, logits[i, j])
-        for j in range(V):
-            total += _exp(logits[i, j] - top)
-        z[i] = top + math.log(total)
+        whole, tops, sums = V - V % LANES, np.full(LANES, logits[i, 0]), np.zeros(LANES, logits.dtype)
+        for j in range(0, whole, LANES):  # side by side, in an order of our own, and then what is left
+            for lane in range(LANES):
+                tops[lane] = max(tops[lane], logits[i, j + lane])
+        for j in range(whole, V):
+            tops[j - whole] = max(tops[j - whole], logits[i, j])
+        top = np.max(tops)
+        for j in range(0, whole, LANES):
+            for lane in range(LANES):
+                sums[lane] += _exp(logits[i, j + lane] - top)
+        for j in range(whole, V):
+            sums[j - whole] += _exp(logits[i, j] - top)
+        z[i] = top + math.log(np.sum(sums))
         loss[i] = z[i] - logits[i, label[i]] if counted[i] else 0
 
 
@@ -1058,7 +1091,7 @@ def _system(z, eta, ratio):
     for t in range(n):
         rate[t] = eta[t] / (1 + eta[t] * square[t])
         for j in range(0, t, LANES):
-            x = _scaled(0, _load(inverse[t], j))
+            x = _zero(rate)
             for i in range(j, t):
                 x = _plus(x, -rate[t] * gram[t, i], _load(inverse[i], j))
             _store(inverse[t], j, x)
@@ -1258,8 +1291,8 @@ def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, rete
     else:
         _accumulate(SZ_bar, made_bar)
     for j in range(S.shape[0]):
+        GS += _dot(G[j], S[j])
         for p in range(S.shape[1]):
-            GS += G[j, p] * S[j, p]
             S_bar[j, p] += retention.whole * G[j, p]
     bars.g[-1] += retention.whole * GS
     _add(z_bar, _of(at.initial, layer, i, z).T, MZ_bar)
@@ -1425,15 +1458,19 @@ class _Tables:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
 
 
+_THREADS = ThreadPoolExecutor(os.cpu_count() or 1)
+
+
 def _in_parts(loop: Callable, sequences: int, tokens: int, *args: Any) -> None:
     """A thread for every part of the sequences: with Numba's own threads compiling takes twice as long."""
     parts = min(sequences, numba.get_num_threads()) if sequences * tokens >= 64 else 1
-    threads = [threading.Thread(target=loop, args=(part, parts, *args)) for part in range(1, parts)]
-    for thread in threads:
-        thread.start()
-    loop(0, parts, *args)
-    for thread in threads:
-        thread.join()
+    others = [_THREADS.submit(loop, part, parts, *args) for part in range(1, parts)]
+    try:
+        loop(0, parts, *args)
+    finally:
+        wait(others)  # they write into our arrays
+    for other in others:
+        other.result()  # raises what went wrong there
 
 
 def has_titans(x: Array) -> bool:

@@ -107,6 +107,8 @@ def section(found: dict[str, Any]) -> str:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """All results: first the targets, then every benchmark."""
+    if not results:
+        return "Nothing has been measured yet: `python -m benchmarks --readme`, on a quiet machine."
     words = {True: "yes", False: "no", None: "–"}
     rows = [[f"[{name}](#{name})", t["what"], t["wanted"], t["measured"], words[t["met"]]]
             for name, found in results.items() for t in found["targets"]]

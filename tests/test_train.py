@@ -154,6 +154,15 @@ def test_a_run_is_described_well_enough_to_be_repeated(finished, tmp_path, capsy
     assert not differing(checkpoint(folder), checkpoint(tmp_path / "again"))
 
 
+@pytest.mark.slow
+def test_a_run_is_the_same_whether_its_kernels_are_compiled_or_come_from_the_cache(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    runs = [tmp_path / "compiled", tmp_path / "cached"]
+    for folder in runs:
+        assert shell("--data", text, "--out", folder, "--steps", 3, "--baseline", "false").returncode == 0
+    assert not differing(*map(checkpoint, runs))
+
+
 def test_unprintable_bytes_are_written_as_escapes():
     assert train.readable(list(b"a\x1b[0m\n\tb\x00" + "é".encode())) == "a\\x1b[0m\n\tb\\x00é"
     assert train.readable([0xC3]) == "\ufffd"

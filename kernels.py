@@ -17,7 +17,6 @@ D width, V vocabulary, W taps of a filter. x̄ is the cotangent of x, in code x_
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import sys
@@ -28,10 +27,9 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that spins as it waits keeps BLAS off its core
+os.environ.setdefault("NUMBA_OPT", "2")  # as fast as 3 here, where vectors are spelled out, and sooner compiled
 try:
     import numba
-    from numba import prange
     from numba.core import types
     from numba.core.cgutils import ir  # LLVM's instructions
     from numba.extending import intrinsic, models, overload, register_model
@@ -61,12 +59,7 @@ def launch(name: str, *args: Any) -> Any:
         return _REGISTERED.get((type(x), name), reference)(*args)
     if not JIT or x.dtype not in (np.float32, np.float64):
         return reference(*args)
-    threads = numba.get_num_threads()
-    numba.set_num_threads(threads if x.size >= 2**14 else 1)  # less work is done before a thread wakes up
-    try:
-        return twin(*args)
-    finally:
-        numba.set_num_threads(threads)
+    return twin(*args)
 
 
 def register(array_type: type, name: str, function: Callable) -> None:
@@ -90,11 +83,45 @@ def compiled() -> dict[str, list[str]]:
 
 def set_threads(n: int) -> None:
     """Let the twins use n threads. Raises ValueError unless 1 ≤ n ≤ the number Numba started with."""
+    global _threads
     most = numba.config.NUMBA_NUM_THREADS if JIT else max(n, 1)  # type: ignore[attr-defined]
     if not 1 <= n <= most:
         raise ValueError(f"{n} threads; choose 1 to {most} (NUMBA_NUM_THREADS in the environment)")
-    if JIT:
-        numba.set_num_threads(n)
+    _threads = n
+
+
+def _split(loop: Callable, n: int, work: int, *args: Any) -> None:
+    """loop(start, stop, *args) over 0…n, by several threads if there is more work than it takes to wake them.
+
+    Threads of our own: Numba's (`prange`) compute the same, but a loop takes twice as long to compile.
+    """
+    parts = min(n, _threads)
+    if parts <= 1 or work < ALONE:
+        loop(0, n, *args)
+        return
+    ends = [n * part // parts for part in range(parts + 1)]
+    others = [_workers.submit(loop, *ends[part:part + 2], *args) for part in range(1, parts)]
+    try:
+        loop(0, ends[1], *args)
+    finally:
+        wait(others)  # they write into our arrays
+    for other in others:
+        other.result()  # raises what went wrong there
+
+
+_workers: ThreadPoolExecutor
+
+
+def _hire() -> None:
+    global _workers
+    _workers = ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+ALONE = 2**16  # operations or so that are done before a second thread is awake
+_threads = numba.config.NUMBA_NUM_THREADS if JIT else 1  # type: ignore[attr-defined]
+_hire()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hire)  # threads do not survive a fork
 
 
 def _jit(**options: Any) -> Callable[[Callable], Any]:
@@ -112,17 +139,22 @@ def _jit(**options: Any) -> Callable[[Callable], Any]:
     return decorate
 
 
+def _inner(function: Callable) -> Any:
+    """`_jit` for what only compiled code calls: no way in from Python is compiled."""
+    return _jit(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 def _ready(*arrays: Array) -> list[np.ndarray]:
     """The arrays as compiled code wants them: one dtype, contiguous, aligned, plain."""
     dtype = np.result_type(*arrays)
     return [np.require(np.asarray(x), dtype, ["C", "A", "W"]) for x in arrays]
 
 
-def _run(loop: Callable, inputs: list[Array], *shapes: Any) -> list[np.ndarray]:
-    """Make the inputs ready, let loop(*inputs, *outputs) fill outputs of these shapes, return them."""
+def _run(loop: Callable, n: int, inputs: list[Array], *shapes: Any, before: tuple = ()) -> list[np.ndarray]:
+    """Let loop(start, stop, *before, *inputs, *outputs), over 0…n, fill outputs of these shapes; return them."""
     inputs = _ready(*inputs)
     outputs = [np.empty(shape, inputs[0].dtype) for shape in shapes]
-    loop(*inputs, *outputs)
+    _split(loop, n, inputs[0].size, *before, *inputs, *outputs)
     return outputs
 
 
@@ -352,7 +384,7 @@ if JIT:
         return x.dtype(x), generate
 
 
-@_jit()
+@_inner
 def _dot(x, y):
     """Σ x y of two rows, in an order that no compiler changes: lane by lane, then what is left"""
     whole, sums = len(x) - len(x) % LANES, _zero(x)
@@ -364,14 +396,14 @@ def _dot(x, y):
     return total
 
 
-@_jit()
-def _decays(log_a, decay):
+@_jit(nogil=True)
+def _decays(start, stop, log_a, decay):
     """How the state is kept: as X, divided by the decay since the last fold, so that decaying costs nothing.
 
     S_{t−1} = read·X;  writing u kᵀ adds `write`·u kᵀ to X;  X ← fold·X when that decay is below e⁻³².
     """
-    N, T = log_a.shape
-    for n in range(N):
+    T = log_a.shape[1]
+    for n in range(start, stop):
         log_g = 0.0
         for t in range(T):
             decay[n, t, 0] = math.exp(log_g)  # read
@@ -384,11 +416,11 @@ def _decays(log_a, decay):
         decay[n, T, 0] = math.exp(log_g)
 
 
-@_jit(parallel=True)
-def _scan_forward(rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch):
+@_jit(nogil=True)
+def _scan_forward(start, stop, rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch):
     """X_t = a_t X_{t−1} + w_t u_tᵀ, u_t = c_t v_t − b_t y1_t, y1_t = X_{t−1}ᵀ p1_t, y2_t = X_{t−1}ᵀ p2_t"""
     _, T, D = v.shape
-    for block in prange(len(scratch)):
+    for block in range(start, stop):
         n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
         for i in range(rows):
             _store(X, i * LANES, _load(X_0[n, i], lane))
@@ -416,11 +448,11 @@ def _scan_forward(rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch)
             _store(X_T[n, i], lane, _scaled(decay[n, T, 0], x))
 
 
-@_jit(parallel=True)
-def _scan_backward(rows, w1, w2, p, v1, v2, b, c, decay, X_T, y, X_0, scratch):
+@_jit(nogil=True)
+def _scan_backward(start, stop, rows, w1, w2, p, v1, v2, b, c, decay, X_T, y, X_0, scratch):
     """X_{t−1} = a_t X_t + w1_t (c_t v1_t − b_t y_t)ᵀ + w2_t v2_tᵀ, y_t = X_tᵀ p_t;  decay is reversed too"""
     _, T, D = v1.shape
-    for block in prange(len(scratch)):
+    for block in range(start, stop):
         n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
         for i in range(rows):
             _store(X, i * LANES, _load(X_T[n, i], lane))
@@ -446,14 +478,14 @@ def _scan_backward(rows, w1, w2, p, v1, v2, b, c, decay, X_T, y, X_0, scratch):
             _store(X_0[n, i], lane, _scaled(decay[n, T, 0], x))
 
 
-@_jit(parallel=True)
-def _gather(q, k, v, b, c, u, Su, q_bar, GS_T, k_bar, v_bar, log_a_bar, b_bar, c_bar):
+@_jit(nogil=True)
+def _gather(start, stop, q, k, v, b, c, u, Su, q_bar, GS_T, k_bar, v_bar, log_a_bar, b_bar, c_bar):
     """The cotangents that need no state, from k_bar = Gᵀu and v_bar = ū. For log a, ⟨G, S⟩ is carried along:
 
         a_t⟨G_t, S_{t−1}⟩ = ⟨G_t, S_t⟩ − ū_t·u_t,    ⟨G_{t−1}, S_{t−1}⟩ = ⟨G_t, S_t⟩ − c_t ū_t·v_t + q̄_t·q_t
     """
-    N, T, _ = k.shape
-    for n in prange(N):
+    T = k.shape[1]
+    for n in range(start, stop):
         GS = GS_T[n]
         for t in range(T - 1, -1, -1):
             u_v = _dot(v_bar[n, t], v[n, t])
@@ -480,13 +512,14 @@ def _empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     return room[start:start + size].reshape(shape)
 
 
-def _scratch(rows: int, v: np.ndarray) -> np.ndarray:
-    """Room for the state of every block."""
-    return _empty((v.shape[0] * v.shape[2] // LANES, rows * LANES), v)
+def _scan(loop: Callable, rows: int, v: np.ndarray, *args: Any) -> None:
+    """One scan of all blocks of rows of states (v's width, rows), with room for the state of each."""
+    scratch = _empty((v.shape[0] * v.shape[2] // LANES, rows * LANES), v)
+    _split(loop, len(scratch), v.size * rows, rows, *args, scratch)
 
 
 def _decay(log_a: np.ndarray) -> np.ndarray:
-    return _run(_decays, [log_a], (log_a.shape[0], log_a.shape[1] + 1, 3))[0]
+    return _run(_decays, len(log_a), [log_a], (log_a.shape[0], log_a.shape[1] + 1, 3))[0]
 
 
 def delta_rule(q, k, v, log_a, b, c, S0):
@@ -498,7 +531,7 @@ def delta_rule(q, k, v, log_a, b, c, S0):
         return np.empty_like(v), S0.copy()
     v, X_0 = _padded(v, 2), np.ascontiguousarray(_T(_padded(S0, 1)))
     (o, u, unused), X_T = (_empty(v.shape, v) for _ in range(3)), np.empty_like(X_0)
-    _scan_forward(d_k, k, k, q, v, b, c, _decay(log_a), X_0, unused, o, u, X_T, _scratch(d_k, v))
+    _scan(_scan_forward, d_k, v, k, k, q, v, b, c, _decay(log_a), X_0, unused, o, u, X_T)
     return o[..., :d_v], np.ascontiguousarray(_T(X_T[..., :d_v]))
 
 
@@ -521,14 +554,14 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
     q_bar, Su, Gu = (_empty(k.shape, k) for _ in range(3))
     zero, one, forwards, backwards = np.zeros_like(b), np.ones_like(b), _decay(log_a), _decay(log_a[:, ::-1])
 
-    _scan_forward(d_k, k, k, q, v, b, c, forwards, X_0, unread, u_bar, u, X_T, _scratch(d_k, v))
-    _scan_backward(d_k, k, q, k, v, o_bar, b, zero, backwards, G_T, u_bar, G_0, _scratch(d_k, v))
-    _scan_forward(d_v, u, u_bar, o_bar, k, zero, one, forwards, S0, Su, q_bar, Gu, unused, _scratch(d_v, k))
-    _scan_backward(d_v, u_bar, o_bar, u, k, q, zero, -b, backwards, S_bar, Gu, unused, _scratch(d_v, k))
+    _scan(_scan_forward, d_k, v, k, k, q, v, b, c, forwards, X_0, unread, u_bar, u, X_T)
+    _scan(_scan_backward, d_k, v, k, q, k, v, o_bar, b, zero, backwards, G_T, u_bar, G_0)
+    _scan(_scan_forward, d_v, k, u, u_bar, o_bar, k, zero, one, forwards, S0, Su, q_bar, Gu, unused)
+    _scan(_scan_backward, d_v, k, u_bar, o_bar, u, k, q, zero, -b, backwards, S_bar, Gu, unused)
 
     GS_T = np.einsum("nij,nij->n", G_T[:, :d_k], X_T[:, :d_k], dtype=np.float64)
     log_a_bar, b_bar, c_bar = (np.empty_like(b) for _ in range(3))
-    _gather(q, k, v, b, c, u, Su, q_bar, GS_T, Gu, u_bar, log_a_bar, b_bar, c_bar)
+    _split(_gather, len(v), v.size, q, k, v, b, c, u, Su, q_bar, GS_T, Gu, u_bar, log_a_bar, b_bar, c_bar)
     return (q_bar[..., :d_k], Gu[..., :d_k], u_bar[..., :d_v], log_a_bar, b_bar, c_bar,
             np.ascontiguousarray(_T(G_0[:, :d_k, :d_v])))
 
@@ -573,33 +606,35 @@ if JIT:
         return exp32
 
 
-@_jit(parallel=True)
-def _gelu(x, y):
+@_jit(nogil=True)
+def _gelu(start, stop, x, y):
     """½(1 + tanh s) = 1/(1 + e^−2s), 2s = s₁x + s₃x³: no tanh, and no digits lost where it is near −1"""
     number = x.dtype.type
     one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)
-    for i in prange(x.size):
+    x, y = x[start:stop], y[start:stop]
+    for i in range(len(x)):  # from 0 on: the compiler need not think of indices below it
         y[i] = x[i] / (one + _exp(-x[i] * (s1 + s3 * x[i] * x[i])))
 
 
-@_jit(parallel=True)
-def _gelu_backward(x, y_bar, x_bar):
+@_jit(nogil=True)
+def _gelu_backward(start, stop, x, y_bar, x_bar):
     number = x.dtype.type
     one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)
-    for i in prange(x.size):
+    x, y_bar, x_bar = x[start:stop], y_bar[start:stop], x_bar[start:stop]
+    for i in range(len(x)):
         p = one / (one + _exp(-x[i] * (s1 + s3 * x[i] * x[i])))
         x_bar[i] = y_bar[i] * (p + x[i] * p * (one - p) * (s1 + (s3 + s3 + s3) * x[i] * x[i]))
 
 
 def gelu(x):
     """`gelu_reference`, compiled."""
-    return _run(_gelu, [x.reshape(-1)], x.size)[0].reshape(x.shape)
+    return _run(_gelu, x.size, [x.reshape(-1)], x.size)[0].reshape(x.shape)
 
 
 def gelu_backward(x, y_bar):
     """`gelu_backward_reference`, compiled."""
     _expect(y_bar=(y_bar, x.shape))
-    return _run(_gelu_backward, [x.reshape(-1), y_bar.reshape(-1)], x.size)[0].reshape(x.shape)
+    return _run(_gelu_backward, x.size, [x.reshape(-1), y_bar.reshape(-1)], x.size)[0].reshape(x.shape)
 
 
 # RMS normalisation ------------------------------------------------------------------------------------------
@@ -617,19 +652,19 @@ def rms_norm_backward_reference(x, w, r, y_bar):
     return x_bar, np.sum(np.reshape(y_bar * x * r, (-1, len(w))), 0)
 
 
-@_jit(parallel=True)
-def _rms_norm(eps, x, w, y, r):
-    R, D = x.shape
-    for i in prange(R):
+@_jit(nogil=True)
+def _rms_norm(start, stop, eps, x, w, y, r):
+    D = x.shape[1]
+    for i in range(start, stop):
         r[i] = 1 / math.sqrt(_dot(x[i], x[i]) / D + eps)
         for j in range(D):
             y[i, j] = w[j] * x[i, j] * r[i]
 
 
-@_jit(parallel=True)
-def _rms_norm_backward(x, w, r, y_bar, x_bar, w_parts):
+@_jit(nogil=True)
+def _rms_norm_backward(start, stop, x, w, r, y_bar, x_bar, w_parts):
     R, D = x.shape
-    for part in prange(len(w_parts)):  # 64 rows each: w_bar is added up the same way by any number of threads
+    for part in range(start, stop):  # 64 rows each: w_bar is added up the same way by any number of threads
         for j in range(D):
             w_parts[part, j] = 0
         for i in range(part * 64, min(part * 64 + 64, R)):
@@ -645,7 +680,7 @@ def rms_norm(x, w, eps=1e-6):
     """`rms_norm_reference`, compiled."""
     _expect(w=(w, x.shape[-1:]))
     rows = x.reshape(-1, len(w))  # (R,D)
-    y, r = _run(functools.partial(_rms_norm, eps), [rows, w], rows.shape, len(rows))
+    y, r = _run(_rms_norm, len(rows), [rows, w], rows.shape, len(rows), before=(eps,))
     return y.reshape(x.shape), r.reshape(x.shape[:-1])
 
 
@@ -653,7 +688,8 @@ def rms_norm_backward(x, w, r, y_bar):
     """`rms_norm_backward_reference`, compiled."""
     _expect(w=(w, x.shape[-1:]), r=(r, x.shape[:-1]), y_bar=(y_bar, x.shape))
     inputs = [x.reshape(-1, len(w)), w, r.reshape(-1), y_bar.reshape(-1, len(w))]
-    x_bar, w_parts = _run(_rms_norm_backward, inputs, inputs[0].shape, (-(-r.size // 64), len(w)))
+    parts = -(-r.size // 64)
+    x_bar, w_parts = _run(_rms_norm_backward, parts, inputs, inputs[0].shape, (parts, len(w)))
     return x_bar.reshape(x.shape), w_parts.sum(0)
 
 
@@ -690,10 +726,10 @@ def _labels(logits, targets, ignore_index):
     return label, counted
 
 
-@_jit(parallel=True)
-def _cross_entropy(label, counted, logits, loss, z):
-    R, V = logits.shape
-    for i in prange(R):
+@_jit(nogil=True)
+def _cross_entropy(start, stop, label, counted, logits, loss, z):
+    V = logits.shape[1]
+    for i in range(start, stop):
         whole, tops, sums = V - V % LANES, np.full(LANES, logits[i, 0]), np.zeros(LANES, logits.dtype)
         for j in range(0, whole, LANES):  # side by side, in an order of our own, and then what is left
             for lane in range(LANES):
@@ -710,10 +746,10 @@ def _cross_entropy(label, counted, logits, loss, z):
         loss[i] = z[i] - logits[i, label[i]] if counted[i] else 0
 
 
-@_jit(parallel=True)
-def _cross_entropy_backward(label, logits, z, scale, logits_bar):
-    R, V = logits.shape
-    for i in prange(R):
+@_jit(nogil=True)
+def _cross_entropy_backward(start, stop, label, logits, z, scale, logits_bar):
+    V = logits.shape[1]
+    for i in range(start, stop):
         for j in range(V):
             logits_bar[i, j] = scale[i] * _exp(logits[i, j] - z[i])
         logits_bar[i, label[i]] -= scale[i]
@@ -722,8 +758,9 @@ def _cross_entropy_backward(label, logits, z, scale, logits_bar):
 def cross_entropy(logits, targets, ignore_index=-100):
     """`cross_entropy_reference`, compiled."""
     label, counted = _labels(logits, targets, ignore_index)
-    loop = functools.partial(_cross_entropy, label.reshape(-1).astype(np.int64), counted.reshape(-1))
-    loss, z = _run(loop, [logits.reshape(-1, logits.shape[-1])], label.size, label.size)
+    before = label.reshape(-1).astype(np.int64), counted.reshape(-1)
+    rows = logits.reshape(-1, logits.shape[-1])
+    loss, z = _run(_cross_entropy, label.size, [rows], label.size, label.size, before=before)
     return loss.reshape(label.shape), z.reshape(label.shape)
 
 
@@ -731,9 +768,9 @@ def cross_entropy_backward(logits, targets, z, loss_bar, ignore_index=-100):
     """`cross_entropy_backward_reference`, compiled."""
     label, counted = _labels(logits, targets, ignore_index)
     _expect(z=(z, label.shape), loss_bar=(loss_bar, label.shape))
-    loop = functools.partial(_cross_entropy_backward, label.reshape(-1).astype(np.int64))
+    before = (label.reshape(-1).astype(np.int64),)
     inputs = [logits.reshape(-1, logits.shape[-1]), z.reshape(-1), (counted * loss_bar).reshape(-1)]
-    return _run(loop, inputs, inputs[0].shape)[0].reshape(logits.shape)
+    return _run(_cross_entropy_backward, label.size, inputs, inputs[0].shape, before=before)[0].reshape(logits.shape)
 
 
 # AdamW ------------------------------------------------------------------------------------------------------
@@ -750,9 +787,10 @@ def adamw_reference(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step):
     p -= lr / (1 - beta1**step) * m / (np.sqrt(v / (1 - beta2**step)) + eps)
 
 
-@_jit(parallel=True)
-def _adamw(p, g, m, v, rate1, rate2, keep, lr, unbias, eps):
-    for i in prange(p.size):
+@_jit(nogil=True)
+def _adamw(start, stop, p, g, m, v, rate1, rate2, keep, lr, unbias, eps):
+    p, g, m, v = p[start:stop], g[start:stop], m[start:stop], v[start:stop]
+    for i in range(len(p)):
         m[i] += rate1 * (g[i] - m[i])
         v[i] += rate2 * (g[i] * g[i] - v[i])
         p[i] = keep * p[i] - lr * m[i] / (np.sqrt(v[i] * unbias) + eps)
@@ -765,7 +803,7 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step):
     _expect(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
     numbers = 1 - beta1, 1 - beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps
     g = np.require(g, p.dtype, ["C", "A", "W"])
-    _adamw(*(x.reshape(-1) for x in (p, g, m, v)), *(p.dtype.type(number) for number in numbers))
+    _split(_adamw, p.size, p.size, *(x.reshape(-1) for x in (p, g, m, v)), *(p.dtype.type(n) for n in numbers))
 
 
 # Causal depthwise convolution -------------------------------------------------------------------------------
@@ -792,10 +830,10 @@ def causal_conv_backward_reference(x, tail, w, y_bar, next_bar):
     return past_bar[:, last:], past_bar[:, :last], w_bar
 
 
-@_jit(parallel=True)
-def _causal_conv(past, w, y):
-    B, T, D = y.shape
-    for n in prange(B):
+@_jit(nogil=True)
+def _causal_conv(start, stop, past, w, y):
+    _, T, D = y.shape
+    for n in range(start, stop):
         for t in range(T):
             for d in range(D):
                 y[n, t, d] = 0
@@ -804,10 +842,10 @@ def _causal_conv(past, w, y):
                     y[n, t, d] += w[i, d] * past[n, t + len(w) - 1 - i, d]
 
 
-@_jit(parallel=True)
-def _causal_conv_backward(past, w, y_bar, next_bar, past_bar, w_parts):
-    (B, T, D), last = y_bar.shape, len(w) - 1
-    for n in prange(B):  # w_bar of every sequence by itself, added up afterwards
+@_jit(nogil=True)
+def _causal_conv_backward(start, stop, past, w, y_bar, next_bar, past_bar, w_parts):
+    (_, T, D), last = y_bar.shape, len(w) - 1
+    for n in range(start, stop):  # w_bar of every sequence by itself, added up afterwards
         for i in range(last + 1):
             for d in range(D):
                 w_parts[n, i, d] = 0
@@ -824,7 +862,7 @@ def causal_conv(x, tail, w):
     """`causal_conv_reference`, compiled."""
     _expect(tail=(tail, (len(x), len(w) - 1, x.shape[2])), w=(w, (len(w), x.shape[2])))
     past = np.concatenate([tail, x], 1)
-    return _run(_causal_conv, [past, w], x.shape)[0], past[:, x.shape[1]:].copy()
+    return _run(_causal_conv, len(x), [past, w], x.shape)[0], past[:, x.shape[1]:].copy()
 
 
 def causal_conv_backward(x, tail, w, y_bar, next_bar):
@@ -833,7 +871,7 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
     _expect(tail=(tail, (len(x), last, x.shape[2])), w=(w, (last + 1, x.shape[2])), y_bar=(y_bar, x.shape),
             next_bar=(next_bar, tail.shape))
     inputs = [np.concatenate([tail, x], 1), w, y_bar, next_bar]
-    past_bar, w_parts = _run(_causal_conv_backward, inputs, inputs[0].shape, (len(x), *w.shape))
+    past_bar, w_parts = _run(_causal_conv_backward, len(x), inputs, inputs[0].shape, (len(x), *w.shape))
     return past_bar[:, last:], past_bar[:, :last], w_parts.sum(0)
 
 
@@ -851,6 +889,7 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
 SCALARS, MEMORY = (3, 4), 5
+WORK = 100  # for every number of the output, very roughly
 Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, g_{t−1}, g_C/g_i, g_C
 System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹
 Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
@@ -939,7 +978,7 @@ def _turned(x):
     return y
 
 
-@_jit()
+@_inner
 def _accumulate(y, x):
     """y += x; compiled in a fraction of the time that this takes"""
     for i in range(x.shape[0]):
@@ -947,14 +986,14 @@ def _accumulate(y, x):
             y[i, t] += x[i, t]
 
 
-@_jit()
+@_inner
 def _sum(x, y):
     z = x.copy()
     _accumulate(z, y)
     return z
 
 
-@_jit()
+@_inner
 def _mask(x, ratio):
     """x ← ratio·x"""
     for i in range(x.shape[0]):
@@ -962,7 +1001,7 @@ def _mask(x, ratio):
             x[i, t] *= ratio[i, t]
 
 
-@_jit()
+@_inner
 def _by_token(x, scale):
     """x_t·scale_t"""
     y = np.empty_like(x)
@@ -972,7 +1011,7 @@ def _by_token(x, scale):
     return y
 
 
-@_jit()
+@_inner
 def _add_dots(dots, x, y):
     """dots_t += x_t·y_t"""
     for i in range(x.shape[0]):
@@ -980,14 +1019,14 @@ def _add_dots(dots, x, y):
             dots[t] += x[i, t] * y[i, t]
 
 
-@_jit()
+@_inner
 def _dots(x, y):
     dots = np.zeros(x.shape[1], x.dtype)
     _add_dots(dots, x, y)
     return dots
 
 
-@_jit()
+@_inner
 def _scaled_to(x, m, eps):
     """y = x r,  r = 1/√(m Σx² + ε) for every token"""
     r = _dots(x, x)
@@ -996,7 +1035,7 @@ def _scaled_to(x, m, eps):
     return _by_token(x, r), r
 
 
-@_jit()
+@_inner
 def _scaled_to_backward(y, r, m, y_bar):
     """x̄ = r(ȳ − y m Σȳy)"""
     x_bar, dots, m = np.empty_like(y), _dots(y, y_bar), y.dtype.type(m)
@@ -1006,7 +1045,7 @@ def _scaled_to_backward(y, r, m, y_bar):
     return x_bar
 
 
-@_jit()
+@_inner
 def _silu(x):
     """s = σ(x) and y = x s"""
     s, y, one = np.empty_like(x), np.empty_like(x), x.dtype.type(1)
@@ -1017,7 +1056,7 @@ def _silu(x):
     return s, y
 
 
-@_jit()
+@_inner
 def _times_slope(g, s, y):
     """g(s + y(1 − s)), the slope of SiLU"""
     z, one = np.empty_like(g), g.dtype.type(1)
@@ -1036,20 +1075,20 @@ if JIT:
             args[0], context.get_value_type(pointer))
 
 
-@_jit()
+@_inner
 def _of(table, row, i, like):
     """Matrix i of an array; its row in the table is (address, matrices, rows, columns). A batch shares M₀."""
     address, lead, m, n = table[row]
     return numba.carray(_pointer_at(address, like), (lead, m, n))[i % lead]
 
 
-@_jit()
+@_inner
 def _weights(at, layer, i, like):
     """W = M₀ + P"""
     return _sum(_of(at.initial, layer, i, like), _of(at.start, layer, i, like))
 
 
-@_jit()
+@_inner
 def _through(at, layer, i, x):
     """W x"""
     if x.shape[1] > 1:
@@ -1059,7 +1098,7 @@ def _through(at, layer, i, x):
     return y
 
 
-@_jit()
+@_inner
 def _add_weights(bars, layer, i, W_bar):
     """… and back"""
     _accumulate(_of(bars.initial, layer, i, W_bar), W_bar)
@@ -1069,7 +1108,7 @@ def _add_weights(bars, layer, i, W_bar):
 # the chunk's retention and its triangular systems
 
 
-@_jit()
+@_inner
 def _retain(log_alpha, like):
     """All products of α in a chunk, each ≤ 1."""
     n, log_g = len(log_alpha), np.cumsum(log_alpha)
@@ -1082,7 +1121,7 @@ def _retain(log_alpha, like):
     return Retention(ratio, _turned(ratio), before, after, like.dtype.type(math.exp(log_g[n - 1])))
 
 
-@_jit()
+@_inner
 def _system(z, eta, ratio):
     """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.  η′ = η/(1 + η‖z‖²)"""
     n, square, gram = z.shape[1], _dots(z, z), _product(z.T, z)
@@ -1103,7 +1142,7 @@ def _system(z, eta, ratio):
     return System(square, rate, gram, inverse, solve)
 
 
-@_jit()
+@_inner
 def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
     """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
     n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
@@ -1126,7 +1165,7 @@ def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
 # a memory as a function
 
 
-@_jit()
+@_inner
 def _apply(m, i, at, adaptive, x):
     """M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)"""
     y, s, hidden = x, x, x
@@ -1138,7 +1177,7 @@ def _apply(m, i, at, adaptive, x):
     return y, s, hidden
 
 
-@_jit()
+@_inner
 def _apply_backward(m, i, at, adaptive, x, x_T, s, hidden, y_bar, x_bar, bars_at):
     _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at)
     if adaptive:
@@ -1148,7 +1187,7 @@ def _apply_backward(m, i, at, adaptive, x, x_T, s, hidden, y_bar, x_bar, bars_at
         _add_weights(bars_at, 2 * m + 1, i, _product(y_bar, _turned(hidden)))
 
 
-@_jit()
+@_inner
 def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
     """… of x, or of r·x"""
     if m in SCALARS:
@@ -1161,7 +1200,7 @@ def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
 # learning: from k and v to what is written
 
 
-@_jit()
+@_inner
 def _surprise(delta, MZ, SZ, before):
     """E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S₀z)"""
     E, clip, one = np.empty_like(delta), _dots(delta, delta), delta.dtype.type(1)
@@ -1173,7 +1212,7 @@ def _surprise(delta, MZ, SZ, before):
     return E
 
 
-@_jit()
+@_inner
 def _surprise_backward(delta, E_bar):
     """δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ"""
     F, square, dots = delta.shape[0], _dots(delta, delta), _dots(delta, E_bar)
@@ -1190,7 +1229,7 @@ def _surprise_backward(delta, E_bar):
     return delta_bar
 
 
-@_jit()
+@_inner
 def _learn(m, i, at, c, options):
     """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
     (_, moved, l2, given), retention, k, v = options, c.retention, c.k, c.v
@@ -1219,7 +1258,7 @@ def _learn(m, i, at, c, options):
                    SZ1, E1, _product(E1, c.system.solve), SZ2, E2, _product(E2, second.solve), second)
 
 
-@_jit()
+@_inner
 def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
                     bars, bars_at):
     """`_learn` and `_write`, line by line from the last."""
@@ -1255,7 +1294,7 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
                     retention, bars.k, bars, bars_at)
 
 
-@_jit()
+@_inner
 def _write(S, U, z_T, retention, S_C):
     """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
     for i in range(S.shape[0]):
@@ -1264,7 +1303,7 @@ def _write(S, U, z_T, retention, S_C):
     _add(S_C, _by_token(U, retention.after), z_T)
 
 
-@_jit()
+@_inner
 def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
     """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē."""
     GZ = _by_token(_product(G, z), retention.after)
@@ -1279,7 +1318,7 @@ def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
     return _by_token(R_bar, system.rate)
 
 
-@_jit()
+@_inner
 def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
     """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
     S, S_bar = _of(at.now, layer, i, z), _of(bars_at.now, layer, i, z)
@@ -1302,7 +1341,7 @@ def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, rete
     _add(S_bar, SZ_bar, z_T)
 
 
-@_jit()
+@_inner
 def _read(layer, i, at, U, z, x, retention):
     """y_t = M₀x_t + g_{t−1} S₀x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S₀x, ratio·zᵀx (i,t)"""
     SX, mix = _product(_of(at.now, layer, i, x), x), _product(z.T, x)
@@ -1313,7 +1352,7 @@ def _read(layer, i, at, U, z, x, retention):
     return y, SX, mix
 
 
-@_jit()
+@_inner
 def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_bar, x_bar, bars, bars_at):
     mix, mix_bar, x_T = _turned(mix), _product(y_bar.T, U), _turned(x)  # (t,i)
     _add(U_bar, y_bar, mix)
@@ -1336,7 +1375,7 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 # the whole chunk
 
 
-@_jit()
+@_inner
 def _feed(m, i, at, width, like):
     """What projection m is asked with, feature by token and token by feature."""
     feed = _of(at.feeds, min(m, 3), i, like)
@@ -1345,7 +1384,7 @@ def _feed(m, i, at, width, like):
     return _turned(x_T), x_T
 
 
-@_jit()
+@_inner
 def _chunk(i, at, adaptive, eta_max, n, like):
     """What the memories are asked, and what they are all written with."""
     width, d = n if n == 1 else n + -n % LANES, like.shape[2]
@@ -1365,10 +1404,10 @@ def _chunk(i, at, adaptive, eta_max, n, like):
 
 
 @_jit(nogil=True)
-def _titans(part, parts, options, eta_max, at, o, after):
-    """Every sequence of a part. options: which memories adapt, and which moved since the start; l2, given."""
-    (N, n, _), adaptive = o.shape, options[0]
-    for i in range(part, N, parts):
+def _titans(start, stop, options, eta_max, at, o, after):
+    """Some of the sequences. options: which memories adapt, and which moved since the start; l2, given."""
+    n, adaptive = o.shape[1], options[0]
+    for i in range(start, stop):
         c = _chunk(i, at, adaptive, eta_max, n, o)
         for m in range(MEMORY + 1):
             if adaptive[m]:
@@ -1383,9 +1422,9 @@ def _titans(part, parts, options, eta_max, at, o, after):
 
 
 @_jit(nogil=True)
-def _titans_backward(part, parts, options, eta_max, at, o_bar, after_bar, bars_at):
-    (N, n, d), adaptive = o_bar.shape, options[0]
-    for i in range(part, N, parts):
+def _titans_backward(start, stop, options, eta_max, at, o_bar, after_bar, bars_at):
+    (_, n, d), adaptive = o_bar.shape, options[0]
+    for i in range(start, stop):
         c = _chunk(i, at, adaptive, eta_max, n, o_bar)
         width, o_T = c.k.shape[1], np.zeros_like(c.k_T)
         bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
@@ -1458,21 +1497,6 @@ class _Tables:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
 
 
-_THREADS = ThreadPoolExecutor(os.cpu_count() or 1)
-
-
-def _in_parts(loop: Callable, sequences: int, tokens: int, *args: Any) -> None:
-    """A thread for every part of the sequences: with Numba's own threads compiling takes twice as long."""
-    parts = min(sequences, numba.get_num_threads()) if sequences * tokens >= 64 else 1
-    others = [_THREADS.submit(loop, part, parts, *args) for part in range(1, parts)]
-    try:
-        loop(0, parts, *args)
-    finally:
-        wait(others)  # they write into our arrays
-    for other in others:
-        other.result()  # raises what went wrong there
-
-
 def has_titans(x: Array) -> bool:
     """Whether `titans` can be computed on arrays like x."""
     return JIT and isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float64)
@@ -1489,7 +1513,7 @@ def titans(adaptive, l2, given, eta_max, *inputs):
     table, options = _expect_titans(adaptive, l2, given, *inputs)
     (B, H, n, d), now = inputs[0][0].shape, inputs[4]
     o, after = np.zeros((B * H, n, d), table.dtype), _zeros(now, table.dtype)
-    _in_parts(_titans, B * H, n, options, eta_max, table.inputs(*inputs), o, table.layers(after))
+    _split(_titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o, table.layers(after))
     return o.reshape(B, H, n, d), after
 
 
@@ -1501,8 +1525,8 @@ def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
     o_bar = np.require(o_bar.reshape(B * H, n, d), table.dtype, ["C", "A", "W"])
     shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
     bars = [_zeros(feeds, table.dtype), *shared, _zeros(now, table.dtype), _zeros(start, table.dtype)]
-    _in_parts(_titans_backward, B * H, n, options, eta_max, table.inputs(*inputs), o_bar,
-              table.layers(after_bar), table.inputs(*bars))
+    _split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, table.inputs(*inputs), o_bar,
+           table.layers(after_bar), table.inputs(*bars))
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
     return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[4:]]
 

@@ -16,6 +16,7 @@ import itertools
 import os
 import sys
 
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # waiting, BLAS's threads sleep: they leave us the cores
 if __name__ == "__main__":  # BLAS and Numba read these once, while they are imported
     words = itertools.chain(*(argument.split("=", 1) for argument in sys.argv))
     for word, n in itertools.pairwise(words):

@@ -79,12 +79,12 @@ class Study:
         return max(rates, key=lambda rate: self.sweeps[name][f"{rate:g}"])
 
     def compare(self, models: dict[str, Config], rates: Sequence[float],
-                score: Callable[[Config, float, int], Any]) -> dict[str, np.ndarray]:
+                score: Callable[[Config, float, int], Any], note: str = "") -> dict[str, np.ndarray]:
         """Scores (higher is better) of every model at its best rate, (seeds,points) each."""
         found = {}
         for name, config in models.items():
             self.parameters[name] = count(config)
-            best = self.sweep(name, rates, lambda rate, seed, c=config: float(np.mean(score(c, rate, seed))))
+            best = self.sweep(name + note, rates, lambda rate, seed, c=config: float(np.mean(score(c, rate, seed))))
             self.bar.set_postfix_str(name)
             found[name] = np.array([np.atleast_1d(score(config, best, seed)) for seed in range(self.seeds)])
         return found
@@ -132,7 +132,7 @@ def recall(study: Study) -> dict[str, Any]:
         asked = [associative_recall(np.random.default_rng(7), 64, n, n, keys, values) for n in counts]
         with no_grad():
             return [share_right(np.argmax(model(t)[0].data, -1), targets) for t, targets in asked]
-    found = study.compare(models, (3e-3, 1e-2), score)
+    found = study.compare(models, (1e-3, 3e-3, 1e-2, 3e-2), score)
     at = counts.index(8)
     scores = {name: scores[:, at] for name, scores in found.items()}
     best = np.maximum(scores["DGD"], scores["self-modifying"])
@@ -177,6 +177,10 @@ def languages(study: Study) -> dict[str, Any]:
 # 3, 4. Streams of tasks: what more levels keep ------------------------------------------------------------
 
 LEVELS = {"1 level": (1,), "2 levels": (1, 8), "3 levels": (1, 4, 16), "4 levels": (1, 4, 16, 64)}
+READINGS: dict[str, dict[str, Any]] = {  # what may keep more levels from forgetting less: is it this?
+    "slow levels step by the mean gradient": {"accumulate": "gradients"},
+    "only the levels learn after the first task": {"only_levels": True, "accumulate": "gradients"},
+}
 
 
 def by_levels(study: Study, draws: Callable[[int], tuple[list[Callable[[], Drawn]], list[Drawn]]], steps: int,
@@ -185,8 +189,9 @@ def by_levels(study: Study, draws: Callable[[int], tuple[list[Callable[[], Drawn
     total = count(replace(config, chunks=(1,), hidden=96))
     models = {name: equal(replace(config, chunks=chunks), total) for name, chunks in LEVELS.items()}
     matrices: dict[tuple[str, int], np.ndarray] = {}
+    rates = (3e-4, 1e-3, 3e-3, 1e-2)
 
-    def score(config: Config, rate: float, seed: int) -> list[float]:
+    def score(config: Config, rate: float, seed: int, **options: Any) -> list[float]:
         model, (tasks, asked) = Hope(config, np.random.default_rng(seed)), draws(seed)
 
         def known(one: Drawn) -> Callable[[Hope], float]:
@@ -194,18 +199,28 @@ def by_levels(study: Study, draws: Callable[[int], tuple[list[Callable[[], Drawn
                 with no_grad():
                     return share_right(np.argmax(model(one[0])[0].data, -1), one[1])
             return accuracy
-        matrix = stream(model, tasks, [known(one) for one in asked], study.steps(steps), rate, study.bar)
+        matrix = stream(model, tasks, [known(one) for one in asked], study.steps(steps), rate, study.bar,
+                        **options)
         matrices[str(config.chunks), seed] = matrix
         return matrix[-1].tolist()
-    found = study.compare(models, (1e-3, 3e-3, 1e-2), score)
-    kept: dict[str, list[float]] = {}
-    for name, chunks in LEVELS.items():
-        kept[name] = [transfer(matrices[str(chunks), seed])["forgetting"] for seed in range(study.seeds)]
+
+    def forgotten(found: dict[str, np.ndarray], note: str = "") -> dict[str, list[float]]:
+        return {name + note: [transfer(matrices[str(LEVELS[name]), seed])["forgetting"]
+                              for seed in range(study.seeds)] for name in found}
+    found = study.compare(models, rates, score)
+    kept, cause = forgotten(found), {}
     gain = np.array(kept["1 level"]) - np.array(kept["4 levels"])
+    for reading, options in READINGS.items():
+        both = {name: models[name] for name in ("1 level", "4 levels")}
+        again = study.compare(both, rates, lambda *given, o=options: score(*given, **o), note=f", {reading}")
+        lost = forgotten(again)
+        cause[reading] = {"accuracy": {name: interval(np.mean(s, axis=1)) for name, s in again.items()},
+                          "forgetting": {name: interval(k) for name, k in lost.items()},
+                          "4 levels forget less": verdict(np.array(lost["1 level"]) - lost["4 levels"])}
     final = {name: interval(np.mean(s, axis=1)) for name, s in found.items()}
     return {"x": ("task, in the order they were learned", list(range(1, 1 + found["1 level"].shape[1]))),
             "y": "accuracy at the end", "lines": found, "holds": verdict(gain),
-            "forgetting": {name: interval(k) for name, k in kept.items()},
+            "forgetting": {name: interval(k) for name, k in kept.items()}, "cause": cause,
             "here": "accuracy over all tasks at the end (forgetting): " + ", ".join(
                 f"{name} {said(final[name])} ({said(interval(k))})" for name, k in kept.items())}
 
@@ -535,6 +550,10 @@ def overview(folder: Path) -> str:
             continue
         kept = json.loads(path.read_text(encoding="utf-8"))
         lines.append(f"| [{name}]({name}.png) | {kept['paper']} | {kept['here']} | {kept['holds']} |")
+        for reading, tried in kept.get("cause", {}).items():
+            lost = ", ".join(f"{levels} {said(tuple(found))}" for levels, found in tried["forgetting"].items())
+            notes.append(f"- {name}, if {reading}: forgetting {lost}; 4 levels forget less: "
+                         f"{tried['4 levels forget less']}.")
         if at := edges(kept["sweep"]):
             notes.append(f"- {name}: the best rate is at the edge of the sweep for {', '.join(at)}.")
     return "\n".join([*lines, "", *notes]) + "\n"

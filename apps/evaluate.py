@@ -345,11 +345,18 @@ def next_byte_accuracy(model: Hope, held_out: Text, given: argparse.Namespace) -
 
 
 def stream(model: Hope, draws: Sequence[Callable[[], Drawn]], scores: Sequence[Callable[[Hope], float]],
-           steps: int, lr: float, bar: Any = None) -> np.ndarray:
-    """Learn tasks one after the other; returns accuracy on task i after j of them, (tasks+1,tasks)."""
-    optimizer = optimizers.build("adamw", model.groups(), lr)
+           steps: int, lr: float, bar: Any = None, *, only_levels: bool = False, **options: Any) -> np.ndarray:
+    """Learn tasks one after the other; returns accuracy on task i after j of them, (tasks+1,tasks).
+
+    only_levels: whatever is no level learns the first task and then rests. options: of the optimiser.
+    """
+    groups, levels = model.groups(), {id(p) for block in model.blocks for p in block.cms.parameters()}
+    optimizer = optimizers.build("adamw", groups, lr, **options)
     matrix = [[score(model) for score in scores]]
-    for draw in draws:
+    for task, draw in enumerate(draws):
+        if only_levels and task == 1:
+            groups = [{**group, "params": [p for p in group["params"] if id(p) in levels]} for group in groups]
+            optimizer = optimizers.build("adamw", [group for group in groups if group["params"]], lr, **options)
         fit(model, draw, steps, lr, schedule="constant", optimizer=optimizer, bar=bar)
         matrix.append([score(model) for score in scores])
     return np.array(matrix)

@@ -288,9 +288,10 @@ def test_every_output_is_written_wholly(name, monkeypatch):
 
 @needs_jit
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_number_of_threads_changes_no_bit(name):
+def test_the_number_of_threads_changes_no_bit(name, monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", 0)
     numba = pytest.importorskip("numba")
-    before, most = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS
+    before, most = kernels._threads, numba.config.NUMBA_NUM_THREADS
     if most < 2:
         pytest.skip("Numba has one thread")
     args, found = arguments(name, np.float32, 5, 40, 64), []
@@ -368,9 +369,10 @@ def arrays_in(nest):
 
 
 @needs_jit
-def test_the_number_of_threads_changes_no_bit_of_a_chunk():
+def test_the_number_of_threads_changes_no_bit_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(kernels, "ALONE", 0)
     numba = pytest.importorskip("numba")
-    before, most, found = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, []
+    before, most, found = kernels._threads, numba.config.NUMBA_NUM_THREADS, []
     inputs, bars = titans_inputs(start=True)
     try:
         for threads in (1, most):
@@ -577,6 +579,40 @@ def test_compiled_names_the_loops_that_are_and_their_dtypes():
     launch("gelu", np.ones(3, np.float32))
     assert "float32" in kernels.compiled()["_gelu"]
     assert {"_scan_forward", "_scan_backward", "_adamw"} <= set(kernels.compiled())
+
+
+def test_every_part_is_done_once_by_threads_and_what_goes_wrong_in_one_is_raised(monkeypatch):
+    monkeypatch.setattr(kernels, "_threads", 3)
+    done = np.zeros(10, int)
+
+    def loop(start, stop, fails):
+        done[start:stop] += 1
+        if start == fails:
+            raise ArithmeticError(f"from {start} on")
+    for work in (0, kernels.ALONE):
+        kernels._split(loop, len(done), work, None)
+    assert np.all(done == 2)
+    with pytest.raises(ArithmeticError, match="from 3 on"):
+        kernels._split(loop, len(done), kernels.ALONE, 3)
+    assert np.all(done == 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own():
+    out, _ = run_python("""
+import os, numpy as np, kernels
+kernels._threads = 2
+def loop(start, stop, x): x[start:stop] += 1
+kernels._split(loop, 4, kernels.ALONE, np.zeros(4))
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    x = np.zeros(4)
+    kernels._split(loop, 4, kernels.ALONE, x)
+    os._exit(0 if x.sum() == 4 else 1)
+print("done")
+""")
+    assert out == "done\n"
 
 
 @pytest.mark.parametrize("n", [0, -1])

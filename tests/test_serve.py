@@ -25,7 +25,7 @@ for package in ("fastapi", "uvicorn", "httpx"):
 import httpx
 import uvicorn
 
-from apps import serve
+from apps import evaluate, serve
 from apps.engine import Engine
 from apps.runs import Run, conversation
 from apps.sessions import Sessions
@@ -518,6 +518,40 @@ def test_the_real_openai_client_is_served(server):
         assert learned.hope["learned"]
         with pytest.raises(openai.BadRequestError, match="top_p"):
             client.chat.completions.create(**asked, top_p=7)
+
+
+def test_the_evaluation_harness_finds_what_multiple_choice_finds(run, server, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r apps/requirements.txt")
+    rng, questions = np.random.default_rng(0), tmp_path / "questions.jsonl"
+
+    def words(most: int) -> str:
+        return bytes(rng.integers(97, 123, rng.integers(1, most))).decode()
+    lines = [{"context": words(40), "choices": [f" {words(9)}" for _ in range(4)], "answer": i % 4} for i in range(60)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(f"""
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {questions}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+""", encoding="utf-8")
+    reached = f"model=small,base_url={server.url}/v1/completions,tokenizer_backend=remote,tokenized_requests=True"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", reached,
+                           "--tasks", "local_choice", "--include_path", tmp_path, "--output_path", tmp_path / "out"],
+                          env=os.environ | offline, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(next((tmp_path / "out").rglob("*.json")).read_text(encoding="utf-8"))["results"]["local_choice"]
+    assert evaluate.main(["multiple-choice", "--run", str(run.folder), "--questions", str(questions), "--quiet",
+                          "--out", str(tmp_path / "ours")]) == 0
+    ours = json.loads((tmp_path / "ours" / "multiple-choice.json").read_text(encoding="utf-8"))["results"]
+    assert 0 < ours["plain"] < 1 and ours["plain"] != ours["per byte"]
+    assert [theirs["acc,none"], theirs["acc_norm,none"]] == pytest.approx([ours["plain"], ours["per byte"]])
 
 
 def test_the_interface_keeps_what_its_own_description_promises(run, tmp_path):

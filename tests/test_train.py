@@ -554,20 +554,9 @@ def test_sizes_are_said_in_words(n, words):
     assert train.amount(n) == words
 
 
-def test_the_start_takes_less_than_two_seconds_of_work_and_leaves_pictures_for_later(text, tmp_path):
+def test_pictures_are_no_concern_of_the_start():
     probe = "import sys, train; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
-    cache = {} if os.access(ROOT, os.W_OK) else {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    taken = []
-    for i in range(2):  # the first may compile
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, ROOT / "train.py", "--preset", "tiny", "--steps", "1",
-                               "--threads", "1", "--out", tmp_path / f"run {i}"],
-                              env=os.environ | cache, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        taken.append(after.ru_utime - before.ru_utime)
-    assert min(taken) < 3  # seconds of processor time; 2 on an idle machine
 
 
 # --- the layout of another system ---------------------------------------------------------------------------

@@ -899,10 +899,26 @@ Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables,
 Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
 
 
+@_inner
+def _add_one(C, A, B):
+    """C += A B for a single token: along the rows of A, or along its columns if those lie side by side"""
+    (m, k), c, b = A.shape, C.reshape(-1), B.reshape(-1)
+    if A.flags.c_contiguous:
+        for i in range(m):
+            c[i] += _dot(A[i], b)
+    else:
+        for p in range(k):
+            for i in range(m):
+                c[i] += A[i, p] * b[p]
+
+
 @_jit()
 def _add(C, A, B):
     """C += A B: eight rows of A by LANES columns of B at a time, in registers."""
     (m, k), n = A.shape, B.shape[1]
+    if n == 1:
+        _add_one(C, A, B)
+        return
     for j in range(0, n - n % LANES, LANES):
         for i in range(0, m - 7, 8):
             c0, c1, c2, c3 = _load(C[i], j), _load(C[i + 1], j), _load(C[i + 2], j), _load(C[i + 3], j)
@@ -920,16 +936,10 @@ def _add(C, A, B):
             for p in range(k):
                 c0 = _plus(c0, A[i, p], _load(B[p], j))
             _store(C[i], j, c0)
-    for i in range(m):  # what is left: a single token, or a narrow head
-        for j in range(n - n % LANES, n):
-            total, b = C[i, j], B.reshape(-1)[j:]
-            if n == 1:  # side by side
-                for p in range(k):
-                    total += A[i, p] * b[p]
-            else:
-                for p in range(k):
-                    total += A[i, p] * b[p * n]
-            C[i, j] = total
+    for i in range(m):  # what is left of a narrow head
+        for p in range(k):
+            for j in range(n - n % LANES, n):
+                C[i, j] += A[i, p] * B[p, j]
 
 
 @_jit()

@@ -211,7 +211,7 @@ class Tensor:
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """`data` as a Tensor (itself, if it is one already)."""
+    """`data` as a Tensor (itself, whatever else is said, if it is one already)."""
     return data if isinstance(data, Tensor) else Tensor(data, requires_grad, dtype)
 
 
@@ -346,6 +346,7 @@ def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets:
     With `since` the walk ends at what was recorded before, all of which must be among the targets.
     """
     wanted = {_key(x) for x in targets or () if x.requires_grad}
+    # nothing that was recorded before the earliest target depends on a target
     oldest = since or min([x.node.order if x.node else -1 for x in targets or ()], default=-1)
     nodes: set[Node] = set()
     ends, stack = {}, [y for y in outputs if y.requires_grad]
@@ -430,9 +431,12 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], 
          create_graph: bool = False, retain_graph: bool | None = None) -> tuple[Tensor, ...]:
     """Cotangents of `inputs` as tensors, leaving `.grad` alone; with `create_graph` they have a history too.
 
-    An input that the outputs do not depend on gets zeros. Raises RuntimeError on a graph that was freed.
+    An input that the outputs do not depend on gets zeros. Raises RuntimeError on a graph that was freed, and
+    ValueError for an input that does not require gradients.
     """
     outputs, inputs = ([x] if isinstance(x, Tensor) else list(x) for x in (outputs, inputs))
+    if not all(x.requires_grad for x in inputs):
+        raise ValueError("an input does not require gradients; make it with requires_grad=True")
     given = list(cotangents) if isinstance(cotangents, (list, tuple)) else [cotangents]
     given = given * len(outputs) if cotangents is None else given
     if len(given) != len(outputs):
@@ -605,7 +609,7 @@ def astype(x, *, dtype):
     """z = x in another precision;  x̄ = z̄ in x's own (the engine's)"""
     return x.data.astype(dtype), (lambda g: g,)
 
-# sums and extremes ------------------------------------------------------------------------------
+# sums and extremes (from here on `sum` and `max` are operations, not Python's) ---------------------
 
 def _kept(x: Tensor, axis: Any) -> tuple[int, ...]:
     """The shape of x with the reduced axes kept as 1."""

@@ -1,13 +1,14 @@
 """What moves when?  The continuum memory system: a chain of MLPs, each learning on its own clock.
 
 A Transformer has one MLP per block, and it changes at every step or never. Here a block has several, fast to
-slow; the one with chunk size C changes only when its clock is due, and then by all it has gathered since [A
-70–71, N 30–31]:
+slow; the one with chunk size C changes only when its clock is due, and then by all it has gathered since
+[A 70–71, N 30–31]:
 
     y = MLP_k( … MLP_2(MLP_1(x)) … )
     θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η f(θ_ℓ; x)     if i ≡ 0 (mod C_ℓ),      else unchanged
 
-One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment.
+One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment, or all
+that one step of the optimiser takes in.
 
 The clocks tick in two places. In training, the optimiser holds one parameter group per chunk size, and
 changes the initial states. While reading with learning on, `learn` changes the running state: each level's
@@ -246,11 +247,11 @@ class Cell(Module):
     """A recurrent cell with one state per rate, fast to slow, all moving towards one shared idea.
 
         idea = tanh(W_x x_t + W_m [m_1 … m_k])                                      the controller
-        r_ℓ  = rate_ℓ·(1 + reach_ℓ tanh(u_ℓ·[x_t, m_1 … m_k]))                       the rate adapter, bounded
+        r_ℓ  = rate_ℓ (1 + reach_ℓ tanh(u_ℓ·[x_t, m_1 … m_k]))                       the rate adapter, bounded
         m_ℓ ← (1 − r_ℓ) m_ℓ + r_ℓ idea,        o_t = W_o mean_ℓ m_ℓ
 
-    with `config.rates`, 0.8, 0.2 and 0.05 by default. The adapter can halve a rate or raise it by half, but
-    not above 1; the slowest state is protected: its rate never rises above its own.
+    with `config.rates`, 0.8, 0.2 and 0.05 by default. reach_ℓ is ½, or less where the rate would rise above 1.
+    The slowest state is protected: its 1 is 1 − reach, so that its rate lies between 0 and its own.
 
     x (B,T,D) → (B,T,D). State: m (B,k,D).
     """

@@ -57,8 +57,8 @@ class Config:
     objective: str = "l2"       # what a write lowers: ½‖M(k) − v̂‖², or −⟨M(k), v̂⟩
     targets: str = "self"       # v̂ = M(v), or the value itself
     reads: str = "exact"        # the main memory is read as of the last token, or as of the chunk's start
-    memory_chunk: int = 64      # tokens between two writes of the main memory
-    projection_chunk: int = 64  # tokens between two writes of the projections
+    memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
+    projection_chunk: int = 64  # tokens over which k, v, η and α are read of one frozen state
     eta_max: float = 0.1        # bound of the inner learning rate
     eta_start: float = 0.02     # where it starts
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero
@@ -394,13 +394,13 @@ class Hope(Module):
         learns: the gradient of the whole window's loss runs through all these moves (`first_order` leaves out
         their second derivatives).
         """
-        chunks, rate = self.config.chunks, self.config.learn_rate
+        state = state or State.start(self.config)
+        chunks, rate, tokens = self.config.chunks, self.config.learn_rate, self._checked(tokens, state)
         pieces, batch = chunks[-1], tokens.shape[0]
         length = (tokens.shape[1] - 1) // pieces
         if length < 1 or length * pieces + 1 != tokens.shape[1]:
             raise ValueError(f"a nested window has a multiple of {pieces} tokens and one more, "
                              f"not {tokens.shape[1]}")
-        state, tokens = state or State.start(self.config), self._checked(tokens, state)
         drift: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
         pending: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
         total = Tensor(np.zeros_like(self.embedding.data, shape=()))
@@ -450,7 +450,7 @@ class Hope(Module):
     # sizes --------------------------------------------------------------------------------------------------
 
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser: one per clock; matrices with weight decay, the rest under AdamW.
+        """Parameter groups for an optimiser: one per clock; what has two axes with weight decay, the rest by AdamW.
 
         CHOICE: a nested window holds one chunk of the slowest level, so that all clocks of `nested_loss` are
         due at its end. There the process that learns the initial states steps, once per window, for every
@@ -526,7 +526,7 @@ def memory_products(mixer: str, config: Config) -> int:
         return H * (d * d + 2 * d * generator + rank * d * (2 * generator + d) // config.generator_chunk)
     if mixer == "banks":
         return H * len(config.spans) * 2 * d
-    if mixer == "cell":
+    if mixer in ("cell", "rnn"):  # all of it is weights, counted with the rest
         return 0
     adaptive, h = config.adaptive if mixer == "titans" else ("memory",), config.memory_hidden or d
     vectors = [name for name in adaptive if name not in ("eta", "alpha")]

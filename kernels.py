@@ -3,9 +3,10 @@
     o, S = launch("delta_rule", q, k, v, log_a, b, c, S)      # the fastest version that these arrays have
     o, S = delta_rule_chunked(q, k, v, log_a, b, c, S)        # the reference: always NumPy
 
-`PAIRS` lists every (reference, twin). A reference uses only NumPy functions that dispatch on their arguments,
-so it also runs on arrays of other libraries; `register` adds a twin for those. Without a usable Numba,
-or with NUMBA_DISABLE_JIT=1, everything runs through the references: the same numbers, slower.
+`PAIRS` lists every (reference, twin), but for `titans`, which is defined in memory.py. A reference uses only
+NumPy functions that dispatch on their arguments, so it also runs on arrays of other libraries; `register` adds a
+twin for those. Without a usable Numba, or with NUMBA_DISABLE_JIT=1, everything runs through the references: the
+same numbers up to rounding, slower.
 
 No twin adds up across threads and no compiler may reorder a sum: neither the number of threads nor whether the
 code was compiled now or came from the cache changes a bit of a result. Twins are compiled at their first call,
@@ -35,7 +36,7 @@ try:
     from numba.extending import intrinsic, models, overload, register_model
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
     numba = None  # type: ignore[assignment]
-    print(f"Numba cannot be used ({error}): the NumPy references run instead, with the same results, slower.",
+    print(f"Numba cannot be used ({error}): the NumPy references run instead, slower.",
           file=sys.stderr)
 
 JIT = numba is not None and not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
@@ -284,8 +285,8 @@ def _chunk_backward(S, G, o_bar, q, k, v, log_a, b, c):
     L_bar, QK_bar = -np.tril(right_bar @ _T(U), -1), np.tril(o_bar @ _T(U), -1)
     KS_bar = -b_t * before * right_bar
 
-    KK_bar = ratio * b_t * L_bar
-    k_bar = (KK_bar + _T(KK_bar)) @ k + _T(ratio * QK_bar) @ q + KS_bar @ S + (after * U) @ G
+    gram_bar = ratio * b_t * L_bar  # of k kᵀ, before the decays
+    k_bar = (gram_bar + _T(gram_bar)) @ k + _T(ratio * QK_bar) @ q + KS_bar @ S + (after * U) @ G
     b_bar = np.sum(L_bar * KK, -1) - np.sum(right_bar * before * KS, -1)
     S_bar = whole * G + _T(KS_bar) @ k + _T(before * o_bar) @ q
 
@@ -418,7 +419,10 @@ def _decays(start, stop, log_a, decay):
 
 @_jit(nogil=True)
 def _scan_forward(start, stop, rows, w, p1, p2, v, b, c, decay, X_0, y1, y2, u, X_T, scratch):
-    """X_t = a_t X_{t−1} + w_t u_tᵀ, u_t = c_t v_t − b_t y1_t, y1_t = X_{t−1}ᵀ p1_t, y2_t = X_{t−1}ᵀ p2_t"""
+    """X_t = a_t X_{t−1} + w_t u_tᵀ, u_t = c_t v_t − b_t y1_t, y1_t = X_{t−1}ᵀ p1_t, y2_t = X_{t−1}ᵀ p2_t
+
+    X_t is the true state; the loop holds it divided by its decay, see `_decays`.
+    """
     _, T, D = v.shape
     for block in range(start, stop):
         n, lane, X = block // (D // LANES), block % (D // LANES) * LANES, scratch[block]
@@ -551,9 +555,10 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
     X_0, G_T = (np.ascontiguousarray(_T(S)) for S in (S0, S_bar))
     X_T, G_0, unused = np.empty_like(X_0), np.empty_like(X_0), np.empty_like(S0)
     u, u_bar, unread = (_empty(v.shape, v) for _ in range(3))
-    q_bar, Su, Gu = (_empty(k.shape, k) for _ in range(3))
+    q_bar, Su, Gu = (_empty(k.shape, k) for _ in range(3))  # Su is Sᵀū, Gu is Gᵀu
     zero, one, forwards, backwards = np.zeros_like(b), np.ones_like(b), _decay(log_a), _decay(log_a[:, ::-1])
 
+    # what a scan yields and nobody needs lands in an array that a later scan fills
     _scan(_scan_forward, d_k, v, k, k, q, v, b, c, forwards, X_0, unread, u_bar, u, X_T)
     _scan(_scan_backward, d_k, v, k, q, k, v, o_bar, b, zero, backwards, G_T, u_bar, G_0)
     _scan(_scan_forward, d_v, k, u, u_bar, o_bar, k, zero, one, forwards, S0, Su, q_bar, Gu, unused)
@@ -610,7 +615,7 @@ if JIT:
 def _gelu(start, stop, x, y):
     """½(1 + tanh s) = 1/(1 + e^−2s), 2s = s₁x + s₃x³: no tanh, and no digits lost where it is near −1"""
     number = x.dtype.type
-    one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)
+    one, s1, s3 = number(1), number(1.5957691216057308), number(1.5957691216057308 * 0.044715)  # s₁ = 2√(2/π)
     x, y = x[start:stop], y[start:stop]
     for i in range(len(x)):  # from 0 on: the compiler need not think of indices below it
         y[i] = x[i] / (one + _exp(-x[i] * (s1 + s3 * x[i] * x[i])))
@@ -880,18 +885,20 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
 # `memory.SelfModifyingTitans.chunk_in_operations` is the definition. Here a thread computes the whole chunk
 # of one sequence after the other, with all it needs in its nearest caches. Arrays lie feature by token (F,n),
 # tokens side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
-# A chunk that is not full is filled up with tokens that write nothing (x = 0, η = 0, α = 1). The way back
-# computes the chunk again.
+# Tokens are filled up to a multiple of LANES with some that write nothing (x = 0, η = 0, α = 1); a token alone
+# is not. The way back computes the chunk again.
 #
 # Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
-# and 2m + 1. M₀ is a layer's initial state, S its drift now, P its drift at the chunk's start, W = M₀ + P.
-# z (F,n) is its input, E its surprise, U what is written: S_C = g_C S₀ + Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
+# and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
+# S (S₀) its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should write,
+# its clipped surprise less what it forgets, U what is written, U(I + L)ᵀ = E diag(η′): S_C = g_C S₀ +
+# Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
 SCALARS, MEMORY = (3, 4), 5
 WORK = 100  # for every number of the output, very roughly
-Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, g_{t−1}, g_C/g_i, g_C
-System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹
+Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
+System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
 Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
 Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
                                 "SZ1 E1 U1 SZ2 E2 U2 system")
@@ -990,7 +997,7 @@ def _turned(x):
 
 @_inner
 def _accumulate(y, x):
-    """y += x; compiled in a fraction of the time that this takes"""
+    """y[:len(x)] += x, as loops: compiled in a fraction of the time that this takes"""
     for i in range(x.shape[0]):
         for t in range(x.shape[1]):
             y[i, t] += x[i, t]
@@ -1178,7 +1185,7 @@ def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
 @_inner
 def _apply(m, i, at, adaptive, x):
     """M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)"""
-    y, s, hidden = x, x, x
+    y, s, hidden = x, x, x  # one type on every path
     if m in SCALARS:
         y = _product(_of(at.readout, m - 3, i, x), x)
     if adaptive:
@@ -1275,9 +1282,9 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
     (_, moved, l2, given), retention, k = options, c.retention, c.k
     one, two = k.dtype.type(1), k.dtype.type(2)
     RU2, rate2_bar = np.zeros_like(RU), np.zeros_like(rate_bar)
-    G2, G1 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
-    E1_bar = _solve_backward(G2, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
-    E2_bar = _solve_backward(G1, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
+    G1, G2 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
+    E1_bar = _solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
+    E2_bar = _solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
     delta_1_bar, delta_bar = _surprise_backward(L.delta_1, E1_bar), _surprise_backward(L.delta, E2_bar)
     D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
     _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
@@ -1292,7 +1299,7 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
         raw_bar = (one - L.target * L.target) * target_bar if m in SCALARS else (
             _scaled_to_backward(L.target, L.r, 1 / len(target_bar), target_bar))
         _apply_backward(m, i, at, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, bars_at)
-    _write_backward(2 * m + 1, i, at, G1, L.hidden, L.hidden_T, L.U2, L.SZ2, E2_bar, made_bar, moved[m],
+    _write_backward(2 * m + 1, i, at, G2, L.hidden, L.hidden_T, L.U2, L.SZ2, E2_bar, made_bar, moved[m],
                     retention, hidden_bar, bars, bars_at)
     _system_backward(L.hidden, L.system, retention, RU2, rate2_bar, bars, hidden_bar)
     inner_bar = _times_slope(hidden_bar, L.s, L.hidden)
@@ -1300,7 +1307,7 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
         for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
             s, y = L.s[j, t], L.hidden[j, t]
             inner_bar[j, t] += delta_1_bar[j, t] * L.D[j, t] * (one - s) * (two * s + y - two * y * s)
-    _write_backward(2 * m, i, at, G2, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
+    _write_backward(2 * m, i, at, G1, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
                     retention, bars.k, bars, bars_at)
 
 
@@ -1517,7 +1524,8 @@ def titans(adaptive, l2, given, eta_max, *inputs):
 
     inputs: feeds q, k, v, gate (B,H,n,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
     a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), the drift at the
-    chunk's start where that is another. l2: the objective, else the dot product; given: the target is v.
+    chunk's start where that is another. adaptive: names of the memories that learn; l2: the objective, else the
+    dot product; given: the target is v; eta_max: bound of η.
     → o (B,H,n,d), the drifts after the chunk by name. Raises ValueError on shapes that do not fit.
     """
     table, options = _expect_titans(adaptive, l2, given, *inputs)

@@ -5,7 +5,8 @@ it computes; nothing it computes is hidden in its attributes: a layer that remem
 back the next one, `y, state = layer(x, state)`. Functions called fused_… have twins in kernels.py, or a way
 back of their own; each names its reference, made of operations, which their higher derivatives go through.
 
-Legend: B batch, T time, D width, H heads, d = D/H head size, F hidden size.
+Legend: B batch, T time, D width, H heads, d = D/H head size, W taps of a filter, V vocabulary, P keys of
+the past.
 Weights are (out, in), as in y = W x.
 """
 

@@ -2,10 +2,12 @@
 
 A memory is a function with its own weights. Reading is a forward pass, `M k`; writing is a step of learning
 on the pair (k, v). The first half of this file is that step in one line of algebra, with every rule of the
-paper as a setting of it; the second half is two layers of a network made of such memories:
+paper as a setting of it; the second half is what a model is built of:
 
     MatrixMemory          one matrix per head, written at every token: linear attention, DeltaNet, DGD …
     SelfModifyingTitans   every projection is itself a memory, and generates its own targets [A 83–93]
+    WeightGenerator       one matrix per head, changed by what a small network proposes
+    SimpleRecurrent       one vector, for comparison
 
 Both follow `y, state = mixer(x, state)`. The state of a sequence is what its memories have drifted from the
 initial states, which the outer optimiser learns *through* all the writes in between. `python memory.py`
@@ -86,7 +88,7 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
         (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,    L_ti = b_t (g_{t−1}/g_i) k_t·k_i for i < t
         o_t = g_{t−1} S₀ q_t + Σ_{i<t} (g_{t−1}/g_i)(q_t·k_i) u_i,      S_C = g_C S₀ + Σ_i (g_C/g_i) u_i k_iᵀ
 
-    with g_t = ∏_{i≤t} a_i.
+    with g_t = ∏_{i≤t} a_i and U = [u_1 … u_C]ᵀ, u_t = c_t v_t − b_t S_{t−1} k_t.
     """
     reads = []
     for t in range(0, k.shape[-2], chunk):
@@ -195,7 +197,7 @@ RULES = {  # (log a, b, c) from the gates (log α, η) of a token
     "retention": lambda log_alpha, eta: (log_alpha, 0.0, 1.0),               # Hebbian with retention [A 5]
     "delta":     lambda log_alpha, eta: (0.0, eta, eta),                     # DeltaNet [A 65]
     "gated":     lambda log_alpha, eta: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
-    # by the exact step η′: u = v, of −⟨Mk, v⟩ [A 92–93]; and u = v − Mk, of ½‖Mk − v‖² [A 88]
+    # by the exact step η′: u = v, of −⟨Mk, v⟩ [A 92]; and u = v − Mk, of ½‖Mk − v‖² [A 93]
     "dgd":       lambda log_alpha, eta: (log_alpha, proximal(eta), proximal(eta)),
     "dgd-l2":    lambda log_alpha, eta: (log_alpha, proximal(eta) * 2, proximal(eta)),
 }
@@ -203,7 +205,10 @@ GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",)}  # the others
 
 
 def proximal(eta: Tensor, squared: Any = 1.0) -> Tensor:
-    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121]: always stable."""
+    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121].
+
+    It is stable for any η if the target is given.
+    """
     return eta / (1 + eta * squared)
 
 
@@ -306,10 +311,10 @@ class SelfModifyingTitans(Mixer):
         q_t = W_q x_t, k_t = M_k(x_t), v_t = M_v(x_t), η_t = M_η(x_t), α_t = M_α(x_t), o_t = M_memory(q_t)
         v̂_□ = M_□(v_t);   M_□ ← M_□(α_t I − η′_t z zᵀ) − η′_t δ_□ zᵀ   for every □ ∈ {k, v, η, α, memory}
 
-    where M(x) = x + W₁ σ(W₂ x) [A 89, 91], and the rule is applied to each of its layers with that layer's
-    own input z (k_t, then σ(W₂ k_t)) and its own output error δ, the gradient of ½‖M_□(k_t) − v̂_□‖² or
-    −⟨M_□(k_t), v̂_□⟩. Within a chunk, projections, targets and errors use the state at its start [A 90];
-    the writes are exact per token.
+    (under α by default M_□ − M₀ in place of M_□), where M(x) = x + W₁ σ(W₂ x) [A 89]. The rule is applied to
+    each of its layers with that layer's own input z (k_t, then σ(W₂ k_t)) and its own output error δ, the
+    gradient of ½‖M_□(k_t) − v̂_□‖² or −⟨M_□(k_t), v̂_□⟩. Within a chunk, projections, targets and errors
+    use the state at its start [A 90–91]; the writes are exact per token.
 
     x (B,T,D) → (B,T,D). State: `now`, each memory's drift from its initial state; `start`, the same at the
     start of the present chunk; `position`, how many tokens have been read; the convolution's `tail`.
@@ -319,7 +324,8 @@ class SelfModifyingTitans(Mixer):
     step; a scalar memory has a learned vector r in place of the identity, r·x + W₁ σ(W₂ x).
 
     With `through_writes=False` writes are constants to the outer optimiser. Feeds, biases and memories that
-    only shape what is written then get no gradient; q's feed and the main memory's initial state keep theirs.
+    only shape what is written then get no gradient; q's feed keeps its own, and so does the main memory's
+    initial state, unless retention is "zero".
     `form="fused"` takes one kernel per chunk, except for matrix memories, retention "zero", reads "chunk" and
     through_writes=False: those are made of operations, with the fused delta rule.
     """
@@ -353,7 +359,7 @@ class SelfModifyingTitans(Mixer):
         return skip + hidden @ W[1].mT, [x, hidden]
 
     def target(self, name: str, W: Layers, v: Tensor) -> Tensor:
-        """v̂_□ = M_□(v), bounded; plain Titans take v itself."""
+        """v̂_□ = M_□(v) [A 83], bounded; plain Titans take v itself."""
         if self.config.targets == "value" and name not in SCALARS:
             return v
         made, _ = self.apply(name, W, v)
@@ -374,12 +380,16 @@ class SelfModifyingTitans(Mixer):
 
     def write(self, S: Tensor, initial: Tensor, z: Tensor, delta: Tensor, log_alpha: Tensor, eta: Tensor,
               q: Tensor | None = None) -> tuple[Any, Tensor]:
-        """n writes of one layer, W ← W(α I − η′ z zᵀ) − η′ δ zᵀ, W = S + M₀; its reads before each write."""
+        """n writes of one layer [A 88], and its reads before each write. S is the drift, W = M₀ + S:
+
+            S ← S(α I − η′ z zᵀ) − η′ (δ + M₀ z) zᵀ         (with retention "zero" S = W, without M₀ z)
+        """
         if not self.config.through_writes:
             z, delta, log_alpha, eta, S = (x.detach() for x in (z, delta, log_alpha, eta, S))
+        # δ, clipped to an RMS of 1
         u = -delta * minimum(1.0, 1 / sqrt(mean(delta * delta, axis=-1, keepdims=True) + 1e-12))
         pull = self.config.retention == "initial"
-        if pull:
+        if pull:  # what M₀ answers is forgotten along z, too
             u = u - z @ (initial if self.config.through_writes else initial.detach()).mT
         rate = proximal(eta, sum(z * z, axis=-1))
         reads, S = delta_rule(q, z, u, log_alpha, rate, rate, S, self.config.form)
@@ -409,7 +419,7 @@ class SelfModifyingTitans(Mixer):
 
     def chunk_in_operations(self, feed: dict[str, Tensor], start: dict[str, Layers], now: dict[str, Layers]
                             ) -> tuple[Tensor, dict[str, Layers]]:
-        """The definition."""
+        """The definition [A 90–91]."""
         config = self.config
         W = {name: [s + m for s, m in zip(start[name], self.initial[name], strict=True)]
              if config.retention == "initial" else start[name] for name in config.adaptive}
@@ -449,7 +459,7 @@ class SelfModifyingTitans(Mixer):
         return {"tail": None, "position": 0, "start": drift, "now": drift}
 
     def chunk_size(self, name: str) -> int:
-        """Tokens between two writes that the memory's own readers see."""
+        """Tokens over which errors (and, of projections, reads) are taken at one frozen state."""
         return self.config.memory_chunk if name == "memory" else self.config.projection_chunk
 
     def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
@@ -556,7 +566,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     mixer, state, before = SelfModifyingTitans(rng, config), None, dict[str, Layers]()
     print("\nSelf-modifying Titans read eight tokens; the main memory's chunks have 4, the projections' 2.\n"
-          "How far each memory has drifted from its initial state, as its readers see it:\n")
+          "How far each memory had drifted at its chunk's start, the state that errors and projections see:\n")
     print("token  " + "".join(f"{name:>9}" for name in config.adaptive) + "   moved")
     for t in range(8):
         _, state = mixer(Tensor(rng.standard_normal((1, 1, 8), dtype=np.float32)), state)

@@ -14,6 +14,8 @@
     DGD                  the weight W itself, of inputs x    ℓ₂: unlearns what x repeats     W
     MultiTimescale       fast and slow averages of g, V      dot product, of a digest of g   (fast + slow)/√V
 
+Signs: where the paper has m ← … − ηg and W ← W + m, we keep −m, as PyTorch does.
+
 W (out, in) a parameter, g = ∂L/∂W, η the learning rate, X (N, in) N keys. CHOICE: a 1-D parameter is a row
 (1, in), one with more axes a stack of matrices (..., out, in). `python optimizers.py` runs the ladder.
 """
@@ -69,7 +71,8 @@ def implicit(grad, X, eta: float):
 def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC):
     """Push the singular values of M towards 1: X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖ [A 43–44].
 
-    QUINTIC is Muon's: five steps leave them between about 0.7 and 1.2. CUBIC is slower and converges to 1.
+    QUINTIC is Muon's: five steps bring all above 0.002‖M‖ to between about 0.7 and 1.2. CUBIC is slower and
+    converges to 1.
     """
     a, b, c = coefficients
     tall = M.shape[-2] > M.shape[-1]
@@ -300,7 +303,9 @@ class AdamW(Optimizer, beta1=0.9, beta2=0.999, eps=1e-8):
 
 def adamw_update(g, state: State, group: dict):
     state["t"] = state.get("t", 0) + 1
-    m, v = (state.setdefault(key, np.zeros_like(g)) for key in "mv")
+    if "m" not in state:
+        state |= {"m": np.zeros_like(g), "v": np.zeros_like(g)}
+    m, v = state["m"], state["v"]
     delta = np.zeros_like(g)
     numbers = group["lr"], group["beta1"], group["beta2"], group["eps"]
     kernels.launch("adamw", delta, g, m, v, *numbers, 0.0, state["t"])  # from 0, without decay: the update
@@ -310,7 +315,8 @@ def adamw_update(g, state: State, group: dict):
 class DeltaMomentum(Momentum, decay=1.0, precondition=False, beta2=0.999, eps=1e-8):
     """Momentum that unlearns what a gradient repeats: m ← m(αI − gᵀg) + ηPg, W ← W − m [A 48–49, N 20–22].
 
-    The rows of g are keys and the rows of ηP their values, learned by ℓ₂ regression instead of a dot product.
+    The rows of g are keys and the columns of ηP their values, learned by ℓ₂ regression instead of a dot
+    product; α is `momentum`.
     CHOICE: one exact proximal step, which cannot diverge and is the printed rule for small βgᵀg,
         m ← (α − 1)m + argmin_n ½β‖ngᵀ‖² − η⟨n, Pg⟩ + ½‖n − m‖²,  β = `decay`: 1 as printed, 0 is Momentum.
     CHOICE: P is the identity or, with `precondition`, AdamW's 1/(√v̂ + ε) per element.
@@ -332,7 +338,8 @@ class DeepMomentum(Momentum, hidden=16, objective=("dot", "l2")):
     of row r is the unit vector e_r, the paper's I. L = −Σ_r⟨m(g_r), e_r⟩ ("dot"), or ½Σ_r‖m(g_r) − e_r‖²
     ("l2") with a proximal step per layer. CHOICE: of a linear m the paper adds m itself, its Jacobian; so row
     r of W moves by ∂m_r/∂u at u = g_r, and hidden=0 is Momentum ("dot") or DeltaMomentum of decay η ("l2").
-    CHOICE: relu, as it needs no scale for g; W₁ starts at ± a cosine basis and fades back to it, not to 0.
+    CHOICE: relu, as it needs no scale for g; W₁ starts at ± a cosine basis and fades back to it, not to 0. Of
+    `hidden` the even part counts, at most 2·in; α is `momentum`.
     """
 
     def update(self, p, g, state, group):
@@ -467,7 +474,7 @@ class MultiTimescale(Optimizer, fast_lr_scale=1.0, slow_lr_scale=0.1, fast_ema=0
 
     W ← W − η(s_f m̂_fast + s_s m̂_slow)/(√v̂ + ε), moving averages without bias of low_rank(g). CHOICE: at
     every `sync` steps (0: never) the fast memory restarts from the slow one, as a nested level does [A 72].
-    With full rank and slow_lr_scale=0 it is AdamW.
+    With full rank, slow_lr_scale=0 and sync=0 it is AdamW.
     """
 
     def update(self, p, g, state, group):

@@ -411,7 +411,7 @@ class Run:
     # steps --------------------------------------------------------------------------------------------------
 
     def train(self, until: int) -> bool:
-        """Take steps up to step `until`, unless time is up or Ctrl+C is pressed; returns whether it was."""
+        """Take steps up to step `until`, unless time is up or Ctrl+C is pressed; returns whether that was pressed."""
         t, started = self.training, time.monotonic()
         bar = tqdm(total=until, initial=self.step, unit="step", disable=t.quiet, dynamic_ncols=True,
                    mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -449,7 +449,7 @@ class Run:
             (loss * (1 / t.accumulate)).backward()
             self.last = after.detach()
             # the state of attention is the whole past: carried on, it would grow for ever
-            carried = t.order == "consecutive" and self.config.mixer != "attention"
+            carried = t.order == "consecutive" and "attention" not in self.config.mixer.split("+")
             self.state = self.last if carried else None
         norm = optimizers.clip_grad_norm(self.optimizer.params, t.clip)
         if not math.isfinite(norm):
@@ -506,7 +506,7 @@ class Run:
         return textwrap.indent(text, "  | ", lambda _: True)
 
     def evaluate(self) -> tuple[float, Text]:
-        """Bits per byte on validation text, and the bytes it was measured on."""
+        """Bits per byte on validation text, all levels standing still, and the bytes it was measured on."""
         losses, seen, t = [], [], self.training
         with no_grad():
             for tokens in fixed(self.text, t.batch, self.config.segment, t.validation):
@@ -735,8 +735,7 @@ def draw_levels(run: Run, close: int = 64) -> None:
 #
 # Small stories in plain words, learned one after the other: what does each model keep of the first?
 
-TELLERS = {name: mixer for name, mixer in (("transformer", "attention"), ("rnn", "rnn"), ("cell", "cell"),
-                                           ("banks", "banks"), ("hope", "titans")) if mixer in hope.MIXERS}
+TELLERS = {"transformer": "attention", "rnn": "rnn", "cell": "cell", "banks": "banks", "hope": "titans"}
 
 
 def stories_parser() -> Parser:
@@ -942,18 +941,15 @@ def fitting(run: Run) -> str:
 
 def state_bytes(model: Hope) -> tuple[int, int]:
     """Running state of a sequence: its memories, within a chunk, and what its levels add when they learn."""
-    config, memories, levels = model.config, 0, 0
+    config, levels = model.config, 0
+    one = Hope(replace(config, layers=1, chunks=(1,), cms="sequential"), np.random.default_rng(0))
+    with no_grad():
+        before, after = (one(np.zeros((1, n), int))[1].nbytes for n in (1, 2))
+    memories = before + (after - before) * (config.segment - 1)  # what attention keeps grows by every token
     for block in model.blocks:
-        if config.mixer == "attention":  # keys and values of one segment
-            memories += 2 * config.segment * config.width
-        else:
-            initial, tail = block.mixer.initial, (block.mixer.conv.taps - 1) * config.width
-            memories += tail + (initial.size if not isinstance(initial, dict) else sum(
-                m.size * (1 + (block.mixer.chunk_size(name) > 1))  # now, and at the start of the chunk
-                for name, layers in initial.items() for m in layers))
         for level in block.cms.levels:  # the drift, and what is gathered until the level is due
             levels += sum(p.size * (1 + (level.chunk > 1)) for p in level.parameters())
-    return 4 * memories, 4 * levels
+    return memories * config.layers, 4 * levels
 
 
 def optimizer_bytes(model: Hope, training: Training) -> int:
@@ -997,14 +993,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 for a run that failed, 2 for bad input, 130 after Ctrl+C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments[:2] == ["--preset", "stories"]:
-            return stories(arguments[2:])
+        for i, flag in enumerate(arguments):
+            if f"{flag}={''.join(arguments[i + 1:i + 2])}" == "--preset=stories" or flag == "--preset=stories":
+                return stories(arguments[:i] + arguments[i + 2 - ("=" in flag):])
         command, given = parse(arguments)
-        if command.config:
-            given = flat(read_json(Path(command.config))) | given
         if command.doctor:
             return doctor()
         preset = command.preset or "nano"
+        if command.config:
+            read = read_json(Path(command.config))
+            given = flat(read) | given
+            if not command.preset and read.get("preset") in PRESETS:
+                preset = read["preset"]
         if command.dry_run:
             return dry_run(preset, *settings(preset, given))
         if command.resume and command.preset:

@@ -165,7 +165,7 @@ ROWS = [
         "(I + η x xᵀ)⁻¹ = I − η′ x xᵀ,  η′ = η/(1 + η‖x‖²)",
         "test_optimizers::test_an_implicit_step_minimises_the_proximal_objective"),
     Row("N 20–21", "choice 22",
-        "m ← α m − η P g: momentum with values P (delta momentum with decay=0)",
+        "m ← α m + η P g, W ← W − m: momentum with values P (delta momentum with decay=0)",
         "test_optimizers::test_delta_momentum_with_preconditioner_has_its_closed_form"),
     Row("§7.3", "exact",
         "every level starts from the MLP of a trained model",

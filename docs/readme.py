@@ -1,6 +1,6 @@
 """What of README.md does code know better?  This writes those parts, each between two of its markers.
 
-    python docs/readme.py             the tables: files and their lengths, presets, optimisers
+    python docs/readme.py             the tables: files and their lengths, presets, optimisers, claims
     python docs/readme.py runs/NAME   the numbers, sample and pictures of a finished run, too
 """
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import hope  # noqa: E402
 import train  # noqa: E402
+from apps.claims import CLAIMS  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 
 README = ROOT / "README.md"
@@ -84,6 +85,18 @@ def trained() -> str:
             + table("optimiser · learning rate · loss · lowest – highest · ms per step", rows))
 
 
+def claims() -> str:
+    """What `python -m apps.evaluate claims` found, as it lies in docs/claims/."""
+    rows = []
+    for name, (_, paper) in CLAIMS.items():
+        path, here, holds = HERE / "claims" / f"{name}.json", "", "not measured"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            name, here, holds = f"[{name}](docs/claims/{name}.png)", found["here"], found["holds"]
+        rows.append((name, paper, here, holds))
+    return table("claim · paper · here · holds?", rows)
+
+
 def run(folder: Path) -> str:
     """What a finished run took and reached, from its config.json, log.jsonl and sample.txt."""
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -127,7 +140,8 @@ def rewrite(text: str, name: str, made: str) -> str:
 
 def main(arguments: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
-    for name, made in {"files": files, "presets": presets, "ladder": ladder, "trained": trained}.items():
+    tables = {"files": files, "presets": presets, "ladder": ladder, "trained": trained, "claims": claims}
+    for name, made in tables.items():
         text = rewrite(text, name, made())
     if arguments:
         text = rewrite(text, "run", run(Path(arguments[0])))

@@ -462,12 +462,18 @@ def test_backward_accumulates_and_grad_leaves_grad_alone():
 
 def test_grad_takes_several_outputs_cotangents_and_unused_inputs():
     x, y, unused, number = leaf([1.0, 2.0]), leaf([3.0, 4.0]), leaf(np.ones((2, 2))), Tensor([5])
-    found = grad([x * y, x * 2, number], [x, y, unused, number], [Tensor([1.0, 1.0]), np.array([1, 0]), [0]])
-    for g, expected in zip(found, ([5, 4], [1, 2], np.zeros((2, 2)), [0]), strict=True):
+    found = grad([x * y, x * 2, number], [x, y, unused], [Tensor([1.0, 1.0]), np.array([1, 0]), [0]])
+    for g, expected in zip(found, ([5, 4], [1, 2], np.zeros((2, 2))), strict=True):
         np.testing.assert_array_equal(g.data, expected)
     hidden = x * 2
     np.testing.assert_array_equal(grad((hidden * hidden).sum(), [hidden, x])[0].data, [4, 8])
     np.testing.assert_array_equal(grad(hidden, [hidden], hidden.data)[0].data, hidden.data)
+
+
+def test_grad_refuses_an_input_without_gradients_instead_of_calling_its_cotangent_zero():
+    x = Tensor([2.0])
+    with pytest.raises(ValueError, match="does not require gradients"):
+        grad(x * leaf([3.0]), [x])
 
 
 def test_grad_is_the_total_derivative_and_frees_nothing_behind_what_is_asked():

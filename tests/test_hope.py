@@ -589,7 +589,7 @@ def test_parameters_keep_their_full_names_when_a_part_is_walked():
 def test_flops_count_the_dense_products_and_grow_with_the_model(mixer):
     config = small(mixer=mixer)
     matrices = sum(p.size for p in Hope(config, None).parameters() if p.ndim == 2)
-    assert flops_per_token(config) > 2 * matrices or config.mixer == "cell"
+    assert flops_per_token(config) > 2 * matrices or config.mixer in ("cell", "rnn")
     assert flops_per_token(replace(config, layers=4)) > 1.5 * flops_per_token(config)
 
 

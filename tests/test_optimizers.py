@@ -248,7 +248,7 @@ def test_multi_timescale_restarts_the_fast_memory_from_the_slow_one():
         (("higher_order", {"order": 0}), ("momentum", {}), 0),
         (("nonlinear", {"output": "linear", "lr": 1.0}), ("momentum", {}), 1e-12),
         (("dgd", {}), ("sgd", {}), 0),
-        (("multi_timescale", {"slow_lr_scale": 0.0}), ("adamw", {}), 1e-9),
+        (("multi_timescale", {"slow_lr_scale": 0.0, "sync": 0}), ("adamw", {}), 1e-9),
         (("nonlinear", {"momentum": 0.95}), ("muon", {"nesterov": False, "scale": False}), 0),
         (("m3", {"slow_weight": 0.0, "variance": False}), ("muon", {"nesterov": False, "scale": False}), 0),
     ],

@@ -85,7 +85,7 @@ def lengths_apart(text):
     return [int(found[2]) for found in rows.finditer(text)], rows.sub(r"\1", text)
 
 
-@pytest.mark.parametrize("name", ["files", "presets", "ladder"])
+@pytest.mark.parametrize("name", ["files", "presets", "ladder", "trained", "claims"])
 def test_the_tables_are_those_that_the_code_makes(generator, name):
     made = generator.rewrite(README, name, getattr(generator, name)())
     lines, rest = lengths_apart(README)

@@ -512,7 +512,8 @@ def test_the_papers_sizes_are_met_within_one_percent(preset, parameters):
 
 
 @pytest.mark.parametrize("config", [{}, {"memory": "matrix", "adaptive": ("k", "memory")},
-                                    {"projection_chunk": 1}, {"mixer": "attention"}, {"mixer": "gated"}])
+                                    {"projection_chunk": 1}, {"layers": 3, "mixer": "attention+banks+generated"},
+                                    *({"mixer": mixer} for mixer in hope.MIXERS)])
 def test_the_states_size_is_known_before_the_first_token(config):
     config = replace(PRESETS["tiny"][0], chunks=(1, 4), segment=33, **config)
     model, rng = Hope(config, np.random.default_rng(0)), np.random.default_rng(0)

@@ -150,6 +150,19 @@ def test_with_the_l2_objective_a_pair_written_for_ever_is_read_back_at_half():
     assert np.allclose(M @ K, V / 2)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_with_frozen_errors_a_repeated_pair_swings_from_chunk_to_chunk(chunk):
+    M, eta, away = np.ones((2, 3)), 0.1, []
+    for _ in range(12):
+        away.append(M @ K - V / 2)
+        error = M @ K - V
+        for _ in range(chunk):
+            M = M @ (EYE - eta * np.outer(K, K)) - eta * np.outer(error, K)
+    ratio = 2 * (1 - eta) ** chunk - 1
+    assert np.allclose(away[1:], np.multiply(away[:-1], ratio))
+    assert (ratio < -0.99) == (chunk == 64)
+
+
 def test_dgd_is_stable_for_a_given_target_and_not_for_one_that_answers():
     eta = 1e3
     step = eta / (1 + eta)

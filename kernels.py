@@ -24,6 +24,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -91,17 +92,19 @@ def set_threads(n: int) -> None:
     _threads = n
 
 
-def _split(loop: Callable, n: int, work: int, *args: Any) -> None:
+def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """loop(start, stop, *args) over 0…n, by several threads if there is more work than it takes to wake them.
 
-    Threads of our own: Numba's (`prange`) compute the same, but a loop takes twice as long to compile.
+    Threads of our own: with Numba's (`prange`) a loop takes twice as long to compile, and those of BLAS spin as
+    they wait. What is a loop in NumPy runs beside others as far as NumPy lets go of the interpreter.
     """
     parts = min(n, _threads)
     if parts <= 1 or work < ALONE:
         loop(0, n, *args)
         return
     ends = [n * part // parts for part in range(parts + 1)]
-    others = [_workers.submit(loop, *ends[part:part + 2], *args) for part in range(1, parts)]
+    others = [_workers.submit(copy_context().run, loop, *ends[part:part + 2], *args)  # with NumPy's errstate
+              for part in range(1, parts)]
     try:
         loop(0, ends[1], *args)
     finally:
@@ -113,13 +116,24 @@ def _split(loop: Callable, n: int, work: int, *args: Any) -> None:
 _workers: ThreadPoolExecutor
 
 
+def product(a: Array, b: Array) -> Array:
+    """a @ b, for large matrices the rows of a split over threads: BLAS has one (train.py).  (n,k), (k,m)"""
+    work = a.size * b.shape[-1]
+    if not isinstance(a, np.ndarray) or a.ndim != 2 or b.ndim != 2 or work < 2**24:
+        return a @ b
+    y = np.empty((len(a), b.shape[1]), np.result_type(a, b))
+    split(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), len(a), work)
+    return y
+
+
 def _hire() -> None:
     global _workers
     _workers = ThreadPoolExecutor(os.cpu_count() or 1)
 
 
 ALONE = 2**16  # operations or so that are done before a second thread is awake
-_threads = numba.config.NUMBA_NUM_THREADS if JIT else 1  # type: ignore[attr-defined]
+_threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _hire()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_hire)  # threads do not survive a fork
@@ -155,7 +169,7 @@ def _run(loop: Callable, n: int, inputs: list[Array], *shapes: Any, before: tupl
     """Let loop(start, stop, *before, *inputs, *outputs), over 0…n, fill outputs of these shapes; return them."""
     inputs = _ready(*inputs)
     outputs = [np.empty(shape, inputs[0].dtype) for shape in shapes]
-    _split(loop, n, inputs[0].size, *before, *inputs, *outputs)
+    split(loop, n, inputs[0].size, *before, *inputs, *outputs)
     return outputs
 
 
@@ -519,7 +533,7 @@ def _empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
 def _scan(loop: Callable, rows: int, v: np.ndarray, *args: Any) -> None:
     """One scan of all blocks of rows of states (v's width, rows), with room for the state of each."""
     scratch = _empty((v.shape[0] * v.shape[2] // LANES, rows * LANES), v)
-    _split(loop, len(scratch), v.size * rows, rows, *args, scratch)
+    split(loop, len(scratch), v.size * rows, rows, *args, scratch)
 
 
 def _decay(log_a: np.ndarray) -> np.ndarray:
@@ -566,7 +580,7 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
 
     GS_T = np.einsum("nij,nij->n", G_T[:, :d_k], X_T[:, :d_k], dtype=np.float64)
     log_a_bar, b_bar, c_bar = (np.empty_like(b) for _ in range(3))
-    _split(_gather, len(v), v.size, q, k, v, b, c, u, Su, q_bar, GS_T, Gu, u_bar, log_a_bar, b_bar, c_bar)
+    split(_gather, len(v), v.size, q, k, v, b, c, u, Su, q_bar, GS_T, Gu, u_bar, log_a_bar, b_bar, c_bar)
     return (q_bar[..., :d_k], Gu[..., :d_k], u_bar[..., :d_v], log_a_bar, b_bar, c_bar,
             np.ascontiguousarray(_T(G_0[:, :d_k, :d_v])))
 
@@ -808,7 +822,7 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step):
     _expect(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
     numbers = 1 - beta1, 1 - beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps
     g = np.require(g, p.dtype, ["C", "A", "W"])
-    _split(_adamw, p.size, p.size, *(x.reshape(-1) for x in (p, g, m, v)), *(p.dtype.type(n) for n in numbers))
+    split(_adamw, p.size, p.size, *(x.reshape(-1) for x in (p, g, m, v)), *(p.dtype.type(n) for n in numbers))
 
 
 # Causal depthwise convolution -------------------------------------------------------------------------------
@@ -1531,7 +1545,7 @@ def titans(adaptive, l2, given, eta_max, *inputs):
     table, options = _expect_titans(adaptive, l2, given, *inputs)
     (B, H, n, d), now = inputs[0][0].shape, inputs[4]
     o, after = np.zeros((B * H, n, d), table.dtype), _zeros(now, table.dtype)
-    _split(_titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o, table.layers(after))
+    split(_titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o, table.layers(after))
     return o.reshape(B, H, n, d), after
 
 
@@ -1543,7 +1557,7 @@ def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
     o_bar = np.require(o_bar.reshape(B * H, n, d), table.dtype, ["C", "A", "W"])
     shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
     bars = [_zeros(feeds, table.dtype), *shared, _zeros(now, table.dtype), _zeros(start, table.dtype)]
-    _split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, table.inputs(*inputs), o_bar,
+    split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, table.inputs(*inputs), o_bar,
            table.layers(after_bar), table.inputs(*bars))
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
     return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[4:]]

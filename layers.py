@@ -13,6 +13,7 @@ Weights are (out, in), as in y = W x.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,19 +99,21 @@ def normal(rng: Rng | None, shape: tuple[int, ...], std: float) -> Parameter:
 
 @op
 def linear(x, w):
-    """z = x Wᵀ;  x̄ = z̄ W, W̄ = z̄ᵀ x [A 8, N 3].  x (…,in), w (out,in)
+    """z = x Wᵀ;  x̄ = z̄ W, W̄ = z̄ᵀ x [A 8, N 3], which are such products, too.  x (…,in), w (out,in)
 
     If the weight has a tap, what a learning rule on the layer itself needs is put there: its inputs and
     output errors.
     """
-    flat = reshape(x, shape=(-1, x.shape[-1]))
+    rows = math.prod(x.shape[:-1])
+    flat = reshape(x, shape=(rows, x.shape[-1]))
 
     def to_w(g):
-        g = reshape(g, shape=(-1, w.shape[0]))
+        g = reshape(g, shape=(rows, w.shape[0]))
         if getattr(w, "tap", None) is not None:
             w.tap.append((flat.data, g.data))
-        return g.mT @ flat
-    return np.reshape(flat.data @ w.data.T, (*x.shape[:-1], w.shape[0])), (lambda g: g @ w, to_w)
+        return linear(g.mT, flat.mT)
+    z = kernels.product(flat.data, w.data.T)
+    return np.reshape(z, (*x.shape[:-1], w.shape[0])), (lambda g: linear(g, w.mT), to_w)
 
 
 class Linear(Module):
@@ -235,35 +238,41 @@ def fused_attention(q, k, v):
         np.copyto(s[:, :last, first:], -np.inf, where=keys > queries[:, None])
         return s
 
-    for (q_b, k_b, v_b), y_b, z_b in zip(sequences, y, z, strict=True):
-        for t in range(0, T, BLOCK):
-            now, seen = slice(t, t + BLOCK), slice(0, past + t + BLOCK)
-            s = scores(q_b[:, now], k_b[:, seen], t, 0)
-            top = np.max(s, axis=-1, keepdims=True)
-            s -= top
-            total = np.sum(np.exp(s, out=s), axis=-1, keepdims=True)
-            y_b[:, now] = s @ v_b[:, seen] / total
-            z_b[:, now] = top + np.log(total)
+    def forward(start, stop):
+        for (q_b, k_b, v_b), y_b, z_b in zip(*(x[start:stop] for x in (sequences, y, z)), strict=True):
+            for t in range(0, T, BLOCK):
+                now, seen = slice(t, t + BLOCK), slice(0, past + t + BLOCK)
+                s = scores(q_b[:, now], k_b[:, seen], t, 0)
+                top = np.max(s, axis=-1, keepdims=True)
+                s -= top
+                total = np.sum(np.exp(s, out=s), axis=-1, keepdims=True)
+                y_b[:, now] = s @ v_b[:, seen] / total
+                z_b[:, now] = top + np.log(total)
 
     def backward(g):
         bars = q_bar, k_bar, v_bar = [np.zeros_like(x.data) for x in (q, k, v)]
         gy = np.sum(g * y, axis=-1, keepdims=True)
-        for b, (q_b, k_b, v_b) in enumerate(sequences):
-            for i in range(0, past + T, BLOCK):
-                t = max(0, i - past)
-                now, seeing = slice(i, i + BLOCK), slice(t, T)  # keys, and queries that see any of them
-                q_n, g_n = q_b[:, seeing], g[b, :, seeing]
-                p = scores(q_n, k_b[:, now], t, i)
-                p -= z[b, :, seeing]
-                np.exp(p, out=p)
-                v_bar[b, :, now] = np.swapaxes(p, 1, 2) @ g_n
-                s_bar = g_n @ np.swapaxes(v_b[:, now], 1, 2)
-                s_bar -= gy[b, :, seeing]
-                s_bar *= p
-                k_bar[b, :, now] = np.swapaxes(s_bar, 1, 2) @ q_n
-                q_bar[b, :, seeing] += s_bar @ k_b[:, now]
+
+        def back(start, stop):
+            for b in range(start, stop):
+                q_b, k_b, v_b = sequences[b]
+                for i in range(0, past + T, BLOCK):
+                    t = max(0, i - past)
+                    now, seeing = slice(i, i + BLOCK), slice(t, T)  # keys, and queries that see any of them
+                    q_n, g_n = q_b[:, seeing], g[b, :, seeing]
+                    p = scores(q_n, k_b[:, now], t, i)
+                    p -= z[b, :, seeing]
+                    np.exp(p, out=p)
+                    v_bar[b, :, now] = np.swapaxes(p, 1, 2) @ g_n
+                    s_bar = g_n @ np.swapaxes(v_b[:, now], 1, 2)
+                    s_bar -= gy[b, :, seeing]
+                    s_bar *= p
+                    k_bar[b, :, now] = np.swapaxes(s_bar, 1, 2) @ q_n
+                    q_bar[b, :, seeing] += s_bar @ k_b[:, now]
+        kernels.split(back, len(sequences), q.size * T)
         q_bar *= d ** -0.5
         return bars
+    kernels.split(forward, len(sequences), q.size * T)
     return y, backward
 
 

@@ -79,8 +79,8 @@ def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = 
     X = M.mT if tall else M
     X = X / (frobenius(X) + 1e-7)
     for _ in range(steps):
-        A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        A = kernels.product(X, X.mT)
+        X = a * X + kernels.product(b * A + c * kernels.product(A, A), X)
     return X.mT if tall else X
 
 

@@ -16,13 +16,13 @@ import itertools
 import os
 import sys
 
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # waiting, BLAS's threads sleep: they leave us the cores
-if __name__ == "__main__":  # BLAS and Numba read these once, while they are imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read as NumPy is loaded: the work is dealt out by kernels.split
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+if __name__ == "__main__":  # Numba reads this once, while it is imported
     words = itertools.chain(*(argument.split("=", 1) for argument in sys.argv))
     for word, n in itertools.pairwise(words):
         if word == "--threads" and n.isdigit() and int(n):
-            os.environ |= {"OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "MKL_NUM_THREADS": n,
-                           "VECLIB_MAXIMUM_THREADS": n, "NUMBA_NUM_THREADS": n}
+            os.environ["NUMBA_NUM_THREADS"] = n
 
 import argparse
 import importlib
@@ -87,7 +87,7 @@ class Training:
     random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     seed: int = 0               # of the weights, the order and the samples
     device: str = "auto"        # cpu; cuda, an NVIDIA card (see gpu/); or auto, a card if one can be used
-    threads: int = 0            # of BLAS and Numba; 0 = as many as there are cores
+    threads: int = 0            # 0 = as many as there are cores
     baseline: bool = False      # train a Transformer of as many parameters too, for comparison
     validation: int = 128       # batches of validation text to measure on, at most
     out: str = ""               # the run's folder; none = runs/PRESET-DATE-TIME
@@ -863,7 +863,7 @@ def cores() -> str:
 def doctor() -> int:
     """Print what this machine offers."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    limit, root = os.environ.get("OMP_NUM_THREADS"), Path(__file__).resolve().parent
+    limit, root = os.environ.get("NUMBA_NUM_THREADS"), Path(__file__).resolve().parent
     cache = Path(os.environ.get("NUMBA_CACHE_DIR", root / "__pycache__"))
     writable = os.access(cache if cache.exists() else cache.parent, os.W_OK)
     card, place = choose("auto")
@@ -1013,8 +1013,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                begin(preset, *settings(preset, given)))
         if run.training.threads:
             kernels.set_threads(run.training.threads)
-            if os.environ.get("OMP_NUM_THREADS") != str(run.training.threads):
-                print(f"for BLAS, threads are set on the command line only: --threads {run.training.threads}")
     except (ValueError, OSError) as error:
         return fail(error, 2)
     except MemoryError as error:

@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # before NumPy is imported; see train.py
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported; see train.py
+os.environ.setdefault("MKL_NUM_THREADS", "1")

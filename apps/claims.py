@@ -541,8 +541,7 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> Non
 
 
 def machine() -> str:
-    threads = os.environ.get("OMP_NUM_THREADS", "as many as it likes")
-    return f"{platform.machine()}, {os.cpu_count()} cores, threads of BLAS: {threads}"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('NUMBA_NUM_THREADS', 'all')} of them used"
 
 
 def draw(name: str, paper: str, found: dict[str, Any], path: Path) -> None:

@@ -590,10 +590,10 @@ def test_every_part_is_done_once_by_threads_and_what_goes_wrong_in_one_is_raised
         if start == fails:
             raise ArithmeticError(f"from {start} on")
     for work in (0, kernels.ALONE):
-        kernels._split(loop, len(done), work, None)
+        kernels.split(loop, len(done), work, None)
     assert np.all(done == 2)
     with pytest.raises(ArithmeticError, match="from 3 on"):
-        kernels._split(loop, len(done), kernels.ALONE, 3)
+        kernels.split(loop, len(done), kernels.ALONE, 3)
     assert np.all(done == 3)
 
 
@@ -603,12 +603,12 @@ def test_a_forked_process_has_threads_of_its_own():
 import os, numpy as np, kernels
 kernels._threads = 2
 def loop(start, stop, x): x[start:stop] += 1
-kernels._split(loop, 4, kernels.ALONE, np.zeros(4))
+kernels.split(loop, 4, kernels.ALONE, np.zeros(4))
 if child := os.fork():
     assert os.waitpid(child, 0)[1] == 0
 else:
     x = np.zeros(4)
-    kernels._split(loop, 4, kernels.ALONE, x)
+    kernels.split(loop, 4, kernels.ALONE, x)
     os._exit(0 if x.sum() == 4 else 1)
 print("done")
 """)

@@ -120,7 +120,7 @@ def recall(study: Study) -> dict[str, Any]:
     Width, heads and pairs are where DGD was first seen to learn; none was sought for the others.
     """
     keys = values = 16
-    counts, taught, steps = (4, 8, 12, 16), 4, study.steps(500)
+    counts, taught, steps = (4, 8, 12, 16), 4, study.steps(400)
     base = Config(width=64, layers=2, heads=2, segment=3 * max(counts), vocabulary=keys + values, chunks=(1,),
                   hidden=64, memory_chunk=12, projection_chunk=12, eta_max=0.5, eta_start=0.1)
     models = {"self-modifying": base}
@@ -131,12 +131,12 @@ def recall(study: Study) -> dict[str, Any]:
     def score(config: Config, rate: float, seed: int) -> list[float]:
         rng = np.random.default_rng([seed, 1])
         model = Hope(config, np.random.default_rng(seed))
-        fit(model, lambda: associative_recall(rng, 32, taught, taught, keys, values), steps, rate,
+        fit(model, lambda: associative_recall(rng, 16, taught, taught, keys, values), steps, rate,
             bar=study.bar)
         asked = [associative_recall(np.random.default_rng(7), 64, n, n, keys, values) for n in counts]
         with no_grad():
             return [share_right(np.argmax(model(t)[0].data, -1), targets) for t, targets in asked]
-    found = study.compare(models, (1e-3, 3e-3, 1e-2, 3e-2), score)
+    found = study.compare(models, (3e-3, 1e-2, 3e-2), score)
     at = counts.index(8)
     scores = {name: scores[:, at] for name, scores in found.items()}
     best = np.maximum(scores["DGD"], scores["self-modifying"])
@@ -164,7 +164,7 @@ def languages(study: Study) -> dict[str, Any]:
 
     def score(config: Config, rate: float, seed: int) -> list[float]:
         rng, model = np.random.default_rng([seed, 2]), Hope(config, np.random.default_rng(seed))
-        fit(model, lambda: words(rng, 6, length), steps, rate, bar=study.bar)
+        fit(model, lambda: words(rng, 3, length), steps, rate, bar=study.bar)
         scores = []
         for n in (length, longer):
             for name in LANGUAGES:

@@ -256,6 +256,7 @@ def test_time_in_a_library_is_counted_for_the_function_of_ours_that_called_it():
 # What is compared -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_checkpoints_between_pieces_change_no_loss_and_no_gradient():
     from benchmarks.growth import ours
 

@@ -226,7 +226,8 @@ def test_nan_comes_out_of_the_kernels_as_nan(on):
         assert np.isnan(host(y)[2]).any() and not np.isnan(host(y)[[0, 1, 3]]).any()
 
 
-@pytest.mark.parametrize("mixer", ["gated", pytest.param("titans", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["gated", "titans"])
 @pytest.mark.parametrize("on", [COMPILED], indirect=True)
 def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, monkeypatch):
     monkeypatch.setattr(kernels, "_REGISTERED", {})

@@ -993,9 +993,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 for a run that failed, 2 for bad input, 130 after Ctrl+C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        for i, flag in enumerate(arguments):
-            if f"{flag}={''.join(arguments[i + 1:i + 2])}" == "--preset=stories" or flag == "--preset=stories":
-                return stories(arguments[:i] + arguments[i + 2 - ("=" in flag):])
+        first = Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset")
+        chosen, others = first.parse_known_args(arguments)
+        if chosen.preset == "stories":
+            return stories(others)
         command, given = parse(arguments)
         if command.doctor:
             return doctor()

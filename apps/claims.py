@@ -573,22 +573,26 @@ def edges(sweep: dict[str, dict[str, float]]) -> list[str]:
             if max(scores, key=scores.__getitem__) in (min(scores, key=float), max(scores, key=float))]
 
 
+def measured(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was found for every claim that has been measured there, by name."""
+    paths = {name: folder / f"{name}.json" for name in CLAIMS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
 def overview(folder: Path) -> str:
     """The table of all claims measured so far, from their files; it names what has not been measured."""
     lines = ["# The claims", "", "Made by `python -m apps.evaluate claims`. Every number, the sweep and the",
              "command are in the file beside the picture; mean over seeds ± half of the 95% interval.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
-    notes, asked = [], []
+    notes, asked, found = [], [], measured(folder)
     for name, (measure, paper) in CLAIMS.items():
         asked.append(f"- *{name}*: {' '.join(inspect.cleandoc(measure.__doc__ or '').split())}")
-        path = folder / f"{name}.json"
-        if not path.exists():
+        if not (kept := found.get(name)):
             lines.append(f"| {name} | {paper} | | not measured |")
             continue
-        kept = json.loads(path.read_text(encoding="utf-8"))
         lines.append(f"| [{name}]({name}.png) | {kept['paper']} | {kept['here']} | {kept['holds']} |")
         for reading, tried in kept.get("cause", {}).items():
-            left = ", ".join(f"{levels} {said(tuple(found))}" for levels, found in tried["kept"].items())
+            left = ", ".join(f"{levels} {said(tuple(k))}" for levels, k in tried["kept"].items())
             notes.append(f"- {name}, if {reading}: {left}; 4 levels keep more: {tried['4 levels keep more']}.")
         if at := edges(kept["sweep"]):
             notes.append(f"- {name}: the best rate is at the edge of the sweep for {', '.join(at)}.")

@@ -8,9 +8,7 @@ cosine of the time, and measuring the loss takes none of it.
 
 from __future__ import annotations
 
-import math
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ import numpy as np
 from benchmarks.harness import Job, Others, race
 from benchmarks.report import HERE, Result, Table, Target
 from benchmarks.training import SMALL, Trainer, load, prepare
-from benchmarks.worker import Contender
+from benchmarks.worker import Contender, against_the_clock
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
@@ -32,28 +30,16 @@ COLOURS = ("#1f5fa8", "#d1731f", "#7a7a7a")
 
 def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int = 20, final: float = 0.1,
              **options: Any) -> Contender:
-    """Training against the clock: a step lasts until so many seconds of learning are over, in all.
-
-    What comes back is the number of steps taken, and bits per byte on the batches in held_out.npy.
-    """
+    """Our side; the loss is that of the batches in held_out.npy."""
     from autograd import no_grad
 
-    trainer, spent = Trainer(load(folder), lr, optimizer, **options), 0.0
-    batches = np.load(Path(folder) / "tokens.npy", mmap_mode="r")
-    held_out = np.load(Path(folder) / "held_out.npy")
+    trainer, held_out = Trainer(load(folder), lr, optimizer, **options), np.load(Path(folder) / "held_out.npy")
 
-    def step(until: float) -> dict[str, float]:
-        nonlocal spent
-        while spent < until:
-            started = time.perf_counter()
-            cosine = (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
-            scale = min(1.0, (trainer.clock + 1) / warmup) * (final + (1 - final) * cosine)
-            trainer.step(batches[trainer.clock % len(batches)], scale)
-            spent += time.perf_counter() - started
-        with no_grad():
-            nats = float(np.mean([trainer.model.loss(tokens)[0].item() for tokens in held_out]))
-        return {"steps": trainer.clock, "seconds": spent, "bits": nats / math.log(2)}
-    return Contender(step)
+    @no_grad()
+    def nats() -> float:
+        return float(np.mean([trainer.model.loss(tokens)[0].item() for tokens in held_out]))
+    batches = np.load(Path(folder) / "tokens.npy", mmap_mode="r")
+    return against_the_clock(trainer, batches, nats, seconds, warmup, final)
 
 
 def learn(jobs: dict[str, Job], minutes: float, threads: int, turns: int

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.worker import Contender
+from benchmarks.worker import Contender, against_the_clock
 
 VECTORS, SCALARS = ("k", "v", "memory"), ("eta", "alpha")
 COVERED = {"memory": "mlp", "targets": "self", "reads": "exact", "retention": "initial",
@@ -369,24 +368,15 @@ def training(folder: str, dtype: str = "float32", compiled: bool = False, lr: fl
 
 def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int = 20, final: float = 0.1
              ) -> Contender:
-    """Training against the clock, as in loss.py: a step lasts until so many seconds of learning are over."""
-    model = load(folder)
+    """Training against the clock, as in loss.py."""
+    trainer = Trainer(load(folder), lr, optimizer)
     batches = torch.from_numpy(np.load(Path(folder) / "tokens.npy", mmap_mode="c"))
     held_out = torch.from_numpy(np.load(Path(folder) / "held_out.npy"))
-    trainer, spent = Trainer(model, lr, optimizer), 0.0
 
-    def step(until: float) -> dict[str, float]:
-        nonlocal spent
-        while spent < until:
-            started = time.perf_counter()
-            cosine = (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
-            scale = min(1.0, (trainer.clock + 1) / warmup) * (final + (1 - final) * cosine)
-            trainer.step(batches[trainer.clock % len(batches)], scale)
-            spent += time.perf_counter() - started
-        with torch.no_grad():
-            nats = float(np.mean([model.loss(tokens).item() for tokens in held_out]))
-        return {"steps": trainer.clock, "seconds": spent, "bits": nats / math.log(2)}
-    return Contender(step)
+    @torch.no_grad()
+    def nats() -> float:
+        return float(np.mean([trainer.model.loss(tokens).item() for tokens in held_out]))
+    return against_the_clock(trainer, batches, nats, seconds, warmup, final)
 
 
 # Decoding ---------------------------------------------------------------------------------------------------

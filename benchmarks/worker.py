@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -45,6 +46,27 @@ def build(path: str, arguments: dict[str, Any]) -> Contender:
     """The program that "module:function" makes."""
     module, _, function = path.partition(":")
     return getattr(importlib.import_module(module), function)(**arguments)
+
+
+def against_the_clock(trainer: Any, batches: Any, nats: Callable[[], float], seconds: float, warmup: int, final: float
+                      ) -> Contender:
+    """Training against the clock: a step lasts until so many seconds of learning are over, in all.
+
+    The rate rises for `warmup` steps and falls as a cosine of the time to `final`. What comes back is the number
+    of steps taken, and bits per byte: `nats` measures the model, and takes none of the time.
+    """
+    spent = 0.0
+
+    def step(until: float) -> dict[str, float]:
+        nonlocal spent
+        while spent < until:
+            started = time.perf_counter()
+            cosine = (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
+            scale = min(1.0, (trainer.clock + 1) / warmup) * (final + (1 - final) * cosine)
+            trainer.step(batches[trainer.clock % len(batches)], scale)
+            spent += time.perf_counter() - started
+        return {"steps": trainer.clock, "seconds": spent, "bits": nats() / math.log(2)}
+    return Contender(step)
 
 
 def serve() -> None:

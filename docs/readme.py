@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import hope  # noqa: E402
 import train  # noqa: E402
-from apps.claims import CLAIMS  # noqa: E402
+from apps.claims import CLAIMS, measured  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 
 README = ROOT / "README.md"
@@ -87,13 +87,12 @@ def trained() -> str:
 
 def claims() -> str:
     """What `python -m apps.evaluate claims` found, as it lies in docs/claims/."""
-    rows = []
+    rows, found = [], measured(HERE / "claims")
     for name, (_, paper) in CLAIMS.items():
-        path, here, holds = HERE / "claims" / f"{name}.json", "", "not measured"
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            name, here, holds = f"[{name}](docs/claims/{name}.png)", found["here"], found["holds"]
-        rows.append((name, paper, here, holds))
+        row = (name, paper, "", "not measured")
+        if kept := found.get(name):
+            row = (f"[{name}](docs/claims/{name}.png)", paper, kept["here"], kept["holds"])
+        rows.append(row)
     return table("claim · paper · here · holds?", rows)
 
 

@@ -1536,8 +1536,9 @@ class _Tables:
         return np.array(rows, np.int64)
 
     def inputs(self, feeds, bias, readout, initial, now, start) -> Any:
-        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout),
-                      *(self.layers(by_name) for by_name in (initial, now, now | start)))
+        there = self.layers(now)
+        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
+                      there, self.layers(now | start) if start else there)
 
     def layers(self, by_name: dict) -> np.ndarray:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])

@@ -165,11 +165,12 @@ def _ready(*arrays: Array) -> list[np.ndarray]:
     return [np.require(np.asarray(x), dtype, ["C", "A", "W"]) for x in arrays]
 
 
-def _run(loop: Callable, n: int, inputs: list[Array], *shapes: Any, before: tuple = ()) -> list[np.ndarray]:
+def _run(loop: Callable, n: int, inputs: list[Array], *shapes: Any, before: tuple = (), work: int = 0
+         ) -> list[np.ndarray]:
     """Let loop(start, stop, *before, *inputs, *outputs), over 0…n, fill outputs of these shapes; return them."""
     inputs = _ready(*inputs)
     outputs = [np.empty(shape, inputs[0].dtype) for shape in shapes]
-    split(loop, n, inputs[0].size, *before, *inputs, *outputs)
+    split(loop, n, work or inputs[0].size, *before, *inputs, *outputs)
     return outputs
 
 
@@ -894,31 +895,10 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
     return past_bar[:, last:], past_bar[:, :last], w_parts.sum(0)
 
 
-# Self-modifying Titans: one chunk, compiled -----------------------------------------------------------------
+# Products of small matrices, compiled -----------------------------------------------------------------------
 #
-# `memory.SelfModifyingTitans.chunk_in_operations` is the definition. Here a thread computes the whole chunk
-# of one sequence after the other, with all it needs in its nearest caches. Arrays lie feature by token (F,n),
-# tokens side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
-# Tokens are filled up to a multiple of LANES with some that write nothing (x = 0, η = 0, α = 1); a token alone
-# is not. The way back computes the chunk again.
-#
-# Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
-# and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
-# S (S₀) its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should write,
-# its clipped surprise less what it forgets, U what is written, U(I + L)ᵀ = E diag(η′): S_C = g_C S₀ +
-# Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
-
-MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
-SCALARS, MEMORY = (3, 4), 5
-WORK = 100  # for every number of the output, very roughly
-Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
-System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
-Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
-Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
-                                "SZ1 E1 U1 SZ2 E2 U2 system")
-Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
-Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
-
+# Columns lie side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
+# Tokens are columns, filled up to a multiple of LANES; a token alone is not.
 
 @_inner
 def _add_one(C, A, B):
@@ -1030,6 +1010,173 @@ def _accumulate(y, x):
     for i in range(x.shape[0]):
         for t in range(x.shape[1]):
             y[i, t] += x[i, t]
+
+
+@_inner
+def _filled(x, width):
+    """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
+    wide = np.zeros((width, x.shape[1]), x.dtype)
+    _accumulate(wide, x)
+    return wide, _turned(wide)
+
+
+# Causal softmax attention -----------------------------------------------------------------------------------
+
+def attention_reference(q, k, v):
+    """y_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past;  z_t = log Σ_{i≤P+t} exp(q_t·k_i/√d)
+
+    q (B,H,T,d); k, v (B,H,P+T,d) → y (B,H,T,d), z (B,H,T)
+    """
+    _expect_attention(q, k, v)
+    s = _scores(q, k)
+    top = np.max(s, axis=-1, keepdims=True)
+    p = np.exp(s - top)
+    total = np.sum(p, axis=-1, keepdims=True)
+    return p @ v / total, (top + np.log(total))[..., 0]
+
+
+def attention_backward_reference(q, k, v, y, z, y_bar):
+    """p_ti = exp(s_ti − z_t),  v̄_i = Σ_t p_ti ȳ_t,  s̄_ti = p_ti(ȳ_t·v_i − ȳ_t·y_t),  q̄ = s̄ k/√d,  k̄ = s̄ᵀ q/√d"""
+    _expect_attention(q, k, v, y, z, y_bar)
+    p = np.exp(_scores(q, k) - z[..., None])
+    s_bar = p * (y_bar @ np.swapaxes(v, 2, 3) - np.sum(y_bar * y, axis=-1, keepdims=True)) * q.shape[-1] ** -0.5
+    return s_bar @ k, np.swapaxes(s_bar, 2, 3) @ q, np.swapaxes(p, 2, 3) @ y_bar
+
+
+def _scores(q, k):
+    """s_ti = q_t·k_i/√d, and −∞ for a key that lies ahead"""
+    s = (q @ np.swapaxes(k, 2, 3)) * q.shape[-1] ** -0.5
+    seen = np.tril(np.ones_like(s, shape=s.shape[2:], dtype=bool), k.shape[2] - q.shape[2])
+    return np.where(seen, s, -np.inf)
+
+
+def _expect_attention(q, k, v, *more):
+    (B, H, T, d), keys = q.shape, k.shape[2]
+    _expect(k=(k, (B, H, max(keys, T), d)), v=(v, (B, H, keys, d)))
+    for x, shape in zip(more, (q.shape, q.shape[:3], q.shape), strict=False):
+        _expect(result=(x, shape))
+
+
+BLOCK = 64  # queries, and keys, that are looked at together; their scores are never all in memory
+
+
+@_inner
+def _look(s, scale, ahead, top, total, y_T):
+    """s → e^(s·scale − top) of a block of keys, 0 for those ahead; top is the largest score of a query so far.
+
+    s (keys,queries). Where a larger one is found, what was summed before shrinks by e^(old − new). Loops are
+    over all queries, for only such become wide.
+    """
+    (m, n), old, least = s.shape, top.copy(), s.dtype.type(-np.inf)
+    for j in range(m):
+        for t in range(n):
+            s[j, t] *= scale
+        for t in range(min(n, ahead + j)):
+            s[j, t] = least
+        for t in range(n):
+            top[t] = np.maximum(top[t], s[j, t])  # keeps a NaN
+    for t in range(n):
+        old[t] = _exp(old[t] - top[t])
+        total[t] *= old[t]
+    for p in range(len(y_T)):
+        for t in range(n):
+            y_T[p, t] *= old[t]
+    for j in range(m):
+        for t in range(n):
+            s[j, t] = _exp(s[j, t] - top[t])
+        for t in range(min(n, ahead + j)):
+            s[j, t] = 0
+        for t in range(n):
+            total[t] += s[j, t]
+
+
+@_jit(nogil=True)
+def _attention(start, stop, q, k, v, y, z):
+    (T, d), past = q.shape[1:], k.shape[1] - q.shape[1]
+    scale, least = q.dtype.type(1 / math.sqrt(d)), q.dtype.type(-np.inf)
+    for h in range(start, stop):
+        for t in range(0, T, BLOCK):
+            n = min(BLOCK, T - t)
+            width = n if n == 1 else n + -n % LANES
+            q_T = _filled(q[h, t:t + n], width)[1]
+            top, total, y_T = np.full(width, least), np.zeros(width, q.dtype), np.zeros((d, width), q.dtype)
+            for i in range(0, past + t + n, BLOCK):
+                s = _product(k[h, i:i + BLOCK], q_T)  # (keys,queries)
+                _look(s, scale, i - past - t, top, total, y_T)
+                _add(y_T, v[h, i:i + BLOCK].T, s)
+            for j in range(n):
+                z[h, t + j] = top[j] + math.log(total[j])
+                for p in range(d):
+                    y[h, t + j, p] = y_T[p, j] / total[j]
+
+
+@_jit(nogil=True)
+def _attention_backward(start, stop, q, k, v, y, z, y_bar, q_bar, k_bar, v_bar):
+    (T, d), past, zero = q.shape[1:], k.shape[1] - q.shape[1], q.dtype.type(0)
+    scale = q.dtype.type(1 / math.sqrt(d))
+    for h in range(start, stop):
+        k_bar[h], v_bar[h] = zero, zero
+        for t in range(0, T, BLOCK):
+            n = min(BLOCK, T - t)
+            width = n if n == 1 else n + -n % LANES
+            (q_t, q_T), (g, g_T) = _filled(q[h, t:t + n], width), _filled(y_bar[h, t:t + n], width)
+            along, z_t, q_bar_T = np.zeros(width, q.dtype), np.zeros(width, q.dtype), np.zeros_like(q_T)
+            for j in range(n):
+                along[j], z_t[j] = _dot(y[h, t + j], y_bar[h, t + j]), z[h, t + j]
+            for i in range(0, past + t + n, BLOCK):
+                p, s_bar = _product(k[h, i:i + BLOCK], q_T), _product(v[h, i:i + BLOCK], g_T)  # (keys,queries)
+                for j in range(len(p)):
+                    for c in range(width):
+                        p[j, c] = _exp(p[j, c] * scale - z_t[c])
+                        s_bar[j, c] = p[j, c] * (s_bar[j, c] - along[c]) * scale
+                    for c in range(min(width, i + j - past - t)):  # a key that lies ahead
+                        p[j, c], s_bar[j, c] = zero, zero
+                _add(v_bar[h, i:i + BLOCK], p, g)
+                _add(k_bar[h, i:i + BLOCK], s_bar, q_t)
+                _add(q_bar_T, k[h, i:i + BLOCK].T, s_bar)
+            for j in range(n):
+                for c in range(d):
+                    q_bar[h, t + j, c] = q_bar_T[c, j]
+
+
+def attention(q, k, v):
+    _expect_attention(q, k, v)
+    n = q.shape[0] * q.shape[1]
+    flat = [np.reshape(x, (n, *x.shape[2:])) for x in (q, k, v)]
+    y, z = _run(_attention, n, flat, flat[0].shape, flat[0].shape[:2], work=q.size * k.shape[2])
+    return y.reshape(q.shape), z.reshape(q.shape[:3])
+
+
+def attention_backward(q, k, v, y, z, y_bar):
+    _expect_attention(q, k, v, y, z, y_bar)
+    n = q.shape[0] * q.shape[1]
+    flat = [np.reshape(x, (n, *x.shape[2:])) for x in (q, k, v, y, z, y_bar)]
+    bars = _run(_attention_backward, n, flat, *(x.shape for x in flat[:3]), work=q.size * k.shape[2])
+    return tuple(bar.reshape(x.shape) for bar, x in zip(bars, (q, k, v), strict=True))
+
+
+# Self-modifying Titans: one chunk, compiled -----------------------------------------------------------------
+#
+# `memory.SelfModifyingTitans.chunk_in_operations` is the definition. Here a thread computes the whole chunk
+# of one sequence after the other, with all it needs in its nearest caches. Arrays lie feature by token (F,n);
+# the tokens that fill them up write nothing (x = 0, η = 0, α = 1). The way back computes the chunk again.
+#
+# Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
+# and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
+# S (S₀) its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should write,
+# its clipped surprise less what it forgets, U what is written, U(I + L)ᵀ = E diag(η′): S_C = g_C S₀ +
+# Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
+
+MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
+SCALARS, MEMORY = (3, 4), 5
+WORK = 100  # for every number of the output, very roughly
+Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
+System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
+Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
+Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
+                                "SZ1 E1 U1 SZ2 E2 U2 system")
+Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
+Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
 
 
 @_inner
@@ -1424,10 +1571,8 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 @_inner
 def _feed(m, i, at, width, like):
     """What projection m is asked with, feature by token and token by feature."""
-    feed = _of(at.feeds, min(m, 3), i, like)
-    x_T = np.zeros((width, feed.shape[1]), feed.dtype)
-    _accumulate(x_T, feed)
-    return _turned(x_T), x_T
+    x_T, x = _filled(_of(at.feeds, min(m, 3), i, like), width)
+    return x, x_T
 
 
 @_inner
@@ -1614,4 +1759,6 @@ PAIRS |= {
     "adamw": (adamw_reference, adamw),
     "causal_conv": (causal_conv_reference, causal_conv),
     "causal_conv_backward": (causal_conv_backward_reference, causal_conv_backward),
+    "attention": (attention_reference, attention),
+    "attention_backward": (attention_backward_reference, attention_backward),
 }

@@ -209,9 +209,6 @@ class CausalConv(Module):
         return fused_causal_conv(x, tail, self.weight)
 
 
-BLOCK = 64  # queries or keys that attention looks at together: their scores fit in a core's own cache
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,H,P+T,d)"""
     scores = (q @ k.mT) * (q.shape[-1] ** -0.5)  # (B,H,T,P+T)
@@ -221,61 +218,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @fused(reference=attention)
 def fused_attention(q, k, v):
-    """`attention`, block by block: nothing is computed for keys that all queries of a block must not see.
-
-    Only z_t = log Σ_i exp(q_t·k_i/√d) is kept. The way back computes p_ti = exp(q_t·k_i/√d − z_t) again:
-    v̄_i = Σ_t p_ti ȳ_t,  s̄_ti = p_ti(ȳ_t·v_i − ȳ_t·y_t),  q̄_t = Σ_i s̄_ti k_i/√d,  k̄_i = Σ_t s̄_ti q_t/√d.
-    """
-    (T, d), past = q.shape[2:], k.shape[2] - q.shape[2]
-    sequences = list(zip(q.data * d ** -0.5, k.data, v.data, strict=True))
-    y, z = np.empty_like(q.data), np.empty_like(q.data, shape=(*q.shape[:3], 1))
-
-    def scores(q, k, t, i):
-        """Of queries q (H,n,d) from t on and keys k (H,m,d) from i on: (H,n,m), −∞ where a key lies ahead."""
-        s = q @ np.swapaxes(k, 1, 2)
-        first = max(0, past + t - i)  # all queries see the keys before, and those from `last` on see all keys
-        last = max(0, min(s.shape[1], i + s.shape[2] - past - t))
-        keys = np.arange(i + first, i + s.shape[2], like=s)
-        queries = np.arange(past + t, past + t + last, like=s)
-        np.copyto(s[:, :last, first:], -np.inf, where=keys > queries[:, None])
-        return s
-
-    def forward(start, stop):
-        for (q_b, k_b, v_b), y_b, z_b in zip(*(x[start:stop] for x in (sequences, y, z)), strict=True):
-            for t in range(0, T, BLOCK):
-                now, seen = slice(t, t + BLOCK), slice(0, past + t + BLOCK)
-                s = scores(q_b[:, now], k_b[:, seen], t, 0)
-                top = np.max(s, axis=-1, keepdims=True)
-                s -= top
-                total = np.sum(np.exp(s, out=s), axis=-1, keepdims=True)
-                y_b[:, now] = s @ v_b[:, seen] / total
-                z_b[:, now] = top + np.log(total)
-
-    def backward(g):
-        bars = q_bar, k_bar, v_bar = [np.zeros_like(x.data) for x in (q, k, v)]
-        gy = np.sum(g * y, axis=-1, keepdims=True)
-
-        def back(start, stop):
-            for b in range(start, stop):
-                q_b, k_b, v_b = sequences[b]
-                for i in range(0, past + T, BLOCK):
-                    t = max(0, i - past)
-                    now, seeing = slice(i, i + BLOCK), slice(t, T)  # keys, and queries that see any of them
-                    q_n, g_n = q_b[:, seeing], g[b, :, seeing]
-                    p = scores(q_n, k_b[:, now], t, i)
-                    p -= z[b, :, seeing]
-                    np.exp(p, out=p)
-                    v_bar[b, :, now] = np.swapaxes(p, 1, 2) @ g_n
-                    s_bar = g_n @ np.swapaxes(v_b[:, now], 1, 2)
-                    s_bar -= gy[b, :, seeing]
-                    s_bar *= p
-                    k_bar[b, :, now] = np.swapaxes(s_bar, 1, 2) @ q_n
-                    q_bar[b, :, seeing] += s_bar @ k_b[:, now]
-        kernels.split(back, len(sequences), q.size * T)
-        q_bar *= d ** -0.5
-        return bars
-    kernels.split(forward, len(sequences), q.size * T)
-    return y, backward
+    """`attention` in one kernel, block by block; of all scores only z_t = log Σ_i exp(q_t·k_i/√d) is kept."""
+    y, z = kernels.launch("attention", q.data, k.data, v.data)
+    return y, lambda g: kernels.launch("attention_backward", q.data, k.data, v.data, y, z, g)
 
 
 class CausalAttention(Module):
@@ -297,8 +242,7 @@ class CausalAttention(Module):
         q, k = rotate(q, start=past), rotate(k, start=past)
         if state is not None:
             k, v = concatenate([state["key"], k], axis=2), concatenate([state["value"], v], axis=2)
-        attend = fused_attention if isinstance(q.data, np.ndarray) else attention  # a card likes it in one piece
-        return self.output(merge_heads(attend(q, k, v))), {"key": k, "value": v}
+        return self.output(merge_heads(fused_attention(q, k, v))), {"key": k, "value": v}
 
 
 @op

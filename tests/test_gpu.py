@@ -238,7 +238,8 @@ def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, 
 
 
 def test_every_kernel_has_a_twin():
-    assert twins.TWINS.keys() == kernels.PAIRS.keys()
+    """But attention: on a card its reference runs, all scores at once in large products."""
+    assert twins.TWINS.keys() == kernels.PAIRS.keys() - {"attention", "attention_backward"}
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])

@@ -231,6 +231,8 @@ def arguments(name, dtype=np.float64, B=3, T=7, D=5):
     rule = rule_inputs(B, T, D, D + 1, dtype)
     targets = np.random.default_rng(5).integers(0, D, (B, T))
     targets.reshape(-1)[::4] = -100
+    q, g = (draw(B, 2, T, D, dtype=dtype, seed=i) for i in (8, 9))
+    k, v = (draw(B, 2, T + 3, D, dtype=dtype, seed=i) for i in (10, 11))
     return {
         "delta_rule": rule,
         "delta_rule_backward": [*rule, *rule_cotangents(rule)],
@@ -244,6 +246,8 @@ def arguments(name, dtype=np.float64, B=3, T=7, D=5):
                   1e-2, 0.9, 0.99, 1e-8, 0.1, 3],
         "causal_conv": [x, tail, taps],
         "causal_conv_backward": [x, tail, taps, y_bar, 2 * tail],
+        "attention": [q, k, v],
+        "attention_backward": [q, k, v, *kernels.attention_reference(q, k, v), g],
     }[name]
 
 
@@ -412,7 +416,7 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
 
 BACKWARD_OF = {  # forward → the differentiable arguments, and the outputs that have cotangents
     "gelu": ([0], [0]), "rms_norm": ([0, 1], [0]), "cross_entropy": ([0], [0]),
-    "causal_conv": ([0, 1, 2], [0, 1])}
+    "causal_conv": ([0, 1, 2], [0, 1]), "attention": ([0, 1, 2], [0])}
 
 
 @pytest.mark.parametrize("name", BACKWARD_OF)
@@ -423,7 +427,7 @@ def test_backward_is_the_derivative(name, T, fast):
     args = arguments(name, T=T)
     results = as_tuple(PAIRS[name][0](*args))
     bars = [draw(*results[i].shape, seed=50 + i) for i in outputs]
-    saved = [results[1]] if name in ("rms_norm", "cross_entropy") else []
+    saved = {"rms_norm": results[1:], "cross_entropy": results[1:], "attention": results}.get(name, ())
     gradients = as_tuple(PAIRS[f"{name}_backward"][fast](*args, *saved, *bars))
 
     def forward(*varied):

@@ -278,10 +278,9 @@ def test_attention_derivatives_agree_with_finite_differences():
     check_grad(f, draw(1, 1, 3, 4), *weights)
 
 
-@pytest.mark.parametrize("T, past", [(1, 0), (1, 5), (3, 0), (4, 1), (5, 4), (7, 3), (2, 9)])
-def test_attention_in_blocks_is_attention_at_once_forwards_and_backwards(T, past, monkeypatch):
-    """Blocks of three, so that queries and keys lie before, in and behind every kind of block."""
-    monkeypatch.setattr(layers, "BLOCK", 3)
+@pytest.mark.parametrize("T, past", [(1, 0), (1, 70), (3, 0), (64, 1), (65, 64), (130, 3), (2, 200)])
+def test_attention_in_blocks_is_attention_at_once_forwards_and_backwards(T, past):
+    """Queries and keys lie before, in and behind every kind of block of 64."""
     q, k, v, g = (draw(i, 2, 2, T + past * (i in (1, 2)), 4) for i in range(4))
     found = []
     for f in (fused_attention, layers.attention):
@@ -294,12 +293,13 @@ def test_attention_in_blocks_is_attention_at_once_forwards_and_backwards(T, past
         check_grad(f, q[:1, :1, :2], k[:1, :1, : min(past, 2) + 2], v[:1, :1, : min(past, 2) + 2])
 
 
-def test_attention_does_not_look_at_keys_that_lie_ahead(monkeypatch):
-    monkeypatch.setattr(layers, "BLOCK", 4)
-    q, k, v = (draw(i, 1, 1, 6, 4) for i in range(3))
+def test_attention_does_not_look_at_keys_that_lie_ahead():
+    q, k, v = (draw(i, 1, 1, 70, 4) for i in range(3))
     y = fused_attention(q, k, v).data
-    k[..., 3:, :] = np.nan
-    assert np.array_equal(fused_attention(q, k, v).data[..., :3, :], y[..., :3, :])
+    for t in (3, 64, 66):
+        unknown = k.copy()
+        unknown[..., t:, :] = np.nan
+        assert np.array_equal(fused_attention(q, unknown, v).data[..., :t, :], y[..., :t, :])
 
 
 def test_attention_survives_scores_of_any_size():

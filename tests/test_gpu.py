@@ -19,10 +19,11 @@ import hope
 import kernels
 import optimizers
 import train
-from autograd import host
+from autograd import Tensor, grad, host
 from data import Corpus
 from gpu import kernels as twins
 from hope import Config, Hope
+from memory import SelfModifyingTitans
 from train import PRESETS, Run
 
 WHY_NO_CARD = gpu.problem()
@@ -194,7 +195,7 @@ def check(on, dtype, *size):
             assert b.dtype == a.dtype
             np.testing.assert_allclose(host(b), a, rtol=tolerance, atol=tolerance, err_msg=f"{name} {size}")
         checked.add(name)
-    assert checked == set(twins.TWINS)
+    assert checked == set(kernels.PAIRS)
 
 
 @pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
@@ -226,8 +227,7 @@ def test_nan_comes_out_of_the_kernels_as_nan(on):
         assert np.isnan(host(y)[2]).any() and not np.isnan(host(y)[[0, 1, 3]]).any()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["gated", "titans"])
+@pytest.mark.parametrize("mixer", [pytest.param("gated", marks=pytest.mark.slow), "titans"])
 @pytest.mark.parametrize("on", [COMPILED], indirect=True)
 def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, monkeypatch):
     monkeypatch.setattr(kernels, "_REGISTERED", {})
@@ -237,8 +237,87 @@ def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, 
     assert copied == {"forward": {"upload": 1}, "backward": {}, "clip": {"read": 1}, "step": {}}
 
 
+# A chunk of self-modifying Titans --------------------------------------------------------------------------------
+
+FIVE = ("k", "v", "eta", "alpha", "memory")
+
+
+def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), **settings):
+    """o and the drifts after one chunk of two sequences with two heads, and the gradients of all that goes in."""
+    config = Config(width=2 * d, layers=1, heads=2, memory_hidden=h, form=form, **settings)
+    rng = np.random.default_rng(0)
+    mixer, tensors = SelfModifyingTitans(rng, config).astype(dtype), []
+
+    def normal(*shape):
+        tensors.append(Tensor(on(rng.standard_normal(shape).astype(dtype)), requires_grad=True))
+        return tensors[-1]
+
+    def drift(name):
+        return [normal(2, *m.shape) * 0.2 for m in mixer.initial[name]]
+    for p in mixer.parameters():
+        p.data = on((p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype))
+    feed, now = {name: normal(2, 2, n, d) for name in mixer.feed}, {name: drift(name) for name in config.adaptive}
+    start = {name: drift(name) if name in moved else now[name] for name in now}
+    o, after = mixer.chunk(feed, start, now)
+    outputs = [o, *(S for layers in after.values() for S in layers)]
+    tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
+    weights = [Tensor(on(rng.standard_normal(x.shape).astype(dtype))) for x in outputs]
+    return [host(x.data) for x in (*outputs, *grad(outputs, tensors, weights))]
+
+
+def check_chunk(on, monkeypatch, dtype, *size, **settings):
+    """The CUDA twin against the definition in memory.py and Numba's twin, where there is one."""
+    launched, run, tolerance = [], twins.run, {"float64": 1e-10, "float32": 5e-3}[dtype]
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    twins.register_all(type(on(np.zeros(1))))
+    monkeypatch.setattr(twins, "run", lambda name, *args, **constants: (
+        launched.append(name), run(name, *args, **constants)))
+    found = chunk_and_gradients(on, "fused", dtype, *size, **settings)
+    assert launched == ["titans", "titans_backward"]
+    for form in ("recurrent", "fused"):
+        for a, b in zip(chunk_and_gradients(np.array, form, dtype, *size, **settings), found, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(1, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize(("size", "settings"), [
+    ((7, 4, 6), {"moved": FIVE}),
+    ((1, 6, 3), {"adaptive": ("q", "memory"), "objective": "dot", "targets": "value"}),
+    ((65, 4, 2), {"adaptive": ("memory", "alpha"), "moved": ("alpha",), "objective": "dot"}),
+], ids=str)
+def test_a_chunk_of_titans_on_a_card_is_the_one_in_memory(on, size, settings, monkeypatch):
+    check_chunk(on, monkeypatch, "float64", *size, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize(("dtype", "size"), [
+    ("float64", (1, 4, 4)), ("float64", (33, 18, 20)), ("float64", (63, 2, 80)), ("float64", (65, 66, 1)),
+    ("float32", (64, 16, 16))], ids=str)
+@pytest.mark.parametrize("adaptive", [FIVE, ("memory",), ("q", *FIVE), ("v", "eta", "memory")], ids="-".join)
+def test_a_chunk_of_titans_of_every_form_on_a_card_is_the_one_in_memory(on, dtype, size, adaptive, monkeypatch):
+    for objective, targets, moved in (("l2", "self", ()), ("l2", "value", adaptive[-1:]), ("dot", "self", adaptive),
+                                      ("dot", "value", ())):
+        check_chunk(on, monkeypatch, dtype, *size, adaptive=adaptive, moved=moved, objective=objective,
+                    targets=targets)
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_more_sequences_than_blocks_share_their_workspaces(on, monkeypatch):
+    monkeypatch.setattr(twins, "BLOCKS", 3)
+    check_chunk(on, monkeypatch, "float64", 2, 2, 2, adaptive=("k", "memory"))
+
+
+def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(monkeypatch):
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    assert not kernels.has_titans(Refusing(np.zeros(1)))
+    twins.register_all(Refusing)
+    assert kernels.has_titans(Refusing(np.zeros(1))) and not kernels.has_titans(Refusing(np.zeros(1, np.float16)))
+
+
 def test_every_kernel_has_a_twin():
-    assert twins.TWINS.keys() == kernels.PAIRS.keys()
+    assert twins.TWINS.keys() == {*kernels.PAIRS, *kernels.FROM_MEMORY}
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])

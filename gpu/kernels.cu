@@ -109,6 +109,16 @@ extern "C" __global__ void cross_entropy_backward(integer n, integer V, integer 
     }
 }
 
+// The nearest bfloat16, of two equally near ones the even: the upper half of a float32. NaN stays NaN ----------------
+
+extern "C" __global__ void to_bfloat16(integer n, const float* x, unsigned short* y) {
+    const unsigned* bits = (const unsigned*)x;
+    EACH(i, n) {
+        const unsigned half = bits[i] >> 16;
+        y[i] = x[i] != x[i] ? half | 0x40 : (bits[i] + 0x7FFF + (half & 1)) >> 16;
+    }
+}
+
 // AdamW, in place ---------------------------------------------------------------------------------------------
 
 extern "C" __global__ void adamw(integer n, real* p, const real* g, real* m, real* v, real rate1, real rate2,
@@ -383,17 +393,17 @@ struct Matrix {  // element (i,t) lies at i·down + t·across
 };
 
 struct Sizes {  // filled by gpu/kernels.py, as are the next two
-    integer adaptive[6], moved[6], hidden[6], N, n, d, l2, given;
+    integer adaptive[6], moved[6], hidden[6], B, H, n, d, l2, given;
 };
 
 struct Layers {
     real* layer[12];
 };
 
-struct Inputs {  // also of cotangents; after `shared` sequences, those of another of the batch begin
-    real *feeds[4], *bias[2], *readout[2];
+struct Inputs {  // also of cotangents. Biases, readouts and M₀ of another of the batch lie `batch` numbers on: 0,
+    real *feeds[4], *bias[2], *readout[2];  // for all share them, but not their cotangents
     Layers initial, now, start;
-    integer shared;
+    integer batch;
 };
 
 struct Space {  // of a block, handed out from the front; a copy gives back what was taken from it
@@ -442,7 +452,7 @@ struct Place {  // what a block works on: in shared memory, one for all of its t
     Sizes sizes;
     Inputs in;
     Layers after;
-    integer i;
+    integer i, b, head;  // i = bH + head
 };
 
 // products and sums
@@ -587,14 +597,14 @@ __device__ __noinline__ Matrix times_slope(Matrix g, Matrix s, Matrix y, Space& 
 
 // where things lie
 
-__device__ Matrix layer(const Place& at, const Layers& layers, int l, integer i) {
+__device__ Matrix layer(const Place& at, const Layers& layers, int l, integer i, integer more = 0) {
     const int h = at.sizes.hidden[l / 2], d = at.sizes.d, out = l % 2 == 0 ? h : SCALAR(l / 2) ? 1 : d;
     const int in = l % 2 == 0 ? d : h;
-    return {layers.layer[l] + i * out * in, out, in, in, 1};
+    return {layers.layer[l] + more + i * out * in, out, in, in, 1};
 }
 
-__device__ Matrix initial(const Place& at, const Inputs& in, int l) {  // a batch shares M₀
-    return layer(at, in.initial, l, at.i % in.shared);
+__device__ Matrix initial(const Place& at, const Inputs& in, int l) {
+    return layer(at, in.initial, l, at.head, at.b * in.batch);
 }
 __device__ Matrix now(const Place& at, const Inputs& in, int l) { return layer(at, in.now, l, at.i); }
 __device__ Matrix start(const Place& at, const Inputs& in, int l) { return layer(at, in.start, l, at.i); }
@@ -608,7 +618,11 @@ __device__ Matrix feed(const Place& at, const Inputs& in, int m) {
 
 __device__ Matrix readout(const Place& at, const Inputs& in, int m) {
     const int d = at.sizes.d;
-    return {in.readout[m - 3] + at.i % in.shared * d, 1, d, d, 1};
+    return {in.readout[m - 3] + at.b * in.batch + at.head * d, 1, d, d, 1};
+}
+
+__device__ real& bias(const Place& at, const Inputs& in, int m) {
+    return in.bias[m - 3][at.b * in.batch + at.head];
 }
 
 __device__ void add_weights(const Place& at, const Inputs& bars, int l, Matrix W_bar) {
@@ -918,11 +932,10 @@ __device__ __noinline__ void begin(const Place& at, real eta_max, Chunk& c, Spac
     for (int m = 0; m < 5; ++m)
         asked[m] = apply(at, m, at.sizes.adaptive[m], c.W, feed(at, at.in, m), s, hidden, space);
     double *eta = c.eta = space.doubles(n), *log_alpha = c.log_alpha = space.doubles(n);
-    const real *bias = at.in.bias[0] + at.i % at.in.shared, *retained = at.in.bias[1] + at.i % at.in.shared;
     const Matrix to_eta = asked[3], to_alpha = asked[4];
     each(1, n, [&](int, int t) {
-        const double x = to_alpha(0, t) + *retained;
-        eta[t] = eta_max / (1 + exp(-(double)to_eta(0, t) - *bias));
+        const double x = to_alpha(0, t) + bias(at, at.in, 4);
+        eta[t] = eta_max / (1 + exp(-(double)to_eta(0, t) - bias(at, at.in, 3)));
         log_alpha[t] = (x < 0 ? x : 0) - log1p(exp(-fabs(x)));  // log σ(x)
     });
     c.q = scaled_to(asked[0], 1, (real)1e-12, c.q_r, space);
@@ -934,14 +947,15 @@ __device__ __noinline__ void begin(const Place& at, real eta_max, Chunk& c, Spac
 
 __device__ void place(Place& at, const Sizes& sizes, const Inputs& in, const Layers& after, integer i) {
     __syncthreads();
-    if (threadIdx.x == 0) at.sizes = sizes, at.in = in, at.after = after, at.i = i;
+    if (threadIdx.x == 0)
+        at.sizes = sizes, at.in = in, at.after = after, at.i = i, at.b = i / sizes.H, at.head = i % sizes.H;
     __syncthreads();
 }
 
 extern "C" __global__ void titans(Sizes sizes, real eta_max, Inputs in, real* o, Layers layers_after, integer room,
                                   real* workspace) {
     __shared__ Place at;
-    for (integer i = blockIdx.x; i < sizes.N; i += gridDim.x) {
+    for (integer i = blockIdx.x; i < sizes.B * sizes.H; i += gridDim.x) {
         place(at, sizes, in, layers_after, i);
         Space space = {workspace + blockIdx.x * room, workspace + (blockIdx.x + 1) * room};
         Chunk c;
@@ -968,7 +982,7 @@ extern "C" __global__ void titans_backward(Sizes sizes, real eta_max, Inputs in,
     __shared__ Place at;
     __shared__ Inputs to;
     if (threadIdx.x == 0) to = bars_at;
-    for (integer i = blockIdx.x; i < sizes.N; i += gridDim.x) {
+    for (integer i = blockIdx.x; i < sizes.B * sizes.H; i += gridDim.x) {
         place(at, sizes, in, after_bar, i);
         const int n = at.sizes.n, d = at.sizes.d;
         Space space = {workspace + blockIdx.x * room, workspace + (blockIdx.x + 1) * room};
@@ -1012,8 +1026,8 @@ extern "C" __global__ void titans_backward(Sizes sizes, real eta_max, Inputs in,
                 alpha_bias += y_bar[4](0, t) = -log_alpha_bar * expm1(c.log_alpha[t]);
                 log_alpha_bar += bars.before[t];
             }
-            to.bias[0][i] = eta_bias;
-            to.bias[1][i] = alpha_bias;
+            bias(at, to, 3) = eta_bias;
+            bias(at, to, 4) = alpha_bias;
         }
         __syncthreads();
         for (int m = 0; m < 5; ++m) {

@@ -199,10 +199,11 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
 
 # The structs of kernels.cu, every word of which has eight bytes; they are handed over by value
 SIZES = np.dtype([(name, np.int64, shape) for name, shape in (
-    ("adaptive", 6), ("moved", 6), ("hidden", 6), ("N", ()), ("n", ()), ("d", ()), ("l2", ()), ("given", ()))])
+    ("adaptive", 6), ("moved", 6), ("hidden", 6),
+    ("B", ()), ("H", ()), ("n", ()), ("d", ()), ("l2", ()), ("given", ()))])
 LAYERS = np.dtype((np.uint64, 12))
 INPUTS = np.dtype([("feeds", np.uint64, 4), ("bias", np.uint64, 2), ("readout", np.uint64, 2), ("initial", LAYERS),
-                   ("now", LAYERS), ("start", LAYERS), ("shared", np.int64)])
+                   ("now", LAYERS), ("start", LAYERS), ("batch", np.int64)])
 
 
 def titans(adaptive, l2, given, eta_max, *inputs):
@@ -223,12 +224,13 @@ def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
         for bar, x in zip(after_bar[name], layers, strict=True):
             kernels._expect(after_bar=(bar, x.shape))
     o_bar, after_bar = _cast([o_bar], feeds[0])[0], _cast(after_bar, feeds[0])
-    shared = [_zeros(xs, (len(o_bar),)) for xs in (bias, readout, initial)]  # of every sequence, first
-    bars = [_zeros(feeds), *shared, _zeros(now), _zeros(start)]
+    shared, shared_bar = _zeros([bias, readout, initial], o_bar, lead=len(o_bar))  # of every sequence, first
+    _, (feeds_bar, now_bar, start_bar) = _zeros([feeds, now, start], o_bar)
+    bars = _table(feeds_bar, *shared_bar, now_bar, start_bar, batch=shared.shape[1])
     run("titans_backward", (blocks,), SIDE * SIDE, sizes, float(eta_max), _table(*inputs), o_bar, _layers(after_bar),
-        _table(*bars, shared=int(sizes["N"][0])), room, workspace, side=SIDE)
-    initial_bar = {name: [np.sum(x, 0) for x in layers] for name, layers in shared[2].items()}
-    return [bars[0], *([np.sum(x, 0) for x in xs] for xs in shared[:2]), initial_bar, *bars[4:]]
+        bars, room, workspace, side=SIDE)
+    shared_bar = _parts(np.sum(shared, 0), [bias, readout, initial])
+    return [feeds_bar, *shared_bar, now_bar, start_bar]
 
 
 def _chunk(adaptive, l2, given, inputs):
@@ -241,7 +243,7 @@ def _chunk(adaptive, l2, given, inputs):
     for name, of in (("adaptive", adaptive), ("moved", start)):
         sizes[name] = [memory in of for memory in kernels.MEMORIES]
     sizes["hidden"] = hidden = [initial[m][0].shape[1] if m in initial else 0 for m in kernels.MEMORIES]
-    for name, value in {"N": B * H, "n": n, "d": d, "l2": l2, "given": given}.items():
+    for name, value in {"B": B, "H": H, "n": n, "d": d, "l2": l2, "given": given}.items():
         sizes[name] = value
     h, blocks = max(hidden), min(B * H, BLOCKS)
     room = _room(n, d, h)
@@ -260,20 +262,40 @@ def _cast(xs, like):
     return [np.ascontiguousarray(x, dtype=like.dtype, like=like) for x in xs]
 
 
-def _zeros(xs, lead: tuple[int, ...] = ()):
-    if isinstance(xs, dict):
-        return {name: _zeros(layers, lead) for name, layers in xs.items()}
-    return [np.zeros_like(x, shape=(*lead, *x.shape)) for x in xs]
+def _zeros(like: list, on: Array, lead: int = 1) -> tuple[Array, list]:
+    """One array of zeros, and views of its first row in the shapes of arrays in lists and dicts of lists."""
+    zeros = np.zeros_like(on, shape=(lead, sum(x.size for x in _leaves(like))))
+    return zeros, _parts(zeros[0], like)
 
 
-def _table(feeds, bias, readout, initial, now, start, shared=None) -> np.ndarray:
-    """The arrays' addresses as the struct Inputs; of cotangents, `shared` counts the sequences."""
+def _parts(flat: Array, like: Any) -> Any:
+    """Views of one array after the other in the shapes of others."""
+    ends = iter(np.cumsum([x.size for x in _leaves(like)]).tolist())
+
+    def part(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: part(layers) for name, layers in x.items()}
+        if isinstance(x, list):
+            return [part(y) for y in x]
+        end = next(ends)
+        return np.reshape(flat[end - x.size:end], x.shape)
+    return part(like)
+
+
+def _leaves(xs: Any) -> list[Array]:
+    if isinstance(xs, (dict, list)):
+        return [x for part in (xs.values() if isinstance(xs, dict) else xs) for x in _leaves(part)]
+    return [xs]
+
+
+def _table(feeds, bias, readout, initial, now, start, batch: int = 0) -> np.ndarray:
+    """The arrays' addresses as the struct Inputs."""
     table = np.zeros(1, INPUTS)
     for name, xs in (("feeds", feeds), ("bias", bias), ("readout", readout)):
         table[name] = [x.data.ptr for x in xs]
     for name, layers in (("initial", initial), ("now", now), ("start", now | start)):
         table[name] = _layers(layers)["layer"]
-    table["shared"] = feeds[0].shape[1] if shared is None else shared
+    table["batch"] = batch
     return table
 
 

@@ -132,6 +132,7 @@ def compiler(folder: Path) -> Callable:
 def argument(x: Any, kind: str, real: str) -> Any:
     """One argument as C takes it; TypeError where CUDA would take it for something else."""
     dtype: Any = {"float": np.float32, "double": np.float64}[real]
+    pointed = {"integer": np.int64, "real": dtype, "float": np.float32, "unsigned short": np.uint16}
     if by_value(kind):
         if type(x) is not np.ndarray or x.shape != (1,) or x.dtype.names is None:
             raise TypeError(f"a {kind} is given as {type(x)}")
@@ -143,6 +144,6 @@ def argument(x: Any, kind: str, real: str) -> Any:
     if isinstance(x, np.uint64) and not x:
         return ctypes.c_void_p(0)
     array = getattr(x, "inside", x)
-    if array.dtype != (np.int64 if "integer" in kind else dtype) or not array.flags.c_contiguous:
+    if array.dtype != pointed[kind.removeprefix("const ").rstrip("*")] or not array.flags.c_contiguous:
         raise TypeError(f"{kind} points at {array.dtype}, in C order: {array.flags.c_contiguous}")
     return ctypes.c_void_p(array.ctypes.data)

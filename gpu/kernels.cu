@@ -946,7 +946,6 @@ __device__ __noinline__ void begin(const Place& at, real eta_max, Chunk& c, Spac
 }
 
 __device__ void place(Place& at, const Sizes& sizes, const Inputs& in, const Layers& after, integer i) {
-    __syncthreads();
     if (threadIdx.x == 0)
         at.sizes = sizes, at.in = in, at.after = after, at.i = i, at.b = i / sizes.H, at.head = i % sizes.H;
     __syncthreads();

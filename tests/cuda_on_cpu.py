@@ -1,9 +1,9 @@
 """gpu/kernels.cu compiled by a C++ compiler and run by the CPU: the same source, where there is no card.
 
 A block has as many threads as CUDA would give it. They take turns: each runs until its next __syncthreads(), first
-to last and then, after it, last to first, so that what one reads before another was to write it is read wrong.
-Blocks come one after the other, so that `__shared__` is `static`. What a card alone can show (speed, registers,
-coalescing, races between blocks) is not seen here.
+to last and then, after it, last to first, and the other way round in the next block, so that what one reads before
+another was to write it is read wrong. Blocks come one after the other, so that `__shared__` is `static`. What a card
+alone can show (speed, registers, coalescing, races between blocks) is not seen here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ void whole_thread() {
 }
 void turn(unsigned me) {
     Thread& thread = threads[me];
-    if (thread.is == Thread::DONE) abort();  // others wait for it: a __syncthreads() that not all come to
+    if (thread.is == Thread::DONE) abort();  // there was a __syncthreads() that not all came to
     threadIdx = {me, 0};
     if (_setjmp(between)) return;
     if (thread.is == Thread::WAITING) _longjmp(thread.here, 1);
@@ -75,8 +75,10 @@ void launch(unsigned x, unsigned y, unsigned block) {
     for (unsigned i = 0; i < x * y; ++i) {
         blockIdx = {i / y, i % y};
         for (Thread& thread : threads) thread.is = Thread::NEW;
-        for (bool forwards = true; threads[0].is != Thread::DONE; forwards = !forwards)
+        for (bool forwards = i % 2 == 0; threads[0].is != Thread::DONE; forwards = !forwards)
             for (unsigned me = 0; me < block; ++me) turn(forwards ? me : block - 1 - me);
+        for (Thread& thread : threads)
+            if (thread.is != Thread::DONE) abort();
     }
 }
 """

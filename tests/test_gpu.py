@@ -485,9 +485,12 @@ def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
             raise RuntimeError(error)
         return cards
     cupy = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=count))
-    cupy.zeros = lambda n: SimpleNamespace(get=lambda: None)
+    cupy.cuda = SimpleNamespace(
+        runtime=SimpleNamespace(
+            driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=count,
+            getDeviceProperties=lambda device: {"name": b"NVIDIA H100", "major": 9, "minor": 0}),
+        Device=lambda: SimpleNamespace(id=0, mem_info=(1, 80 * 10**9), compute_capability="90"))
+    cupy.zeros, cupy.ndarray, cupy.__version__ = lambda n: SimpleNamespace(get=lambda: None), Refusing, "14.2.0"
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: cupy)
 
@@ -503,6 +506,17 @@ def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
 def test_what_keeps_a_card_from_being_used_is_named(machine, words, monkeypatch):
     fake_cupy(monkeypatch, **machine)
     assert words in gpu.problem() if words else not gpu.problem()
+
+
+def test_auto_takes_a_card_that_can_be_used_and_the_doctor_reports_it(monkeypatch, capsys):
+    fake_cupy(monkeypatch)
+    monkeypatch.setattr(gpu, "ready", gpu.ready.__wrapped__)
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    card = "NVIDIA H100, 80 GB, compute capability 9.0, driver for CUDA 12.8, CuPy 14.2.0"
+    assert train.choose("auto") == train.choose("cuda", "tf32") == (gpu, card)
+    monkeypatch.setattr(train, "one_layer", lambda config, batch: (1.0, 1.0))
+    assert train.main(["--doctor"]) == 0
+    assert f"GPU  usable: {card}" in capsys.readouterr().out
 
 
 def test_without_cupy_the_words_say_how_to_install_it(monkeypatch):

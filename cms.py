@@ -210,7 +210,7 @@ class Banks(Mixer):
     def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         state = state or self.start(x)
         feed, x, tail = self.feeds(x, state["tail"])
-        gates = split_heads(sigmoid(self.gate(x)) * 0.99, self.heads)  # (B,H,T,banks)
+        gates = split_heads(sigmoid(self.gate(x)) * 0.99, heads=self.heads)  # (B,H,T,banks)
         v, read, banks = rms_norm(feed["v"]), [], []
         for i, span in enumerate(self.spans):
             seen, bank = self.bank(span, v, gates[..., i], state["position"], state["banks"][i])

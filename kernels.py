@@ -935,17 +935,16 @@ def _add_one(C, A, B):
                 c[i] += A[i, p] * b[p]
 
 
-@_jit()
-def _add(C, A, B):
-    """C += A B: eight rows of A by LANES columns of B at a time, in registers."""
+@_inner
+def _matmul(C, A, B, fresh):
+    """C = A B or C += A B: eight rows of A by LANES columns of B at a time, in registers."""
     (m, k), n = A.shape, B.shape[1]
-    if n == 1:
-        _add_one(C, A, B)
-        return
     for j in range(0, n - n % LANES, LANES):
         for i in range(0, m - 7, 8):
-            c0, c1, c2, c3 = _load(C[i], j), _load(C[i + 1], j), _load(C[i + 2], j), _load(C[i + 3], j)
-            c4, c5, c6, c7 = _load(C[i + 4], j), _load(C[i + 5], j), _load(C[i + 6], j), _load(C[i + 7], j)
+            c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = _zero(C)
+            if not fresh:
+                c0, c1, c2, c3 = _load(C[i], j), _load(C[i + 1], j), _load(C[i + 2], j), _load(C[i + 3], j)
+                c4, c5, c6, c7 = _load(C[i + 4], j), _load(C[i + 5], j), _load(C[i + 6], j), _load(C[i + 7], j)
             for p in range(k):
                 b = _load(B[p], j)
                 c0, c1 = _plus(c0, A[i, p], b), _plus(c1, A[i + 1, p], b)
@@ -955,20 +954,36 @@ def _add(C, A, B):
             _store(C[i], j, c0), _store(C[i + 1], j, c1), _store(C[i + 2], j, c2), _store(C[i + 3], j, c3)
             _store(C[i + 4], j, c4), _store(C[i + 5], j, c5), _store(C[i + 6], j, c6), _store(C[i + 7], j, c7)
         for i in range(m - m % 8, m):
-            c0 = _load(C[i], j)
+            c0 = _zero(C) if fresh else _load(C[i], j)
             for p in range(k):
                 c0 = _plus(c0, A[i, p], _load(B[p], j))
             _store(C[i], j, c0)
-    for i in range(m):  # what is left of a narrow head
-        for p in range(k):
-            for j in range(n - n % LANES, n):
-                C[i, j] += A[i, p] * B[p, j]
+    if n % LANES:  # the columns of a narrow head
+        for i in range(m):
+            for j in range(n - n % LANES if fresh else n, n):
+                C[i, j] = 0
+            for p in range(k):
+                for j in range(n - n % LANES, n):
+                    C[i, j] += A[i, p] * B[p, j]
+
+
+@_jit()
+def _add(C, A, B):
+    """C += A B"""
+    if B.shape[1] == 1:
+        _add_one(C, A, B)
+    else:
+        _matmul(C, A, B, False)
 
 
 @_jit()
 def _product(A, B):
-    C = np.zeros((A.shape[0], B.shape[1]), B.dtype)
-    _add(C, A, B)
+    C = np.empty((A.shape[0], B.shape[1]), B.dtype)
+    if B.shape[1] == 1:
+        C[:] = 0
+        _add_one(C, A, B)
+    else:
+        _matmul(C, A, B, True)
     return C
 
 
@@ -1523,8 +1538,9 @@ class _Tables:
         return np.array(rows, np.int64)
 
     def inputs(self, feeds, bias, readout, initial, now, start) -> Any:
-        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout),
-                      *(self.layers(by_name) for by_name in (initial, now, now | start)))
+        there = self.layers(now)
+        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
+                      there, self.layers(now | start) if start else there)
 
     def layers(self, by_name: dict) -> np.ndarray:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])

@@ -21,7 +21,7 @@ import numpy as np
 
 import autograd
 import kernels
-from autograd import Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, swapaxes, where
+from autograd import Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, where
 
 Rng = np.random.Generator
 
@@ -105,14 +105,13 @@ def linear(x, w):
     output errors.
     """
     rows = math.prod(x.shape[:-1])
-    flat = reshape(x, shape=(rows, x.shape[-1]))
 
     def to_w(g):
-        g = reshape(g, shape=(rows, w.shape[0]))
+        flat, g = reshape(x, shape=(rows, x.shape[-1])), reshape(g, shape=(rows, w.shape[0]))
         if getattr(w, "tap", None) is not None:
             w.tap.append((flat.data, g.data))
         return linear(g.mT, flat.mT)
-    z = kernels.product(flat.data, w.data.T)
+    z = kernels.product(np.reshape(x.data, (rows, x.shape[-1])), w.data.T)
     return np.reshape(z, (*x.shape[:-1], w.shape[0])), (lambda g: linear(g, w.mT), to_w)
 
 
@@ -161,15 +160,18 @@ class RMSNorm(Module):
         return fused_rms_norm(x, self.weight)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B,T,H·d) → (B,H,T,d)"""
-    return swapaxes(reshape(x, shape=(*x.shape[:-1], heads, x.shape[-1] // heads)), axis1=1, axis2=2)
+@op
+def split_heads(x, *, heads):
+    """(B,T,H·d) → (B,H,T,d), and back"""
+    B, T, D = x.shape
+    return np.swapaxes(np.reshape(x.data, (B, T, heads, D // heads)), 1, 2), (merge_heads,)
 
 
-def merge_heads(x: Tensor) -> Tensor:
-    """(B,H,T,d) → (B,T,H·d)"""
-    x = swapaxes(x, axis1=1, axis2=2)
-    return reshape(x, shape=(*x.shape[:2], -1))
+@op
+def merge_heads(x):
+    """(B,H,T,d) → (B,T,H·d), and back"""
+    B, H, T, d = x.shape
+    return np.reshape(np.swapaxes(x.data, 1, 2), (B, T, H * d)), (lambda g: split_heads(g, heads=H),)
 
 
 def causal_conv(x: Tensor, tail: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,7 +293,7 @@ class CausalAttention(Module):
 
     def __call__(self, x: Tensor, state: dict | None = None) -> tuple[Tensor, dict]:
         past = 0 if state is None else state["key"].shape[2]
-        q, k, v = (split_heads(f(x), self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
+        q, k, v = (split_heads(f(x), heads=self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
         q, k = rotate(q, start=past), rotate(k, start=past)
         if state is not None:
             k, v = concatenate([state["key"], k], axis=2), concatenate([state["value"], v], axis=2)

@@ -183,7 +183,7 @@ class Mixer(Module):
         if tail is not None:
             expect_batch(tail, x)
         x, tail = self.conv(x, tail)
-        return {name: split_heads(f(x), self.heads) for name, f in self.feed.items()}, x, tail
+        return {name: split_heads(f(x), heads=self.heads) for name, f in self.feed.items()}, x, tail
 
     def merge(self, reads: Tensor) -> Tensor:
         """(B,H,T,d) → (B,T,D), every head brought to one scale first"""
@@ -469,7 +469,8 @@ class SelfModifyingTitans(Mixer):
         reads, t = [], 0
         while t < x.shape[1]:
             n = min(x.shape[1] - t, LONGEST, *(C - position % C for C in map(self.chunk_size, now)))
-            o, now = self.chunk({name: z[:, :, t:t + n] for name, z in feed.items()}, start, now)
+            part = feed if n == x.shape[1] else {name: z[:, :, t:t + n] for name, z in feed.items()}
+            o, now = self.chunk(part, start, now)
             reads.append(o)
             t, position = t + n, position + n
             start = {name: start[name] if position % self.chunk_size(name) else now[name] for name in now}

@@ -129,10 +129,12 @@ def _with(module: Module, name: str, value: Tensor) -> Module:
 
 def test_heads_are_consecutive_slices_of_the_width_and_merging_undoes_splitting():
     x = draw(0, 2, 5, 12)
-    split = split_heads(Tensor(x), 3)
+    split = split_heads(Tensor(x), heads=3)
     assert split.shape == (2, 3, 5, 4)
     assert all(np.array_equal(split.data[:, h], x[..., 4 * h : 4 * h + 4]) for h in range(3))
     assert np.array_equal(merge_heads(split).data, x)
+    check_grad(lambda x: split_heads(x, heads=3), x)
+    check_grad(merge_heads, split.data)
 
 
 # --- short convolution --------------------------------------------------------------------------------------

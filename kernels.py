@@ -47,6 +47,7 @@ Array = Any  # numpy.ndarray in twins; in references any array that dispatches o
 
 PAIRS: dict[str, tuple[Callable, Callable]] = {}  # name → (reference, twin); filled at the end
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
+FROM_MEMORY = ("titans", "titans_backward")  # kernels that are defined in memory.py and called by name
 _DISPATCHERS: dict[str, Any] = {}
 _REGISTERED: dict[tuple[type, str], Callable] = {}
 
@@ -65,8 +66,9 @@ def launch(name: str, *args: Any) -> Any:
 
 
 def register(array_type: type, name: str, function: Callable) -> None:
-    """Let `launch(name, …)` call `function` when the first argument is an `array_type`."""
-    _pair(name)
+    """Let `launch(name, …)`, or `titans`, call `function` where the arrays are of an `array_type`."""
+    if name not in FROM_MEMORY:
+        _pair(name)
     _REGISTERED[array_type, name] = function
 
 
@@ -1691,7 +1693,8 @@ class _Tables:
 
 def has_titans(x: Array) -> bool:
     """Whether `titans` can be computed on arrays like x."""
-    return JIT and isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float64)
+    there = JIT if isinstance(x, np.ndarray) else (type(x), "titans") in _REGISTERED
+    return there and x.dtype in (np.float32, np.float64)
 
 
 def titans(adaptive, l2, given, eta_max, *inputs):
@@ -1703,6 +1706,8 @@ def titans(adaptive, l2, given, eta_max, *inputs):
     dot product; given: the target is v; eta_max: bound of η.
     → o (B,H,n,d), the drifts after the chunk by name. Raises ValueError on shapes that do not fit.
     """
+    if twin := _REGISTERED.get((type(inputs[0][0]), "titans")):
+        return twin(adaptive, l2, given, eta_max, *inputs)
     table, options = _expect_titans(adaptive, l2, given, *inputs)
     (B, H, n, d), now = inputs[0][0].shape, inputs[4]
     o, after = np.zeros((B * H, n, d), table.dtype), _zeros(now, table.dtype)
@@ -1713,6 +1718,8 @@ def titans(adaptive, l2, given, eta_max, *inputs):
 def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
     """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts after."""
     *inputs, o_bar, after_bar = inputs_and_cotangents
+    if twin := _REGISTERED.get((type(inputs[0][0]), "titans_backward")):
+        return twin(adaptive, l2, given, eta_max, *inputs_and_cotangents)
     table, options = _expect_titans(adaptive, l2, given, *inputs)
     (B, H, n, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
     o_bar = np.require(o_bar.reshape(B * H, n, d), table.dtype, ["C", "A", "W"])

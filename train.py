@@ -87,6 +87,7 @@ class Training:
     random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     seed: int = 0               # of the weights, the order and the samples
     device: str = "auto"        # cpu; cuda, an NVIDIA card (see gpu/); or auto, a card if one can be used
+    matmul: str = "float32"     # products of matrices on a card: float32, tf32 or bfloat16, added up in float32
     threads: int = 0            # 0 = as many as there are cores
     baseline: bool = False      # train a Transformer of as many parameters too, for comparison
     validation: int = 128       # batches of validation text to measure on, at most
@@ -114,7 +115,8 @@ class Training:
 
 
 CHOICES = {"optimizer": list(optimizers.OPTIMIZERS), "schedule": ["cosine", "linear", "constant"],
-           "order": ["shuffled", "consecutive"], "device": ["auto", "cpu", "cuda"]}
+           "order": ["shuffled", "consecutive"], "device": ["auto", "cpu", "cuda"],
+           "matmul": ["float32", "tf32", "bfloat16"]}
 LEAST = {"steps": 1, "batch": 1, "accumulate": 1, "validation": 1, "log_every": 1, "checkpoint_every": 1,
          "minutes": 0, "warmup": 0, "final": 0, "weight_decay": 0, "seed": 0, "threads": 0, "sample_every": 0,
          "sample_tokens": 0}
@@ -335,8 +337,9 @@ class Run:
         self.segments = Segments(corpus.split("train"), training.batch, config.segment, training.order,
                                  training.seed)
         self.model = Hope(config, np.random.default_rng(training.seed))
-        self.card, self.place = choose(training.device)
+        self.card, self.place = choose(training.device, training.matmul)
         if self.card:
+            self.card.set_matmul(training.matmul)
             self.card.to_device(self.model)  # whatever is made from here on is made where the weights are
         self.optimizer = optimizers.build(training.optimizer, self.model.groups(training.weight_decay),
                                           training.lr, **options(training))
@@ -604,22 +607,25 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
     return run
 
 
-def choose(device: str) -> tuple[Any, str]:
+def choose(device: str, matmul: str = "float32") -> tuple[Any, str]:
     """gpu/ if a card is to be used, else None; and the choice in words. ValueError says why there is no card.
 
     The root knows of no card: this name is all it has of gpu/, and only to hand it to Python when a run begins.
     """
-    if device == "cpu":
-        return None, "the CPU"
-    try:
-        card = importlib.import_module("gpu")
-        if not (why := card.problem()):
-            return card, card.describe()
-    except ModuleNotFoundError as error:
-        why = f"there is no {error.name}: this checkout is not whole"
-    if device == "cuda":
-        raise ValueError(f"device cuda: {why}")
-    return None, f"the CPU ({why})"
+    place = "the CPU"
+    if device != "cpu":
+        try:
+            card = importlib.import_module("gpu")
+            if not (why := card.problem()):
+                return card, card.describe()
+        except ModuleNotFoundError as error:
+            why = f"there is no {error.name}: this checkout is not whole"
+        if device == "cuda":
+            raise ValueError(f"device cuda: {why}")
+        place = f"the CPU ({why})"
+    if matmul != "float32":
+        raise ValueError(f"matmul {matmul} is for a card, and this run is on {place}; --matmul float32")
+    return None, place
 
 
 def corpus(training: Training) -> Corpus:
@@ -1025,10 +1031,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted, exhausted = run.train(run.training.steps) or finish(run), False
     except KeyboardInterrupt:
         interrupted, exhausted = True, False
-    except MemoryError:  # what the step held is freed when this block is left
-        interrupted = exhausted = True
     except (OSError, FloatingPointError) as error:
         return fail(error, 1, f"; {run.folder} keeps step {run.saved}")
+    except Exception as error:  # what the step held is freed when this block is left
+        if not (isinstance(error, MemoryError) or (run.card and run.card.full(error))):
+            raise
+        interrupted = exhausted = True
     if exhausted:
         short = MemoryError(f"out of memory on {run.place}: {fitting(run)}")
         return fail(short, 1, f"; {run.folder} keeps step {run.saved}")

@@ -5,7 +5,7 @@
     gpu.to_device(model)                        # its weights; from now on everything follows them
     state = gpu.to_device(state)                # a running state comes back as a new one
 
-`train.py --device cuda` does this. CuPy is imported only here and in gpu/kernels.py, and only when it is needed.
+`train.py --device cuda` does this. CuPy is imported only in this folder, and only when it is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from autograd import host
-from gpu import kernels
+from gpu import kernels, products
 from hope import State, tree_map
 from layers import Module
 from optimizers import Optimizer
@@ -71,6 +71,23 @@ def held(model: Any, tokens: np.ndarray) -> int:
     pool = ready().get_default_memory_pool()
     before, kept = pool.used_bytes(), model.loss(tokens)
     return pool.used_bytes() - before if kept else 0
+
+
+def full(error: Exception) -> bool:
+    """Whether the card's memory is full, in whatever words CuPy, the driver or cuBLAS say so."""
+    said = str(error).upper()
+    return isinstance(error, MemoryError) or any(words in said for words in (
+        "OUT_OF_MEMORY", "OUT OF MEMORY", "ALLOC_FAILED", "MEMORYALLOCATION"))
+
+
+def set_matmul(precision: str) -> None:
+    """Let matrix products of float32 be float32, tf32 or bfloat16. ValueError where the card has no such products."""
+    cupy = ready()
+    capability = int(cupy.cuda.Device().compute_capability)  # 75 for 7.5
+    if precision != "float32" and capability < 80:
+        raise ValueError(f"matmul {precision} takes a card of compute capability 8.0 or later, this one has "
+                         f"{capability // 10}.{capability % 10}; --matmul float32")
+    products.use(precision, cupy.ndarray)
 
 
 @functools.cache

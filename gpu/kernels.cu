@@ -1,5 +1,6 @@
 // The kernels of kernels.py as CUDA C++. gpu/kernels.py compiles this file for REAL = float or double; the delta
-// rule also for ROWS, TILE and LANES. A test compiles it for the CPU: plain C++ and shared memory, no shuffles.
+// rule also for ROWS, TILE and LANES, self-modifying Titans for SIDE. A test compiles it for the CPU: plain C++ and
+// shared memory, no shuffles.
 //
 // Legend: N sequences (batch × heads), T time, D width (of one kernel's lanes), R rows, V vocabulary, W taps.
 
@@ -105,6 +106,16 @@ extern "C" __global__ void cross_entropy_backward(integer n, integer V, integer 
         const integer row = i / V, target = targets[row];
         const real scale = target == ignore ? (real)0 : loss_bar[row];
         logits_bar[i] = scale * (exp(logits[i] - z[row]) - (real)(i % V == target));
+    }
+}
+
+// The nearest bfloat16, of two equally near ones the even: the upper half of a float32. NaN stays NaN ----------------
+
+extern "C" __global__ void to_bfloat16(integer n, const float* x, unsigned short* y) {
+    const unsigned* bits = (const unsigned*)x;
+    EACH(i, n) {
+        const unsigned half = bits[i] >> 16;
+        y[i] = x[i] != x[i] ? half | 0x40 : (bits[i] + 0x7FFF + (half & 1)) >> 16;
     }
 }
 
@@ -324,7 +335,7 @@ extern "C" __global__ void scan_backward(integer T, integer D, integer by_row, i
         if (mine && X_0) X_0[state + i * by_row + j * by_lane] = X[i];
 }
 
-#endif
+#endif  // ROWS
 
 // What needs no state, a block per token, from k_bar = Gᵀu and v_bar = ū:  k_bar −= b Sᵀū,  v_bar = c ū,
 // b_bar = −k·Sᵀū,  c_bar = ū·v,  and for log a: written = ū·u,  carried = q̄·q − c ū·v
@@ -352,3 +363,680 @@ extern "C" __global__ void delta_rule_gather(integer d_k, integer d_v, const rea
         carried[t] = q_q - c[t] * u_v;
     }
 }
+
+// Self-modifying Titans: one chunk ----------------------------------------------------------------------------
+//
+// The twin of `titans` in kernels.py, with its names and equations; memory.SelfModifyingTitans.chunk_in_operations
+// is the definition. A block of SIDE × SIDE threads computes the whole chunk of one sequence after the other.
+// Matrices lie feature by token (F,n), tokens side by side, in a workspace of the block; a product brings tiles of
+// them to shared memory and adds up in registers, so that any width, hidden size and chunk will do. All threads do
+// the same steps: every function ends where all have come (__syncthreads), and what it wrote can be read.
+//
+// Legend: memory m of q, k, v, eta, alpha, memory has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h):
+// layers 2m and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial
+// state, S its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should
+// write, U what is written: S_C = g_C S + Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C. x̄ is the cotangent of x, in code x_bar.
+
+#ifdef SIDE
+
+#define EDGE 4               // a thread has EDGE × EDGE numbers of a product
+#define WIDTH (EDGE * SIDE)  // and the block WIDTH × WIDTH,
+#define DEPTH 16             // of DEPTH terms at a time
+#define MEMORY 5
+#define SCALAR(m) ((m) == 3 || (m) == 4)
+
+struct Matrix {  // element (i,t) lies at i·down + t·across
+    real* at;
+    int rows, columns, down, across;
+    __device__ real& operator()(int i, int t) const { return at[i * down + t * across]; }
+    __device__ Matrix T() const { return {at, columns, rows, across, down}; }
+};
+
+struct Sizes {  // filled by gpu/kernels.py, as are the next two
+    integer adaptive[6], moved[6], hidden[6], B, H, n, d, l2, given;
+};
+
+struct Layers {
+    real* layer[12];
+};
+
+struct Inputs {  // also of cotangents. Biases, readouts and M₀ of another of the batch lie `batch` numbers on: 0,
+    real *feeds[4], *bias[2], *readout[2];  // for all share them, but not their cotangents
+    Layers initial, now, start;
+    integer batch;
+};
+
+struct Space {  // of a block, handed out from the front; a copy gives back what was taken from it
+    real *at, *end;
+    __device__ real* vector(int n) {
+        real* found = at;
+        at += (n + 3) / 4 * 4;
+        if (at > end) __trap();
+        return found;
+    }
+    __device__ double* doubles(int n) { return (double*)vector(n * (int)(sizeof(double) / sizeof(real))); }
+    __device__ Matrix matrix(int rows, int columns) { return {vector(rows * columns), rows, columns, columns, 1}; }
+};
+
+struct Retention {  // g_{t−1}/g_i, g_{t−1}, g_C/g_i, g_C
+    Matrix ratio;
+    real *before, *after, whole;
+};
+
+struct System {  // ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
+    real *square, *rate;
+    Matrix gram, inverse, solve;
+};
+
+struct Chunk {
+    Matrix W[12], q, k, v;
+    real *q_r, *k_r, *v_r;
+    double *eta, *log_alpha;
+    Retention retention;
+    System system;
+};
+
+struct Learned {
+    Matrix s, hidden, s_v, hidden_v, target;
+    real* r;
+    Matrix delta, D, delta_1, SZ1, E1, U1, SZ2, E2, U2;
+    System system;
+};
+
+struct Bars {  // cotangents of η, log g_{t−1}, log g, k, v: all memories add
+    double *eta, *before, *g;
+    Matrix k, v;
+};
+
+struct Place {  // what a block works on: in shared memory, one for all of its threads
+    Sizes sizes;
+    Inputs in;
+    Layers after;
+    integer i, b, head;  // i = bH + head
+};
+
+// products and sums
+
+template <typename Body>
+__device__ void each(int rows, int columns, Body body) {
+    for (int x = threadIdx.x; x < rows * columns; x += SIDE * SIDE) body(x / columns, x % columns);
+    __syncthreads();
+}
+
+__device__ void load(real (*tile)[WIDTH + 1], Matrix X, int p_0, int j_0) {  // along what lies side by side
+    for (int x = threadIdx.x; x < DEPTH * WIDTH; x += SIDE * SIDE) {
+        const int p = X.across == 1 ? x / WIDTH : x % DEPTH, j = X.across == 1 ? x % WIDTH : x / DEPTH;
+        tile[p][j] = p_0 + p < X.rows && j_0 + j < X.columns ? X(p_0 + p, j_0 + j) : (real)0;
+    }
+}
+
+// C += A B
+__device__ __noinline__ void add(Matrix C, Matrix A, Matrix B) {
+    __shared__ real a[DEPTH][WIDTH + 1], b[DEPTH][WIDTH + 1];
+    const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
+    for (int i_0 = 0; i_0 < C.rows; i_0 += WIDTH)
+        for (int j_0 = 0; j_0 < C.columns; j_0 += WIDTH) {
+            real c[EDGE][EDGE] = {};
+            for (int p_0 = 0; p_0 < B.rows; p_0 += DEPTH) {
+                load(a, A.T(), p_0, i_0);
+                load(b, B, p_0, j_0);
+                __syncthreads();
+#pragma unroll
+                for (int p = 0; p < DEPTH; ++p)
+#pragma unroll
+                    for (int y = 0; y < EDGE; ++y)
+#pragma unroll
+                        for (int x = 0; x < EDGE; ++x)
+                            c[y][x] += a[p][row + y * SIDE] * b[p][column + x * SIDE];
+                __syncthreads();
+            }
+#pragma unroll
+            for (int y = 0; y < EDGE; ++y)
+#pragma unroll
+                for (int x = 0; x < EDGE; ++x) {
+                    const int i = i_0 + row + y * SIDE, j = j_0 + column + x * SIDE;
+                    if (i < C.rows && j < C.columns) C(i, j) += c[y][x];
+                }
+        }
+    __syncthreads();
+}
+
+// dots_t += x_t·y_t: SIDE tokens at a time, the terms of each shared by SIDE threads
+template <typename T>
+__device__ __noinline__ void add_dots(T* dots, Matrix x, Matrix y) {
+    __shared__ real parts[SIDE][SIDE];
+    const int part = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
+    for (int t = column; t - column < x.columns; t += SIDE) {
+        real total = 0;
+        if (t < x.columns)
+            for (int i = part; i < x.rows; i += SIDE) total += x(i, t) * y(i, t);
+        parts[part][column] = total;
+        __syncthreads();
+        if (part == 0 && t < x.columns)
+            for (int other = 0; other < SIDE; ++other) dots[t] += parts[other][column];
+        __syncthreads();
+    }
+}
+
+template <typename T>
+__device__ T* zeros(T* x, int n) {
+    each(1, n, [&](int, int t) { x[t] = 0; });
+    return x;
+}
+
+__device__ __noinline__ Matrix zeros(int rows, int columns, Space& space) {
+    const Matrix x = space.matrix(rows, columns);
+    zeros(x.at, rows * columns);
+    return x;
+}
+
+__device__ Matrix product(Matrix A, Matrix B, Space& space) {
+    const Matrix C = zeros(A.rows, B.columns, space);
+    add(C, A, B);
+    return C;
+}
+
+__device__ real* dots(Matrix x, Matrix y, Space& space) {
+    real* found = zeros(space.vector(x.columns), x.columns);
+    add_dots(found, x, y);
+    return found;
+}
+
+__device__ __noinline__ void accumulate(Matrix y, Matrix x) {
+    each(x.rows, x.columns, [&](int i, int t) { y(i, t) += x(i, t); });
+}
+
+__device__ __noinline__ Matrix sum(Matrix x, Matrix y, Space& space) {
+    const Matrix z = space.matrix(x.rows, x.columns);
+    each(x.rows, x.columns, [&](int i, int t) { z(i, t) = x(i, t) + y(i, t); });
+    return z;
+}
+
+__device__ __noinline__ void mask(Matrix x, Matrix ratio) {
+    each(x.rows, x.columns, [&](int i, int t) { x(i, t) *= ratio(i, t); });
+}
+
+// x_t·scale_t
+__device__ __noinline__ Matrix by_token(Matrix x, const real* scale, Space& space) {
+    const Matrix y = space.matrix(x.rows, x.columns);
+    each(x.rows, x.columns, [&](int i, int t) { y(i, t) = x(i, t) * scale[t]; });
+    return y;
+}
+
+// y = x r,  r = 1/√(m Σx² + ε) for every token
+__device__ __noinline__ Matrix scaled_to(Matrix x, real m, real eps, real*& r, Space& space) {
+    real* scale = r = dots(x, x, space);
+    each(1, x.columns, [&](int, int t) { scale[t] = (real)1 / sqrt(m * scale[t] + eps); });
+    return by_token(x, scale, space);
+}
+
+// x̄ = r(ȳ − y m Σȳy)
+__device__ __noinline__ Matrix scaled_to_backward(Matrix y, const real* r, real m, Matrix y_bar, Space& space) {
+    const Matrix x_bar = space.matrix(y.rows, y.columns);
+    const real* along = dots(y, y_bar, space);
+    each(y.rows, y.columns, [&](int i, int t) { x_bar(i, t) = r[t] * (y_bar(i, t) - y(i, t) * m * along[t]); });
+    return x_bar;
+}
+
+// s = σ(x) and y = x s
+__device__ __noinline__ Matrix silu(Matrix x, Matrix& s, Space& space) {
+    const Matrix gate = s = space.matrix(x.rows, x.columns), y = space.matrix(x.rows, x.columns);
+    each(x.rows, x.columns, [&](int i, int t) {
+        gate(i, t) = (real)1 / ((real)1 + exp(-x(i, t)));
+        y(i, t) = x(i, t) * gate(i, t);
+    });
+    return y;
+}
+
+// g(s + y(1 − s)), the slope of SiLU
+__device__ __noinline__ Matrix times_slope(Matrix g, Matrix s, Matrix y, Space& space) {
+    const Matrix z = space.matrix(g.rows, g.columns);
+    each(g.rows, g.columns, [&](int i, int t) { z(i, t) = g(i, t) * (s(i, t) + y(i, t) * ((real)1 - s(i, t))); });
+    return z;
+}
+
+// where things lie
+
+__device__ Matrix layer(const Place& at, const Layers& layers, int l, integer i, integer more = 0) {
+    const int h = at.sizes.hidden[l / 2], d = at.sizes.d, out = l % 2 == 0 ? h : SCALAR(l / 2) ? 1 : d;
+    const int in = l % 2 == 0 ? d : h;
+    return {layers.layer[l] + more + i * out * in, out, in, in, 1};
+}
+
+__device__ Matrix initial(const Place& at, const Inputs& in, int l) {
+    return layer(at, in.initial, l, at.head, at.b * in.batch);
+}
+__device__ Matrix now(const Place& at, const Inputs& in, int l) { return layer(at, in.now, l, at.i); }
+__device__ Matrix start(const Place& at, const Inputs& in, int l) { return layer(at, in.start, l, at.i); }
+__device__ Matrix after(const Place& at, int l) { return layer(at, at.after, l, at.i); }
+
+// What projection m is asked with, turned: it lies token by token
+__device__ Matrix feed(const Place& at, const Inputs& in, int m) {
+    const int n = at.sizes.n, d = at.sizes.d;
+    return {in.feeds[m < 3 ? m : 3] + at.i * n * d, d, n, 1, d};
+}
+
+__device__ Matrix readout(const Place& at, const Inputs& in, int m) {
+    const int d = at.sizes.d;
+    return {in.readout[m - 3] + at.b * in.batch + at.head * d, 1, d, d, 1};
+}
+
+__device__ real& bias(const Place& at, const Inputs& in, int m) {
+    return in.bias[m - 3][at.b * in.batch + at.head];
+}
+
+__device__ void add_weights(const Place& at, const Inputs& bars, int l, Matrix W_bar) {
+    accumulate(initial(at, bars, l), W_bar);
+    accumulate(start(at, bars, l), W_bar);
+}
+
+// the chunk's retention and its triangular systems
+
+// All products of α in a chunk, each ≤ 1
+__device__ Retention retain(const double* log_alpha, int n, Space& space) {
+    double* log_g = space.doubles(n);
+    if (threadIdx.x == 0)
+        for (int t = 0; t < n; ++t) log_g[t] = log_alpha[t] + (t ? log_g[t - 1] : 0.0);
+    __syncthreads();
+    const Matrix ratio = space.matrix(n, n);
+    real *before = space.vector(n), *after = space.vector(n);
+    each(n, n, [&](int t, int i) {  // masked before the exponential, which may overflow for i ≥ t
+        ratio(t, i) = i < t ? exp((real)(log_g[t] - log_alpha[t] - log_g[i])) : (real)0;
+    });
+    each(1, n, [&](int, int t) {
+        before[t] = exp(log_g[t] - log_alpha[t]);
+        after[t] = exp(log_g[n - 1] - log_g[t]);
+    });
+    return {ratio, before, after, (real)exp(log_g[n - 1])};
+}
+
+// I + L, L = diag(η′)(ratio·zᵀz), inverted, a column by a thread: x_t = e_t − Σ_{i<t} L_ti x_i.  η′ = η/(1 + η‖z‖²)
+__device__ __noinline__ System triangular(Matrix z, const double* eta, Matrix ratio, Space& space) {
+    const int n = z.columns;
+    real *square = dots(z, z, space), *rate = space.vector(n);
+    const Matrix gram = product(z.T(), z, space), inverse = space.matrix(n, n), solve = space.matrix(n, n);
+    mask(gram, ratio);
+    each(1, n, [&](int, int t) { rate[t] = eta[t] / (1 + eta[t] * square[t]); });
+    each(1, n, [&](int, int j) {
+        for (int t = 0; t < n; ++t) {
+            real x = 0;
+            for (int i = j; i < t; ++i) x -= gram(t, i) * inverse(i, j);
+            inverse(t, j) = t == j ? (real)1 : rate[t] * x;
+        }
+    });
+    each(n, n, [&](int i, int t) { solve(i, t) = rate[i] * inverse(t, i); });
+    return {square, rate, gram, inverse, solve};
+}
+
+// L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²
+__device__ __noinline__ void triangular_backward(Matrix z, System system, Matrix ratio, Matrix RU, real* rate_bar,
+                                                 Bars bars, Matrix z_bar, Space space) {
+    const int n = z.columns;
+    const real* rate = system.rate;
+    const Matrix to_z = space.matrix(n, n);
+    each(1, n, [&](int, int t) {
+        real total = 0, later = 0;
+        for (int i = 0; i < t; ++i) total += RU(t, i) * system.gram(t, i);
+        for (int s = t + 1; s < n; ++s) later += RU(s, t) * system.gram(s, t) * rate[s];
+        const double shrunk = 1 - rate[t] * system.square[t];
+        rate_bar[t] -= total;
+        bars.before[t] -= total * rate[t];
+        bars.g[t] += later;
+        bars.eta[t] += rate_bar[t] * shrunk * shrunk;
+    });
+    each(n, n, [&](int t, int i) {  // with its transpose
+        const int late = t > i ? t : i, soon = t > i ? i : t;
+        to_z(t, i) = t == i ? -2 * rate_bar[t] * rate[t] * rate[t] : -RU(late, soon) * rate[late] * ratio(late, soon);
+    });
+    add(z_bar, z, to_z);
+}
+
+// a memory as a function
+
+// M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)
+__device__ __noinline__ Matrix apply(const Place& at, int m, bool adaptive, const Matrix* W, Matrix x, Matrix& s,
+                                     Matrix& hidden, Space& space) {
+    const Matrix y = zeros(SCALAR(m) ? 1 : x.rows, x.columns, space);
+    if (SCALAR(m)) add(y, readout(at, at.in, m), x);
+    else accumulate(y, x);
+    if (adaptive) {
+        hidden = silu(product(W[2 * m], x, space), s, space);
+        add(y, W[2 * m + 1], hidden);
+    }
+    return y;
+}
+
+// … of x, or of r·x
+__device__ __noinline__ void skip_backward(const Place& at, int m, Matrix x, Matrix y_bar, Matrix x_bar,
+                                           const Inputs& bars_at) {
+    if (SCALAR(m)) {
+        add(x_bar, readout(at, at.in, m).T(), y_bar);
+        add(readout(at, bars_at, m), y_bar, x.T());
+    } else {
+        accumulate(x_bar, y_bar);
+    }
+}
+
+__device__ __noinline__ void apply_backward(const Place& at, int m, bool adaptive, const Matrix* W, Matrix x, Matrix s,
+                                            Matrix hidden, Matrix y_bar, Matrix x_bar, const Inputs& bars_at,
+                                            Space space) {
+    skip_backward(at, m, x, y_bar, x_bar, bars_at);
+    if (!adaptive) return;
+    const Matrix inner_bar = times_slope(product(W[2 * m + 1].T(), y_bar, space), s, hidden, space);
+    add(x_bar, W[2 * m].T(), inner_bar);
+    add_weights(at, bars_at, 2 * m, product(inner_bar, x.T(), space));
+    add_weights(at, bars_at, 2 * m + 1, product(y_bar, hidden.T(), space));
+}
+
+// learning: from k and v to what is written
+
+// E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S z)
+__device__ __noinline__ Matrix surprise(Matrix delta, Matrix MZ, Matrix SZ, const real* before, Space& space) {
+    const Matrix E = space.matrix(delta.rows, delta.columns);
+    real* clip = dots(delta, delta, space);
+    each(1, delta.columns, [&](int, int t) {
+        const real scale = (real)1 / sqrt(clip[t] / (real)delta.rows + (real)1e-12);
+        clip[t] = scale < 1 ? scale : (real)1;
+    });
+    each(delta.rows, delta.columns, [&](int i, int t) {
+        E(i, t) = -(delta(i, t) * clip[t] + MZ(i, t) + before[t] * SZ(i, t));
+    });
+    return E;
+}
+
+// δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ
+__device__ __noinline__ Matrix surprise_backward(Matrix delta, Matrix E_bar, Space& space) {
+    const Matrix delta_bar = space.matrix(delta.rows, delta.columns);
+    real *scale = dots(delta, delta, space), *along = dots(delta, E_bar, space);
+    each(1, delta.columns, [&](int, int t) {
+        const real mean = scale[t] / (real)delta.rows + (real)1e-12;
+        scale[t] = mean > 1 ? (real)1 / sqrt(mean) : (real)1;
+        along[t] = mean > 1 ? along[t] / ((real)delta.rows * mean) : (real)0;
+    });
+    each(delta.rows, delta.columns, [&](int i, int t) {
+        delta_bar(i, t) = -scale[t] * (E_bar(i, t) - delta(i, t) * along[t]);
+    });
+    return delta_bar;
+}
+
+// What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂
+__device__ __noinline__ Learned learn(const Place& at, int m, const Chunk& c, Space& space) {
+    const int first = 2 * m, second = 2 * m + 1, d = at.sizes.d;
+    const bool moved = at.sizes.moved[m], own = SCALAR(m) || !at.sizes.given;  // makes its own target
+    const real* before = c.retention.before;
+    Learned L;
+    const Matrix MZ1 = product(initial(at, at.in, first), c.k, space);
+    L.SZ1 = product(now(at, at.in, first), c.k, space);
+    const Matrix PZ1 = moved ? product(start(at, at.in, first), c.k, space) : L.SZ1;
+    L.hidden = silu(sum(MZ1, PZ1, space), L.s, space);
+    const Matrix MZ2 = product(initial(at, at.in, second), L.hidden, space);
+    L.SZ2 = product(now(at, at.in, second), L.hidden, space);
+    L.target = own ? apply(at, m, true, c.W, c.v, L.s_v, L.hidden_v, space) : c.v;
+    const Matrix made = L.target;
+    if (SCALAR(m)) each(1, made.columns, [&](int, int t) { made(0, t) = tanh(made(0, t)); });
+    else if (own) L.target = scaled_to(made, (real)1 / (real)d, (real)1e-6, L.r, space);
+    const Matrix delta = L.delta = zeros(L.target.rows, L.target.columns, space), target = L.target;
+    each(delta.rows, delta.columns, [&](int i, int t) { delta(i, t) = -target(i, t); });
+    if (at.sizes.l2) {
+        accumulate(delta, MZ2);
+        accumulate(delta, moved ? product(start(at, at.in, second), L.hidden, space) : L.SZ2);
+        if (SCALAR(m)) add(delta, readout(at, at.in, m), c.k);
+        else accumulate(delta, c.k);
+    }
+    L.D = product(c.W[second].T(), delta, space);
+    L.delta_1 = times_slope(L.D, L.s, L.hidden, space);
+    L.E1 = surprise(L.delta_1, MZ1, L.SZ1, before, space);
+    L.E2 = surprise(delta, MZ2, L.SZ2, before, space);
+    L.system = triangular(L.hidden, c.eta, c.retention.ratio, space);
+    L.U1 = product(L.E1, c.system.solve, space);
+    L.U2 = product(L.E2, L.system.solve, space);
+    return L;
+}
+
+// S_C = g_C S + Σ_i (g_C/g_i) u_i z_iᵀ
+__device__ __noinline__ void write(Matrix S, Matrix U, Matrix z, const Retention& retention, Matrix S_C, Space space) {
+    const real whole = retention.whole;
+    each(S.rows, S.columns, [&](int i, int j) { S_C(i, j) = whole * S(i, j); });
+    add(S_C, by_token(U, retention.after, space), z.T());
+}
+
+// From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē
+__device__ __noinline__ Matrix solve_backward(Matrix G, Matrix z, Matrix E, Matrix U, const System& system,
+                                              const Retention& retention, Matrix U_bar, Matrix RU, real* rate_bar,
+                                              Bars bars, Space& space) {
+    const int n = z.columns;
+    const Matrix GZ = by_token(product(G, z, space), retention.after, space);
+    const real* written = dots(GZ, U, space);
+    if (threadIdx.x == 0)
+        for (int t = 0; t < n; ++t) {
+            bars.g[t] -= written[t];
+            bars.g[n - 1] += written[t];
+        }
+    accumulate(U_bar, GZ);
+    const Matrix R_bar = product(U_bar, system.inverse, space);
+    add(RU, R_bar.T(), U);
+    add_dots(rate_bar, R_bar, E);
+    return by_token(R_bar, system.rate, space);
+}
+
+// From Ē, from G and from the cotangent of the prediction W z, to z, S, P and M₀
+__device__ __noinline__ void write_backward(const Place& at, int l, Matrix G, Matrix z, Matrix U, Matrix SZ,
+                                            Matrix E_bar, Matrix made_bar, bool moved, const Retention& retention,
+                                            Matrix z_bar, Bars bars, const Inputs& bars_at, Space space) {
+    const Matrix S = now(at, at.in, l), S_bar = now(at, bars_at, l);
+    const Matrix MZ_bar = space.matrix(E_bar.rows, E_bar.columns), SZ_bar = space.matrix(E_bar.rows, E_bar.columns);
+    const real whole = retention.whole;
+    each(E_bar.rows, E_bar.columns, [&](int i, int t) {
+        MZ_bar(i, t) = made_bar(i, t) - E_bar(i, t);
+        SZ_bar(i, t) = -E_bar(i, t) * retention.before[t];
+    });
+    add_dots(bars.before, SZ_bar, SZ);
+    if (moved) {
+        add(z_bar, start(at, at.in, l).T(), made_bar);
+        add(start(at, bars_at, l), made_bar, z.T());
+    } else {
+        accumulate(SZ_bar, made_bar);
+    }
+    const real* GS = dots(G, S, space);
+    if (threadIdx.x == 0)
+        for (int j = 0; j < S.columns; ++j) bars.g[z.columns - 1] += whole * GS[j];
+    each(S.rows, S.columns, [&](int i, int j) { S_bar(i, j) += whole * G(i, j); });
+    add(z_bar, initial(at, at.in, l).T(), MZ_bar);
+    add(z_bar, S.T(), SZ_bar);
+    add(z_bar, G.T(), by_token(U, retention.after, space));
+    add(initial(at, bars_at, l), MZ_bar, z.T());
+    add(S_bar, SZ_bar, z.T());
+}
+
+// `learn` and `write`, line by line from the last
+__device__ __noinline__ void learn_backward(const Place& at, int m, const Chunk& c, const Learned& L, Matrix U1_bar,
+                                            Matrix U2_bar, Matrix hidden_bar, Matrix RU, real* rate_bar, Bars bars,
+                                            const Inputs& bars_at, Space space) {
+    const int first = 2 * m, second = 2 * m + 1, n = at.sizes.n;
+    const bool moved = at.sizes.moved[m], l2 = at.sizes.l2, own = SCALAR(m) || !at.sizes.given;
+    const Matrix RU2 = zeros(n, n, space), G1 = after(at, first), G2 = after(at, second);
+    real* rate2_bar = zeros(space.vector(n), n);
+    const Matrix E1_bar = solve_backward(G1, c.k, L.E1, L.U1, c.system, c.retention, U1_bar, RU, rate_bar, bars, space);
+    const Matrix E2_bar = solve_backward(G2, L.hidden, L.E2, L.U2, L.system, c.retention, U2_bar, RU2, rate2_bar, bars,
+                                         space);
+    const Matrix delta_1_bar = surprise_backward(L.delta_1, E1_bar, space);
+    const Matrix delta_bar = surprise_backward(L.delta, E2_bar, space);
+    const Matrix D_bar = times_slope(delta_1_bar, L.s, L.hidden, space);
+    add(delta_bar, c.W[second], D_bar);
+    add_weights(at, bars_at, second, product(L.delta, D_bar.T(), space));
+    const Matrix made_bar = zeros(delta_bar.rows, n, space), target_bar = zeros(delta_bar.rows, n, space);
+    if (l2) {
+        accumulate(made_bar, delta_bar);
+        skip_backward(at, m, c.k, made_bar, bars.k, bars_at);
+    }
+    each(target_bar.rows, n, [&](int i, int t) {
+        const real slope = SCALAR(m) ? (real)1 - L.target(i, t) * L.target(i, t) : (real)1;  // of tanh
+        target_bar(i, t) = -slope * delta_bar(i, t);
+    });
+    if (!own) accumulate(bars.v, target_bar);
+    else apply_backward(at, m, true, c.W, c.v, L.s_v, L.hidden_v, SCALAR(m) ? target_bar : scaled_to_backward(
+            L.target, L.r, (real)1 / (real)target_bar.rows, target_bar, space), bars.v, bars_at, space);
+    write_backward(at, second, G2, L.hidden, L.U2, L.SZ2, E2_bar, made_bar, moved, c.retention, hidden_bar, bars,
+                   bars_at, space);
+    triangular_backward(L.hidden, L.system, c.retention.ratio, RU2, rate2_bar, bars, hidden_bar, space);
+    const Matrix inner_bar = times_slope(hidden_bar, L.s, L.hidden, space);
+    each(inner_bar.rows, n, [&](int j, int t) {  // σ″ = (1 − s)(2s + y − 2ys), y = x s
+        const real s = L.s(j, t), y = L.hidden(j, t);
+        inner_bar(j, t) += delta_1_bar(j, t) * L.D(j, t) * ((real)1 - s) * (2 * s + y - 2 * y * s);
+    });
+    write_backward(at, first, G1, c.k, L.U1, L.SZ1, E1_bar, inner_bar, moved, c.retention, bars.k, bars, bars_at,
+                   space);
+}
+
+// y_t = M₀x_t + g_{t−1} S x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S x, ratio·zᵀx (i,t)
+__device__ __noinline__ Matrix read(const Place& at, int l, Matrix U, Matrix z, Matrix x, const Retention& retention,
+                                    Matrix& SX, Matrix& mix, Space& space) {
+    SX = product(now(at, at.in, l), x, space);
+    mix = product(z.T(), x, space);
+    const Matrix y = product(initial(at, at.in, l), x, space);
+    accumulate(y, by_token(SX, retention.before, space));
+    mask(mix, retention.ratio.T());
+    add(y, U, mix);
+    return y;
+}
+
+__device__ __noinline__ void read_backward(const Place& at, int l, Matrix U, Matrix z, Matrix x, Matrix SX, Matrix mix,
+                                           const Retention& retention, Matrix y_bar, Matrix U_bar, Matrix z_bar,
+                                           Matrix x_bar, Bars bars, const Inputs& bars_at, Space space) {
+    const int n = x.columns;
+    const Matrix mix_bar = product(U.T(), y_bar, space);  // (i,t)
+    add(U_bar, y_bar, mix.T());
+    each(1, n, [&](int, int t) {
+        for (int i = 0; i < t; ++i) bars.before[t] += mix_bar(i, t) * mix(i, t);
+        for (int s = t + 1; s < n; ++s) bars.g[t] -= mix_bar(t, s) * mix(t, s);
+    });
+    mask(mix_bar, retention.ratio.T());
+    add(z_bar, x, mix_bar.T());
+    add(x_bar, z, mix_bar);
+    const Matrix SX_bar = by_token(y_bar, retention.before, space);
+    add_dots(bars.before, SX_bar, SX);
+    add(x_bar, initial(at, at.in, l).T(), y_bar);
+    add(x_bar, now(at, at.in, l).T(), SX_bar);
+    add(initial(at, bars_at, l), y_bar, x.T());
+    add(now(at, bars_at, l), SX_bar, x.T());
+}
+
+// the whole chunk
+
+// What the memories are asked, and what they are all written with
+__device__ __noinline__ void begin(const Place& at, real eta_max, Chunk& c, Space& space) {
+    const int n = at.sizes.n, d = at.sizes.d;
+    Matrix asked[5], s, hidden;
+    for (int l = 0; l < 12; ++l)
+        if (at.sizes.adaptive[l / 2]) c.W[l] = sum(initial(at, at.in, l), start(at, at.in, l), space);
+    for (int m = 0; m < 5; ++m)
+        asked[m] = apply(at, m, at.sizes.adaptive[m], c.W, feed(at, at.in, m), s, hidden, space);
+    double *eta = c.eta = space.doubles(n), *log_alpha = c.log_alpha = space.doubles(n);
+    const Matrix to_eta = asked[3], to_alpha = asked[4];
+    each(1, n, [&](int, int t) {
+        const double x = to_alpha(0, t) + bias(at, at.in, 4);
+        eta[t] = eta_max / (1 + exp(-(double)to_eta(0, t) - bias(at, at.in, 3)));
+        log_alpha[t] = (x < 0 ? x : 0) - log1p(exp(-fabs(x)));  // log σ(x)
+    });
+    c.q = scaled_to(asked[0], 1, (real)1e-12, c.q_r, space);
+    c.k = scaled_to(asked[1], 1, (real)1e-12, c.k_r, space);
+    c.v = scaled_to(asked[2], (real)1 / (real)d, (real)1e-6, c.v_r, space);
+    c.retention = retain(log_alpha, n, space);
+    c.system = triangular(c.k, eta, c.retention.ratio, space);
+}
+
+__device__ void place(Place& at, const Sizes& sizes, const Inputs& in, const Layers& after, integer i) {
+    if (threadIdx.x == 0)
+        at.sizes = sizes, at.in = in, at.after = after, at.i = i, at.b = i / sizes.H, at.head = i % sizes.H;
+    __syncthreads();
+}
+
+extern "C" __global__ void titans(Sizes sizes, real eta_max, Inputs in, real* o, Layers layers_after, integer room,
+                                  real* workspace) {
+    __shared__ Place at;
+    for (integer i = blockIdx.x; i < sizes.B * sizes.H; i += gridDim.x) {
+        place(at, sizes, in, layers_after, i);
+        Space space = {workspace + blockIdx.x * room, workspace + (blockIdx.x + 1) * room};
+        Chunk c;
+        begin(at, eta_max, c, space);
+        for (int m = 0; m <= MEMORY; ++m) {
+            if (!at.sizes.adaptive[m]) continue;
+            Space here = space;
+            const Learned L = learn(at, m, c, here);
+            write(now(at, at.in, 2 * m), L.U1, c.k, c.retention, after(at, 2 * m), here);
+            write(now(at, at.in, 2 * m + 1), L.U2, L.hidden, c.retention, after(at, 2 * m + 1), here);
+            if (m == MEMORY) {
+                Matrix SX, mix, s;
+                const Matrix x = silu(read(at, 2 * m, L.U1, c.k, c.q, c.retention, SX, mix, here), s, here);
+                const Matrix y = read(at, 2 * m + 1, L.U2, L.hidden, x, c.retention, SX, mix, here);
+                const int n = y.columns, d = y.rows;
+                each(n, d, [&](int t, int j) { o[(i * n + t) * d + j] = c.q(j, t) + y(j, t); });
+            }
+        }
+    }
+}
+
+extern "C" __global__ void titans_backward(Sizes sizes, real eta_max, Inputs in, real* o_bar, Layers after_bar,
+                                           Inputs bars_at, integer room, real* workspace) {
+    __shared__ Place at;
+    __shared__ Inputs to;
+    if (threadIdx.x == 0) to = bars_at;
+    for (integer i = blockIdx.x; i < sizes.B * sizes.H; i += gridDim.x) {
+        place(at, sizes, in, after_bar, i);
+        const int n = at.sizes.n, d = at.sizes.d;
+        Space space = {workspace + blockIdx.x * room, workspace + (blockIdx.x + 1) * room};
+        Chunk c;
+        begin(at, eta_max, c, space);
+        Bars bars = {zeros(space.doubles(n), n), zeros(space.doubles(n), n), zeros(space.doubles(n), n),
+                     zeros(d, n, space), zeros(d, n, space)};
+        const Matrix RU = zeros(n, n, space), read_bar = {o_bar + i * n * d, d, n, 1, d}, q_bar = zeros(d, n, space);
+        real* rate_bar = zeros(space.vector(n), n);
+        accumulate(q_bar, read_bar);
+        for (int m = 0; m <= MEMORY; ++m) {
+            if (!at.sizes.adaptive[m]) continue;
+            Space here = space;
+            const Learned L = learn(at, m, c, here);
+            const Matrix U1_bar = zeros(L.U1.rows, n, here), U2_bar = zeros(L.U2.rows, n, here);
+            const Matrix hidden_bar = zeros(L.hidden.rows, n, here);
+            if (m == MEMORY) {
+                Matrix SX, mix, SX2, mix2, s;
+                const Matrix x = silu(read(at, 2 * m, L.U1, c.k, c.q, c.retention, SX, mix, here), s, here);
+                read(at, 2 * m + 1, L.U2, L.hidden, x, c.retention, SX2, mix2, here);
+                const Matrix x_bar = zeros(x.rows, n, here);
+                read_backward(at, 2 * m + 1, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar, U2_bar, hidden_bar,
+                              x_bar, bars, to, here);
+                read_backward(at, 2 * m, L.U1, c.k, c.q, SX, mix, c.retention, times_slope(x_bar, s, x, here), U1_bar,
+                              bars.k, q_bar, bars, to, here);
+            }
+            learn_backward(at, m, c, L, U1_bar, U2_bar, hidden_bar, RU, rate_bar, bars, to, here);
+        }
+        triangular_backward(c.k, c.system, c.retention.ratio, RU, rate_bar, bars, bars.k, space);
+
+        const Matrix y_bar[5] = {scaled_to_backward(c.q, c.q_r, 1, q_bar, space),
+                                 scaled_to_backward(c.k, c.k_r, 1, bars.k, space),
+                                 scaled_to_backward(c.v, c.v_r, (real)1 / (real)d, bars.v, space),
+                                 space.matrix(1, n), space.matrix(1, n)};
+        if (threadIdx.x == 0) {
+            double log_alpha_bar = 0;
+            real eta_bias = 0, alpha_bias = 0;
+            for (int t = n - 1; t >= 0; --t) {
+                log_alpha_bar += bars.g[t];
+                eta_bias += y_bar[3](0, t) = bars.eta[t] * c.eta[t] * (1 - c.eta[t] / eta_max);
+                alpha_bias += y_bar[4](0, t) = -log_alpha_bar * expm1(c.log_alpha[t]);
+                log_alpha_bar += bars.before[t];
+            }
+            bias(at, to, 3) = eta_bias;
+            bias(at, to, 4) = alpha_bias;
+        }
+        __syncthreads();
+        for (int m = 0; m < 5; ++m) {
+            Space here = space;
+            const Matrix x = feed(at, at.in, m);
+            Matrix s, hidden;
+            apply(at, m, at.sizes.adaptive[m], c.W, x, s, hidden, here);
+            apply_backward(at, m, at.sizes.adaptive[m], c.W, x, s, hidden, y_bar[m], feed(at, to, m), to, here);
+        }
+    }
+}
+
+#endif  // SIDE

@@ -20,14 +20,15 @@ Array = Any
 SOURCE = Path(__file__).with_name("kernels.cu")
 THREADS, LANES, ROWS_EACH = 128, 64, 16  # of a block; of a block of the delta rule; of a part of w_bar
 SHARED, WIDEST = 48 * 1024, 128  # bytes that every card gives a block; rows that fit in a thread's registers
+SIDE, BLOCKS = 16, 128  # a block of Titans has SIDE × SIDE threads; so many have a workspace at a time
 
 
 @functools.cache
-def compiled(name: str, real: str, rows: int = 0, tile: int = 0) -> Callable:
-    """A kernel for a precision and, of the delta rule, a number of rows and of tokens at a time."""
+def compiled(name: str, real: str, **constants: int) -> Callable:
+    """A kernel for a precision and, where its part of the source asks for them, other constants."""
     import cupy
 
-    sizes = (f"-DROWS={rows}", f"-DTILE={tile}", f"-DLANES={LANES}") if rows else ()
+    sizes = [f"-D{key.upper()}={value}" for key, value in constants.items()]
     code = SOURCE.read_text(encoding="utf-8")
     return cupy.RawModule(code=code, options=("-std=c++17", f"-DREAL={real}", *sizes)).get_function(name)
 
@@ -145,12 +146,12 @@ def causal_conv_backward(x: Array, tail: Array, w: Array, y_bar: Array, next_bar
 
 
 def sizes(rows: int, itemsize: int) -> dict[str, int]:
-    """Constants to compile for: rows, and how many tokens at a time fit with them in shared memory."""
+    """Constants to compile for: rows, how many tokens at a time fit with them in shared memory, threads."""
     for tokens in (32, 16, 8, 4):
         chunk = itemsize * tokens * (2 * (rows + 1) + 2 * tokens + LANES) + 8 * (tokens + 1)
         if max(chunk, itemsize * tokens * 3 * rows) <= SHARED:  # of delta_rule, and of the scans
             break
-    return {"rows": rows, "tile": tokens}
+    return {"rows": rows, "tile": tokens, "lanes": LANES}
 
 
 def delta_rule(q, k, v, log_a, b, c, S0):
@@ -194,9 +195,120 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
     return q_bar, k_bar, v_bar, (GS + later - written).astype(v.dtype), b_bar, c_bar, G_0
 
 
+# Self-modifying Titans -----------------------------------------------------------------------------------------
+
+# The structs of kernels.cu, every word of which has eight bytes; they are handed over by value
+SIZES = np.dtype([(name, np.int64, shape) for name, shape in (
+    ("adaptive", 6), ("moved", 6), ("hidden", 6),
+    ("B", ()), ("H", ()), ("n", ()), ("d", ()), ("l2", ()), ("given", ()))])
+LAYERS = np.dtype((np.uint64, 12))
+INPUTS = np.dtype([("feeds", np.uint64, 4), ("bias", np.uint64, 2), ("readout", np.uint64, 2), ("initial", LAYERS),
+                   ("now", LAYERS), ("start", LAYERS), ("batch", np.int64)])
+
+
+def titans(adaptive, l2, given, eta_max, *inputs):
+    sizes, inputs, blocks, room, workspace = _chunk(adaptive, l2, given, inputs)
+    feeds, now = inputs[0], inputs[4]
+    (o,), after = empty(feeds[0], feeds[0].shape), {name: empty(W[0], *(x.shape for x in W)) for name, W in now.items()}
+    run("titans", (blocks,), SIDE * SIDE, sizes, float(eta_max), _table(*inputs), o, _layers(after), room, workspace,
+        side=SIDE)
+    return o, after
+
+
+def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
+    *inputs, o_bar, after_bar = inputs_and_cotangents
+    sizes, inputs, blocks, room, workspace = _chunk(adaptive, l2, given, inputs)
+    feeds, bias, readout, initial, now, start = inputs
+    kernels._expect(o_bar=(o_bar, feeds[0].shape))
+    for name, layers in now.items():
+        for bar, x in zip(after_bar[name], layers, strict=True):
+            kernels._expect(after_bar=(bar, x.shape))
+    o_bar, after_bar = _cast([o_bar], feeds[0])[0], _cast(after_bar, feeds[0])
+    shared, shared_bar = _zeros([bias, readout, initial], o_bar, lead=len(o_bar))  # of every sequence, first
+    _, (feeds_bar, now_bar, start_bar) = _zeros([feeds, now, start], o_bar)
+    bars = _table(feeds_bar, *shared_bar, now_bar, start_bar, batch=shared.shape[1])
+    run("titans_backward", (blocks,), SIDE * SIDE, sizes, float(eta_max), _table(*inputs), o_bar, _layers(after_bar),
+        bars, room, workspace, side=SIDE)
+    shared_bar = _parts(np.sum(shared, 0), [bias, readout, initial])
+    return [feeds_bar, *shared_bar, now_bar, start_bar]
+
+
+def _chunk(adaptive, l2, given, inputs):
+    """What both directions need: sizes, arrays, blocks, and a workspace of so much room for each."""
+    kernels._expect_titans(adaptive, l2, given, *inputs)
+    inputs = [_cast(xs, inputs[0][0]) for xs in inputs]
+    feeds, _, _, initial, _, start = inputs
+    B, H, n, d = feeds[0].shape
+    sizes = np.zeros(1, SIZES)
+    for name, of in (("adaptive", adaptive), ("moved", start)):
+        sizes[name] = [memory in of for memory in kernels.MEMORIES]
+    sizes["hidden"] = hidden = [initial[m][0].shape[1] if m in initial else 0 for m in kernels.MEMORIES]
+    for name, value in {"B": B, "H": H, "n": n, "d": d, "l2": l2, "given": given}.items():
+        sizes[name] = value
+    h, blocks = max(hidden), min(B * H, BLOCKS)
+    room = _room(n, d, h)
+    return sizes, inputs, blocks, room, np.empty_like(feeds[0], shape=(blocks, room))
+
+
+def _room(n: int, d: int, h: int) -> int:
+    """Numbers in the workspace of a block: what the matrices of one chunk's way back take, and some more."""
+    return 80 * max(d, h) * n + 15 * (n * n + d * h) + 100 * n + 1000  # the kernel stops the run if that is too little
+
+
+def _cast(xs, like):
+    """The arrays of a list, or of a dict of lists, in one precision and in C order."""
+    if isinstance(xs, dict):
+        return {name: _cast(layers, like) for name, layers in xs.items()}
+    return [np.ascontiguousarray(x, dtype=like.dtype, like=like) for x in xs]
+
+
+def _zeros(like: list, on: Array, lead: int = 1) -> tuple[Array, list]:
+    """One array of zeros, and views of its first row in the shapes of arrays in lists and dicts of lists."""
+    zeros = np.zeros_like(on, shape=(lead, sum(x.size for x in _leaves(like))))
+    return zeros, _parts(zeros[0], like)
+
+
+def _parts(flat: Array, like: Any) -> Any:
+    """Views of one array after the other in the shapes of others."""
+    ends = iter(np.cumsum([x.size for x in _leaves(like)]).tolist())
+
+    def part(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: part(layers) for name, layers in x.items()}
+        if isinstance(x, list):
+            return [part(y) for y in x]
+        end = next(ends)
+        return np.reshape(flat[end - x.size:end], x.shape)
+    return part(like)
+
+
+def _leaves(xs: Any) -> list[Array]:
+    if isinstance(xs, (dict, list)):
+        return [x for part in (xs.values() if isinstance(xs, dict) else xs) for x in _leaves(part)]
+    return [xs]
+
+
+def _table(feeds, bias, readout, initial, now, start, batch: int = 0) -> np.ndarray:
+    """The arrays' addresses as the struct Inputs."""
+    table = np.zeros(1, INPUTS)
+    for name, xs in (("feeds", feeds), ("bias", bias), ("readout", readout)):
+        table[name] = [x.data.ptr for x in xs]
+    for name, layers in (("initial", initial), ("now", now), ("start", now | start)):
+        table[name] = _layers(layers)["layer"]
+    table["batch"] = batch
+    return table
+
+
+def _layers(by_name: dict) -> np.ndarray:
+    layers = np.zeros(1, [("layer", LAYERS)])
+    layers["layer"] = [x.data.ptr if x is not None else 0
+                       for name in kernels.MEMORIES for x in by_name.get(name, (None, None))]
+    return layers
+
+
 TWINS: dict[str, Callable] = {f.__name__: f for f in (
     gelu, gelu_backward, rms_norm, rms_norm_backward, cross_entropy, cross_entropy_backward, adamw, causal_conv,
-    causal_conv_backward, delta_rule, delta_rule_backward)}
+    causal_conv_backward, delta_rule, delta_rule_backward, titans, titans_backward)}
 
 
 def register_all(array_type: type) -> None:

@@ -10,6 +10,7 @@ that raises, so that nothing is copied unseen.
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,6 +78,8 @@ class Refusing(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name in ("shape", "ndim", "size", "dtype", "strides", "itemsize", "nbytes", "base", "flags"):
             return getattr(self.inside, name)
+        if name == "data":
+            return SimpleNamespace(ptr=self.inside.ctypes.data)
         if name in ("T", "mT"):
             return Refusing(getattr(self.inside, name))
         if name in ("all", "any", "astype", "conj", "copy", "max", "mean", "min", "reshape", "sum", "swapaxes",

@@ -4,6 +4,7 @@ Three devices: the CPU; a stand-in that refuses what CuPy refuses and counts wha
 is one. The source of the kernels is tested with a C++ compiler as well, so that a card is not the first to see it.
 """
 
+import ctypes
 import json
 import sys
 from dataclasses import replace
@@ -19,10 +20,12 @@ import hope
 import kernels
 import optimizers
 import train
-from autograd import host
+from autograd import Tensor, grad, host
 from data import Corpus
 from gpu import kernels as twins
+from gpu import products
 from hope import Config, Hope
+from memory import SelfModifyingTitans
 from train import PRESETS, Run
 
 WHY_NO_CARD = gpu.problem()
@@ -194,7 +197,7 @@ def check(on, dtype, *size):
             assert b.dtype == a.dtype
             np.testing.assert_allclose(host(b), a, rtol=tolerance, atol=tolerance, err_msg=f"{name} {size}")
         checked.add(name)
-    assert checked == set(twins.TWINS)
+    assert checked == twins.TWINS.keys() - set(kernels.FROM_MEMORY)
 
 
 @pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
@@ -226,8 +229,7 @@ def test_nan_comes_out_of_the_kernels_as_nan(on):
         assert np.isnan(host(y)[2]).any() and not np.isnan(host(y)[[0, 1, 3]]).any()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["gated", "titans"])
+@pytest.mark.parametrize("mixer", [pytest.param("gated", marks=pytest.mark.slow), "titans"])
 @pytest.mark.parametrize("on", [COMPILED], indirect=True)
 def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, monkeypatch):
     monkeypatch.setattr(kernels, "_REGISTERED", {})
@@ -237,9 +239,88 @@ def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, 
     assert copied == {"forward": {"upload": 1}, "backward": {}, "clip": {"read": 1}, "step": {}}
 
 
+# A chunk of self-modifying Titans --------------------------------------------------------------------------------
+
+FIVE = ("k", "v", "eta", "alpha", "memory")
+
+
+def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), **settings):
+    """o and the drifts after one chunk of two sequences with two heads, and the gradients of all that goes in."""
+    config = Config(width=2 * d, layers=1, heads=2, memory_hidden=h, form=form, **settings)
+    rng = np.random.default_rng(0)
+    mixer, tensors = SelfModifyingTitans(rng, config).astype(dtype), []
+
+    def normal(*shape):
+        tensors.append(Tensor(on(rng.standard_normal(shape).astype(dtype)), requires_grad=True))
+        return tensors[-1]
+
+    def drift(name):
+        return [normal(2, *m.shape) * 0.2 for m in mixer.initial[name]]
+    for p in mixer.parameters():
+        p.data = on((p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype))
+    feed, now = {name: normal(2, 2, n, d) for name in mixer.feed}, {name: drift(name) for name in config.adaptive}
+    start = {name: drift(name) if name in moved else now[name] for name in now}
+    o, after = mixer.chunk(feed, start, now)
+    outputs = [o, *(S for layers in after.values() for S in layers)]
+    tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
+    weights = [Tensor(on(rng.standard_normal(x.shape).astype(dtype))) for x in outputs]
+    return [host(x.data) for x in (*outputs, *grad(outputs, tensors, weights))]
+
+
+def check_chunk(on, monkeypatch, dtype, *size, **settings):
+    """The CUDA twin against the definition in memory.py and Numba's twin, where there is one."""
+    launched, run, tolerance = [], twins.run, {"float64": 1e-10, "float32": 5e-3}[dtype]
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    twins.register_all(type(on(np.zeros(1))))
+    monkeypatch.setattr(twins, "run", lambda name, *args, **constants: (
+        launched.append(name), run(name, *args, **constants)))
+    found = chunk_and_gradients(on, "fused", dtype, *size, **settings)
+    assert launched == ["titans", "titans_backward"]
+    for form in ("recurrent", "fused"):
+        for a, b in zip(chunk_and_gradients(np.array, form, dtype, *size, **settings), found, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * max(1, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize(("size", "settings"), [
+    ((7, 4, 6), {"moved": FIVE}),
+    ((1, 6, 3), {"adaptive": ("q", "memory"), "objective": "dot", "targets": "value"}),
+    ((65, 4, 2), {"adaptive": ("memory", "alpha"), "moved": ("alpha",), "objective": "dot"}),
+], ids=str)
+def test_a_chunk_of_titans_on_a_card_is_the_one_in_memory(on, size, settings, monkeypatch):
+    check_chunk(on, monkeypatch, "float64", *size, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+@pytest.mark.parametrize(("dtype", "size"), [
+    ("float64", (1, 4, 4)), ("float64", (33, 18, 20)), ("float64", (63, 2, 80)), ("float64", (65, 66, 1)),
+    ("float32", (64, 16, 16))], ids=str)
+@pytest.mark.parametrize("adaptive", [("memory",), ("q", *FIVE), ("v", "eta", "memory")], ids="-".join)
+def test_a_chunk_of_titans_of_every_form_on_a_card_is_the_one_in_memory(on, dtype, size, adaptive, monkeypatch):
+    for objective, targets, moved in (("l2", "self", ()), ("l2", "value", adaptive[-1:]), ("dot", "self", adaptive),
+                                      ("dot", "value", ())):
+        check_chunk(on, monkeypatch, dtype, *size, adaptive=adaptive, moved=moved, objective=objective,
+                    targets=targets)
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_more_sequences_than_blocks_share_their_workspaces(on, monkeypatch):
+    monkeypatch.setattr(twins, "BLOCKS", 3)
+    check_chunk(on, monkeypatch, "float64", 2, 2, 2, adaptive=("k", "memory"))
+
+
+def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(monkeypatch):
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    assert not kernels.has_titans(Refusing(np.zeros(1)))
+    twins.register_all(Refusing)
+    assert kernels.has_titans(Refusing(np.zeros(1))) and not kernels.has_titans(Refusing(np.zeros(1, np.float16)))
+
+
 def test_every_kernel_has_a_twin():
     """But attention: on a card its reference runs, all scores at once in large products."""
-    assert twins.TWINS.keys() == kernels.PAIRS.keys() - {"attention", "attention_backward"}
+    assert twins.TWINS.keys() == {*kernels.PAIRS, *kernels.FROM_MEMORY} - {"attention", "attention_backward"}
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
@@ -257,6 +338,146 @@ def test_heads_that_are_too_wide_for_registers_go_to_the_reference(monkeypatch):
         np.testing.assert_array_equal(ours, theirs)
 
 
+# Products in fewer bits ------------------------------------------------------------------------------------------
+
+def bfloat16(x):
+    """The nearest bfloat16, by the distance to both neighbours."""
+    down = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    up = ((x.view(np.uint32) & 0xFFFF0000) + 0x10000).view(np.float32)
+    below, above = np.abs(x.astype(np.float64) - down), np.abs(up.astype(np.float64) - x)
+    odd = (x.view(np.uint32) >> 16) & 1 == 1
+    return np.where((below < above) | ((below == above) & ~odd), down, up)
+
+
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_bfloat16_is_rounded_to_the_nearest_and_to_the_even_one_between_two(on):
+    x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    x[:8] = [0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38, -1e-40, 2**-133, 65504]
+    found = host(products.to_bfloat16(on(x))).astype(np.uint32) << 16
+    np.testing.assert_array_equal(found, bfloat16(x).view(np.uint32))
+    special = np.array([np.inf, -np.inf, 3.4028234e38, np.nan], np.float32)  # of NaN, one whose upper half is none
+    special.view(np.uint32)[3] = 0x7F800001
+    found = (host(products.to_bfloat16(on(special))).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found, [np.inf, -np.inf, np.inf, np.nan])
+
+
+class Blas:
+    """Stands in for cuBLAS: gemmStridedBatchedEx as its manual words it, on addresses, down columns."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT = 0, 1, 68, 77, -1
+
+    def __init__(self):
+        self.calls = []
+
+    def gemmStridedBatchedEx(self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA,
+                             B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, count, compute, algo):
+        def matrix(address, kind, lead, step, i, rows, columns):
+            number = {"single": np.float32, "half": np.uint16}[kind]
+            flat = np.ctypeslib.as_array(ctypes.cast(
+                address + i * step * np.dtype(number).itemsize, ctypes.POINTER(np.ctypeslib.as_ctypes_type(number))),
+                (columns * lead,))
+            return np.reshape(flat, (lead, columns), order="F")[:rows]
+
+        def value(x, turned):
+            x = (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+            return x.T if turned else x
+        assert ctypes.c_float.from_address(alpha).value == 1 and ctypes.c_float.from_address(beta).value == 0
+        for i in range(count):
+            a = matrix(A, Atype, lda, strideA, i, *((k, m) if transa else (m, k)))
+            b = matrix(B, Btype, ldb, strideB, i, *((n, k) if transb else (k, n)))
+            matrix(C, Ctype, ldc, strideC, i, m, n)[...] = value(a, transa) @ value(b, transb)
+        self.calls.append((Atype, compute, count))
+
+
+@pytest.fixture
+def blas(on, monkeypatch):
+    """cuBLAS, or on the CPU what stands in for it; afterwards `@` is what it was."""
+    if on is not Refusing:
+        yield None
+    else:
+        stand_in = Blas()
+        monkeypatch.setattr(products, "library", lambda: (stand_in, 0, "single", "half"))
+        yield stand_in
+    for array_type, plain in products.ORIGINAL.items():
+        array_type.__matmul__ = plain
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
+def test_products_in_fewer_bits_are_those_of_rounded_numbers(on, blas, precision):
+    rng = np.random.default_rng(0)
+    products.use(precision, type(on(np.zeros(1))))
+    for left, right in [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 3, 1, 4), (3, 4, 5)), ((2, 1, 3, 4), (2, 6, 4, 1)),
+                        ((1, 1, 3, 4), (2, 4, 5)), ((3, 0), (0, 5)), ((0, 3, 4), (4, 5)), ((1, 1), (1, 1))]:
+        for turn in (lambda x: x, lambda x: np.swapaxes(np.ascontiguousarray(np.swapaxes(x, -1, -2)), -1, -2),
+                     lambda x: np.repeat(x, 2, -1)[..., ::2]):
+            a, b = (rng.standard_normal(shape).astype(np.float32) for shape in (left, right))
+            a, b = turn(a), turn(b)
+            found = on(a) @ on(b)
+            expected = bfloat16(np.array(a)) @ bfloat16(np.array(b)) if precision == "bfloat16" else a @ b
+            assert found.dtype == np.float32 and found.shape == expected.shape
+            np.testing.assert_allclose(host(found), expected, atol=1e-5 if blas or precision == "bfloat16" else 1e-2)
+    if blas:
+        kind, compute = {"tf32": ("single", 77), "bfloat16": ("half", 68)}[precision]
+        assert {call[:2] for call in blas.calls} == {(kind, compute)} and max(call[2] for call in blas.calls) == 12
+    with pytest.raises(ValueError, match="4 columns, 5 rows"):
+        on(np.ones((3, 4), np.float32)) @ on(np.ones((5, 4), np.float32))
+
+
+@pytest.mark.parametrize("on", [COMPILED], indirect=True)
+def test_other_precisions_and_vectors_are_multiplied_as_before_and_float32_brings_all_back(on, blas):
+    products.use("bfloat16", Refusing)
+    x = np.linspace(0, 1, 6).reshape(2, 3)
+    for a, b in ((x, x.T), (x.astype(np.float32), x[0].astype(np.float32)), (x.astype(np.float32), x.T)):
+        np.testing.assert_array_equal(host(on(a) @ on(b)), a @ b)
+    products.use("float32", Refusing)
+    x = x.astype(np.float32)
+    np.testing.assert_array_equal(host(on(x) @ on(x.T.copy())), x @ x.T.copy())
+    assert not blas.calls and Refusing.__matmul__ is products.ORIGINAL[Refusing]
+
+
+@pytest.mark.parametrize(("precision", "far"), [("tf32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("on", [COMPILED], indirect=True)
+def test_a_step_with_products_in_fewer_bits_is_near_the_step_in_float32(on, blas, precision, far):
+    def loss_and_gradients(device):
+        model = put(Hope(Config(**{**SMALL, "mixer": "gated"}), np.random.default_rng(0)), device)
+        loss, _ = model.loss(TOKENS)
+        loss.backward()
+        return [loss.item(), *(host(p.grad) for p in model.parameters())]
+    expected = loss_and_gradients("cpu")
+    products.use(precision, Refusing)
+    found = loss_and_gradients("stand-in")
+    assert found[0] == pytest.approx(expected[0], rel=far) and len(blas.calls) > 20
+    difference = sum(np.sum((a - b) ** 2) for a, b in zip(found[1:], expected[1:], strict=True))
+    size = sum(np.sum(b**2) for b in expected[1:])
+    assert difference < far**2 * size and (precision == "tf32" or difference > 0)
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", "the CPU;"), ("auto", "the CPU (the card is on fire);")])
+def test_products_in_fewer_bits_are_refused_on_the_cpu_in_one_line(device, place, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "problem", lambda: "the card is on fire")
+    command = ["--preset", "tiny", "--device", device, "--matmul", "bfloat16", "--out", str(tmp_path / "run")]
+    assert train.main(command) == 2
+    said = capsys.readouterr().err
+    assert f"matmul bfloat16 is for a card, and this run is on {place} --matmul float32" in said
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert train.main(["--preset", "tiny", "--matmul", "bf16"]) == 2
+    assert "choose from float32, tf32, bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("capability", "precision", "works"), [
+    ("75", "float32", True), ("75", "tf32", False), ("80", "tf32", True), ("120", "bfloat16", True)])
+def test_fewer_bits_take_a_card_that_has_them(capability, precision, works, monkeypatch):
+    cupy = SimpleNamespace(ndarray=type("Array", (Refusing,), {}), cuda=SimpleNamespace(
+        Device=lambda: SimpleNamespace(compute_capability=capability)))
+    monkeypatch.setattr(gpu, "ready", lambda: cupy)
+    if works:
+        gpu.set_matmul(precision)
+    else:
+        with pytest.raises(ValueError, match=r"8\.0 or later, this one has 7\.5; --matmul float32"):
+            gpu.set_matmul(precision)
+
+
 # What it says ------------------------------------------------------------------------------------------------------
 
 def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
@@ -265,9 +486,12 @@ def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
             raise RuntimeError(error)
         return cards
     cupy = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(
-        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=count))
-    cupy.zeros = lambda n: SimpleNamespace(get=lambda: None)
+    cupy.cuda = SimpleNamespace(
+        runtime=SimpleNamespace(
+            driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=count,
+            getDeviceProperties=lambda device: {"name": b"NVIDIA H100", "major": 9, "minor": 0}),
+        Device=lambda: SimpleNamespace(id=0, mem_info=(1, 80 * 10**9), compute_capability="90"))
+    cupy.zeros, cupy.ndarray, cupy.__version__ = lambda n: SimpleNamespace(get=lambda: None), Refusing, "14.2.0"
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: cupy)
 
@@ -283,6 +507,17 @@ def fake_cupy(monkeypatch, driver=12080, built=12090, cards=1, error=None):
 def test_what_keeps_a_card_from_being_used_is_named(machine, words, monkeypatch):
     fake_cupy(monkeypatch, **machine)
     assert words in gpu.problem() if words else not gpu.problem()
+
+
+def test_auto_takes_a_card_that_can_be_used_and_the_doctor_reports_it(monkeypatch, capsys):
+    fake_cupy(monkeypatch)
+    monkeypatch.setattr(gpu, "ready", gpu.ready.__wrapped__)
+    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    card = "NVIDIA H100, 80 GB, compute capability 9.0, driver for CUDA 12.8, CuPy 14.2.0"
+    assert train.choose("auto") == train.choose("cuda", "tf32") == (gpu, card)
+    monkeypatch.setattr(train, "one_layer", lambda config, batch: (1.0, 1.0))
+    assert train.main(["--doctor"]) == 0
+    assert f"GPU  usable: {card}" in capsys.readouterr().out
 
 
 def test_without_cupy_the_words_say_how_to_install_it(monkeypatch):
@@ -303,10 +538,11 @@ def test_a_card_that_was_asked_for_and_is_not_there_is_an_error_and_auto_says_wh
 @pytest.fixture
 def stand_in(monkeypatch):
     """train.py finds a card: the stand-in."""
-    card = SimpleNamespace(to_device=lambda thing: put(thing, "stand-in"), memory=lambda: 10**9,
-                           held=lambda model, tokens: 10**8)
+    card = SimpleNamespace(to_device=lambda thing: put(thing, "stand-in"), memory=lambda: 10**9, full=gpu.full,
+                           held=lambda model, tokens: 10**8, set_matmul=lambda precision: None)
     chosen = train.choose
-    monkeypatch.setattr(train, "choose", lambda device: (card, "a stand-in") if device == "cuda" else chosen(device))
+    monkeypatch.setattr(train, "choose", lambda device, matmul="float32": (
+        (card, "a stand-in") if device == "cuda" else chosen(device, matmul)))
 
 
 def run_on(device, folder, text, **changed):
@@ -353,9 +589,12 @@ def test_a_step_of_a_run_copies_its_tokens_and_reads_back_the_loss_and_the_norm(
     assert Refusing.moved == {"upload": 1, "read": 2}
 
 
-def test_out_of_memory_names_the_batch_that_would_fit(stand_in, text, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [
+    MemoryError("Out of memory allocating 1,000,000 bytes"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+    RuntimeError("cudaErrorMemoryAllocation: out of memory"), RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")], ids=str)
+def test_out_of_memory_names_the_batch_that_would_fit(error, stand_in, text, tmp_path, monkeypatch, capsys):
     def full(run):
-        raise MemoryError("Out of memory allocating 1,000,000 bytes")
+        raise error
     monkeypatch.setattr(Run, "advance", full)
     command = ["--preset", "tiny", "--layers", "1", "--device", "cuda", "--data", str(text), "--quiet",
                "--batch", "64", "--out", str(tmp_path / "run")]

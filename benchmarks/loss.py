@@ -109,10 +109,13 @@ def draw(found: dict[str, list[dict[str, float]]], options: Options) -> None:
     if options.small:
         return
     figure, (panel,) = train.canvas("Bits per byte on held-out text against minutes of learning", 1)
-    for (name, points), colour in zip(found.items(), COLOURS, strict=False):
-        minutes, bits = ([p[key] for p in points] for key in ("seconds", "bits"))
-        panel.plot(np.divide(minutes, 60), bits, color=colour, marker=".", linewidth=2)
-        panel.annotate(f"{name} {bits[-1]:.2f}", (minutes[-1] / 60, bits[-1]), xytext=(6, 0), color=colour,
+    colours, beside = dict(zip(found, COLOURS, strict=False)), -np.inf
+    highest = max(points[0]["bits"] for points in found.values())
+    for name, points in sorted(found.items(), key=lambda item: item[1][-1]["bits"]):
+        seconds, bits = ([p[key] for p in points] for key in ("seconds", "bits"))
+        panel.plot(np.divide(seconds, 60), bits, color=colours[name], marker=".", linewidth=2)
+        beside = max(bits[-1], beside + 0.04 * (highest - bits[-1]))  # names do not cover one another
+        panel.annotate(f"{name} {bits[-1]:.2f}", (seconds[-1] / 60, beside), xytext=(6, 0), color=colours[name],
                        size=9, textcoords="offset points", va="center")
     panel.set(xlabel="minutes", ylabel="bits per byte", xlim=(0, options.minutes * 1.25))
     figure.savefig(HERE / "loss.png")

@@ -373,19 +373,25 @@ def next_words(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str]) ->
 
 
 def associative_recall(
-    rng: Generator, batch: int, pairs: int, queries: int, keys: int, values: int
+    rng: Generator, batch: int, pairs: int, queries: int, keys: int, values: int, rewritten: int = 0
 ) -> tuple[Tokens, Tokens]:
     """k₁ v₁ … kₙ vₙ, then different ones of these keys, each asking for its value.
 
     Multi-query associative recall (Arora et al. 2023, Zoology). Keys are tokens below `keys`, values follow.
+    Before the questions, `rewritten` of the keys are shown once more with another value: the last one counts.
     """
-    if not queries <= pairs <= keys:
-        raise ValueError(f"{queries} queries, {pairs} pairs, {keys} keys: none may be more than the next")
+    if not max(queries, rewritten) <= pairs <= keys:
+        raise ValueError(f"{queries} queries, {rewritten} rewritten, {pairs} pairs, {keys} keys: neither of the "
+                         "first two may be more than the pairs, nor these than the keys")
     key = rng.permuted(np.tile(np.arange(keys), (batch, 1)), axis=1)[:, :pairs]
     value = rng.integers(keys, keys + values, (batch, pairs))
-    asked = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)[:, :queries]
-    shown = np.stack([key, value], axis=2).reshape(batch, 2 * pairs)
-    tokens = np.hstack([shown, np.take_along_axis(key, asked, axis=1)])  # (B, 2 pairs + queries)
+    asked, again = (rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)[:, :n]
+                    for n in (queries, rewritten))
+    new = rng.integers(keys, keys + values, again.shape)
+    shown = np.stack([np.hstack([key, np.take_along_axis(key, again, axis=1)]), np.hstack([value, new])], axis=2)
+    np.put_along_axis(value, again, new, axis=1)
+    shown = shown.reshape(batch, -1)  # (B, 2 (pairs + rewritten))
+    tokens = np.hstack([shown, np.take_along_axis(key, asked, axis=1)])
     return tokens, np.hstack([np.full_like(shown, IGNORE), np.take_along_axis(value, asked, axis=1)])
 
 

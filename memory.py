@@ -196,12 +196,13 @@ RULES = {  # (log a, b, c) from the gates (log α, η) of a token
     "linear":    lambda log_alpha, eta: (0.0, 0.0, 1.0),                     # Hebbian [A 14–18, 64; N 12–15]
     "retention": lambda log_alpha, eta: (log_alpha, 0.0, 1.0),               # Hebbian with retention [A 5]
     "delta":     lambda log_alpha, eta: (0.0, eta, eta),                     # DeltaNet [A 65]
+    "signed":    lambda log_alpha, eta: (0.0, eta * 2, eta * 2),             # 1 − 2η may be negative [Grazzi 2024]
     "gated":     lambda log_alpha, eta: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
     # by the exact step η′: u = v, of −⟨Mk, v⟩ [A 92]; and u = v − Mk, of ½‖Mk − v‖² [A 93]
     "dgd":       lambda log_alpha, eta: (log_alpha, proximal(eta), proximal(eta)),
     "dgd-l2":    lambda log_alpha, eta: (log_alpha, proximal(eta) * 2, proximal(eta)),
 }
-GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",)}  # the others have both
+GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("eta",)}  # the others have both
 
 
 def proximal(eta: Tensor, squared: Any = 1.0) -> Tensor:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import hope
 import optimizers
-from autograd import Tensor, cross_entropy, no_grad
+from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad
 from data import IGNORE, Corpus, Text, encode, fixed, formal_language
 from hope import Config, Hope, State
 from train import COLOURS, Parser, canvas, typed
@@ -96,15 +96,43 @@ class Reader:
                           for t in starts])
 
 
+@enable_grad()
+def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, mean: bool = False
+             ) -> tuple[Tensor, State]:
+    """`Hope.learn` for training in the midst of it: logits of a segment (B,T+1), and the state after it.
+
+    The logits can be trained on: their gradient reaches the initial states, as they have drifted; the drift itself
+    is held still (first order). The mixer begins anew with every segment, so what is known of earlier ones is
+    what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
+    """
+    state = state or State.start(model.config)
+    drift = [[level.zero_drift(len(tokens)) if moved is None else
+              {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
+              for level, moved in zip(block.cms.levels, past["drift"], strict=True)]
+             for block, past in zip(model.blocks, state.blocks, strict=True)]
+    blocks = [{"mixer": None, "drift": moved, "pending": past["pending"]}
+              for moved, past in zip(drift, state.blocks, strict=True)]
+    logits = model(tokens[:, :-1], State(blocks))[0]
+    nats = cross_entropy(logits, tokens[:, 1:], reduction="sum") * (1 / (tokens.shape[1] - 1))
+    found = iter(grad(nats, [d for moved in drift for level in moved for d in level.values()], retain_graph=True))
+    for block, past in zip(model.blocks, blocks, strict=True):
+        ticks = [block.cms.tick(n, state.clock + 1, d, pending, {name: next(found) for name in d},
+                                rate / level.chunk if mean else rate)
+                 for n, (level, d, pending) in enumerate(zip(block.cms.levels, past["drift"], past["pending"],
+                                                             strict=True))]
+        past["drift"], past["pending"] = [d for d, _ in ticks], [p for _, p in ticks]
+    return logits, State(blocks, state.clock + 1).detach()
+
+
 def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -> float:
     """The share of asked positions that were answered rightly; `whole`: of rows without a wrong answer."""
     asked, right = targets != IGNORE, guesses == targets
     return float(np.mean(np.all(right | ~asked, axis=1)) if whole else np.mean(right[asked]))
 
 
-def fit(model: Hope, draw: Callable[[], Drawn], steps: int, lr: float = 2e-3, *, schedule: str = "cosine",
-        optimizer: optimizers.Optimizer | None = None, bar: Any = None,
-        loss: Callable[[np.ndarray, np.ndarray], Tensor] | None = None) -> list[float]:
+def fit(model: Hope, draw: Callable[[], tuple[Any, Any]], steps: int, lr: float = 2e-3, *,
+        schedule: str = "cosine", optimizer: optimizers.Optimizer | None = None, bar: Any = None,
+        loss: Callable[[Any, Any], Tensor] | None = None) -> list[float]:
     """Train a model on what `draw` gives, by AdamW unless told otherwise; returns the losses, in nats."""
     optimizer = optimizer or optimizers.build("adamw", model.groups(), lr)
     losses = []
@@ -345,18 +373,11 @@ def next_byte_accuracy(model: Hope, held_out: Text, given: argparse.Namespace) -
 
 
 def stream(model: Hope, draws: Sequence[Callable[[], Drawn]], scores: Sequence[Callable[[Hope], float]],
-           steps: int, lr: float, bar: Any = None, *, only_levels: bool = False, **options: Any) -> np.ndarray:
-    """Learn tasks one after the other; returns accuracy on task i after j of them, (tasks+1,tasks).
-
-    only_levels: whatever is no level learns the first task and then rests. options: of the optimiser.
-    """
-    groups, levels = model.groups(), {id(p) for block in model.blocks for p in block.cms.parameters()}
-    optimizer = optimizers.build("adamw", groups, lr, **options)
+           steps: int, lr: float, bar: Any = None) -> np.ndarray:
+    """Learn tasks one after the other; returns accuracy on task i after j of them, (tasks+1,tasks)."""
+    optimizer = optimizers.build("adamw", model.groups(), lr)
     matrix = [[score(model) for score in scores]]
-    for task, draw in enumerate(draws):
-        if only_levels and task == 1:
-            groups = [{**group, "params": [p for p in group["params"] if id(p) in levels]} for group in groups]
-            optimizer = optimizers.build("adamw", [group for group in groups if group["params"]], lr, **options)
+    for draw in draws:
         fit(model, draw, steps, lr, schedule="constant", optimizer=optimizer, bar=bar)
         matrix.append([score(model) for score in scores])
     return np.array(matrix)

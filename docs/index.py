@@ -175,6 +175,10 @@ ROWS = [
         RULES,
         "memory.py::RULES kernels.py::delta_rule_recurrent"),
     Row("", "exact",
+        "signed delta rule, with eigenvalues from −1: S_t = S_{t−1} (I − 2β k kᵀ) + 2β v kᵀ",
+        "test_memory::test_every_rule_is_the_one_in_the_papers_table",
+        "memory.py::RULES kernels.py::delta_rule_recurrent"),
+    Row("", "exact",
         "chunk-parallel: (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,  o_t = g_{t−1} S₀ q_t + Σ_{i<t} "
         "(g_{t−1}/g_i)(q_t·k_i) u_i",
         "test_memory::test_every_form_is_the_product_of_rank_one_writes "

@@ -536,9 +536,22 @@ def test_associative_recall_asks_for_what_was_shown(seed, batch, draw):
 
 
 def test_associative_recall_refuses_more_queries_than_pairs_and_more_pairs_than_keys():
-    for pairs, queries, keys in [(3, 4, 9), (5, 2, 4)]:
-        with pytest.raises(ValueError, match=f"{queries} queries, {pairs} pairs, {keys} keys"):
-            data.associative_recall(np.random.default_rng(0), 1, pairs, queries, keys, 5)
+    for pairs, queries, keys, rewritten in [(3, 4, 9, 0), (5, 2, 4, 0), (3, 2, 4, 4)]:
+        with pytest.raises(ValueError, match=f"{queries} queries, {rewritten} rewritten, {pairs} pairs, {keys} keys"):
+            data.associative_recall(np.random.default_rng(0), 1, pairs, queries, keys, 5, rewritten)
+
+
+@given(seeds, st.integers(1, 9), st.data())
+@few
+def test_the_last_value_of_a_key_is_asked(seed, pairs, draw):
+    rewritten = draw.draw(st.integers(0, pairs))
+    shown = 2 * (pairs + rewritten)
+    tokens, targets = data.associative_recall(np.random.default_rng(seed), 3, pairs, pairs, 9, 5, rewritten)
+    assert tokens.shape == targets.shape == (3, shown + pairs)
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        last = dict(zip(row[:shown:2], row[1:shown:2], strict=True))  # of a key that comes twice, the second
+        assert len(last) == pairs and len(set(row[2 * pairs : shown : 2])) == rewritten
+        assert answers == [IGNORE] * shown + [last[key] for key in row[shown:]]
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 9))

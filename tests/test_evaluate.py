@@ -14,6 +14,7 @@ from apps.evaluate import (
     KINDS,
     Reader,
     hidden,
+    learn_on,
     main,
     share_right,
     stream,
@@ -23,7 +24,7 @@ from apps.evaluate import (
     written_recall,
 )
 from data import IGNORE, decode
-from hope import Config, Hope, count
+from hope import Config, Hope, State, count
 
 CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
                 projection_chunk=8)
@@ -189,6 +190,25 @@ def test_models_compared_have_equal_parameters(mixer):
     assert abs(count(theirs) / count(ours) - 1) < 0.01
 
 
+def test_every_model_of_a_claim_reads_through_an_equal_filter_with_as_many_parameters():
+    base = Config(width=32, layers=2, heads=1, vocabulary=40, chunks=(1,), hidden=64)
+    models = [claims.looking_back(one, 0) for one in claims.alike(
+        base, {"ours": "titans", "matrix": "delta", "attention": "attention"}).values()]
+    sizes = [sum(p.size for p in one.parameters()) for one in models]
+    assert max(sizes) / min(sizes) < 1.01
+    for one in models:
+        for block in one.blocks:
+            now, before = block.mixer.conv.weight.data[:2].round()
+            assert np.all(now + before == 1) and before.sum() == 16
+
+
+def test_filtered_attention_in_pieces_is_attention_at_once():
+    one, text = claims.looking_back(hope.replace(CONFIG, mixer="attention"), 0), tokens(20)
+    whole, (first, state) = one(text)[0], one(text[:, :7])
+    second, _ = one(text[:, 7:], state)
+    np.testing.assert_allclose(np.hstack([first.data, second.data]), whole.data, rtol=1e-4, atol=1e-4)
+
+
 def test_levels_are_exchanged_at_equal_size():
     config = Config(width=32, layers=2, heads=1, chunks=(1, 4, 16), hidden=64)
     assert count(with_levels(config, (1,))) == count(config)
@@ -271,6 +291,44 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line):
                                       encoding="utf-8")
     with pytest.raises(ValueError, match="question 2"):
         list(evaluate.questions(tmp_path / "q.jsonl"))
+
+
+# learning while reading, and training in the midst of it ----------------------------------------------------
+
+
+def drifts(state):
+    return [d.data for block in state.blocks for level in block["drift"] for d in level.values()]
+
+
+def test_learning_on_is_learn():
+    m, ours, theirs = model("attention"), None, None
+    for seed in range(4):
+        logits, ours = learn_on(m, tokens(17, 2, seed), ours, 0.3)
+        assert logits.shape == (2, 16, 256)
+        theirs = m.learn(tokens(17, 2, seed), theirs and theirs.reset("memory"), 0.3)[1]
+    assert ours.clock == theirs.clock
+    for a, b in zip(drifts(ours), drifts(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_by_the_mean_a_level_moves_by_its_share_of_the_sum():
+    m, moved = model("attention", chunks=(2,)), []
+    for mean in (False, True):
+        state = State.start(m.config)
+        for seed in range(2):
+            state = learn_on(m, tokens(17, 2, seed), state, 0.3, mean)[1]
+        moved.append(drifts(state))
+    for total, share in zip(*moved, strict=True):
+        np.testing.assert_allclose(share, total / 2, rtol=1e-5)
+
+
+def test_training_on_what_is_read_reaches_the_levels_initial_states():
+    m = model("attention")
+    state = learn_on(m, tokens(17, 2), None, 1.0)[1]
+    learn_on(m, tokens(17, 2, 1), state, 1.0)[0].mean().backward()
+    found = [level.up.weight.grad for level in m.blocks[0].cms.levels]
+    assert all(np.any(g != 0) for g in found)
+    assert not any(t.requires_grad for t in state.leaves())  # the drift is held still
 
 
 # claims -----------------------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ TABLE = {  # (a, b, c) as paper.md §1 prints them, from α, β = η, and η′ 
     "linear": lambda alpha, eta: (1, 0, 1),
     "retention": lambda alpha, eta: (alpha, 0, 1),
     "delta": lambda alpha, eta: (1, eta, eta),
+    "signed": lambda alpha, eta: (1, 2 * eta, 2 * eta),
     "gated": lambda alpha, eta: (alpha, alpha * eta, eta),
     "dgd": lambda alpha, eta: (alpha, eta / (1 + eta), eta / (1 + eta)),
     "dgd-l2": lambda alpha, eta: (alpha, 2 * eta / (1 + eta), eta / (1 + eta)),  # u = v − S k

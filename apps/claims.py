@@ -480,12 +480,12 @@ def reading(study: Study) -> dict[str, Any]:
 # 6, 7, 9. Settings of training, on real text --------------------------------------------------------------
 
 
-def trained(study: Study, config: Config, rate: float, seed: int, steps: int, optimizer: str = "adamw"
-            ) -> Hope:
+def trained(study: Study, config: Config, rate: float, seed: int, steps: int, optimizer: str = "adamw",
+            **options: Any) -> Hope:
     """A model that has read so many batches of eight random segments of the training text."""
     model = Hope(config, np.random.default_rng(seed))
     fit(model, text_batches(corpus()[0], 8, config.segment, seed), steps, rate, bar=study.bar,
-        optimizer=optimizers.build(optimizer, model.groups(), rate))
+        optimizer=optimizers.build(optimizer, model.groups(), rate, **options))
     return model
 
 
@@ -493,7 +493,8 @@ def writes(study: Study) -> dict[str, Any]:
     """Self-modifying Titans trained by gradients through their writes, and by gradients cut off there.
 
     Both are made of the same operations. What is cut off costs no time on the way back, so in equal time the
-    second takes more steps.
+    second takes more steps. Is that the price of the gradients, or of operations? The reading below gives
+    gradients through writes the kernel that they have (the same numbers), and the second as many steps as fit then.
     """
     steps = study.steps(150)
     through = Config(width=32, layers=2, heads=2, segment=64, chunks=(1,), hidden=64, memory_chunk=16,
@@ -513,14 +514,30 @@ def writes(study: Study) -> dict[str, Any]:
     again = [trained(study, models["stopped"], best, seed, longer) for seed in range(study.seeds)]
     bits["stopped, equal time"] = np.array([[bits_per_byte(model)] for model in again])
     verdicts = [verdict((bits[name] - bits["through writes"])[:, 0]) for name in list(bits)[1:]]
-    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": bits,
+
+    def price(config: Config) -> float:  # of ten steps, by the processor's clock
+        trained(study, config, 1e-3, 0, 2)  # compiles
+        started = time.process_time()
+        trained(study, config, 1e-3, 0, 10)
+        return time.process_time() - started
+    kernel = float(np.median([price(replace(through, form="fused")) / price(models["stopped"]) for _ in range(3)]))
+    fewer = max(2, round(steps * kernel))
+    short = np.array([bits_per_byte(trained(study, models["stopped"], best, seed, fewer))
+                      for seed in range(study.seeds)])
+    cause = {f"gradients through writes have their kernel, a step of which takes {kernel:.2f} times a stopped one": {
+        "kept": {"through writes": interval(bits["through writes"][:, 0]), "stopped, equal time": interval(short)},
+        "holds": verdict(short - bits["through writes"][:, 0])}}
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": bits, "cause": cause,
             "holds": f"equal steps: {verdicts[0]}; equal time: {verdicts[1]}",
             "here": ", ".join(f"{name} {said(interval(b), 3)}" for name, b in bits.items())
                     + f" bits per byte; a step through writes takes {cost:.2f} times as long"}
 
 
 def optimisers(study: Study) -> dict[str, Any]:
-    """The same small model, trained for as many steps as fit into the processor time of 300 steps of AdamW."""
+    """The same small model, trained for as many steps as fit into the processor time of 300 steps of AdamW.
+
+    M3 is Muon with a slow memory of gradients and with V [A 75]; the readings leave one or both of them out.
+    """
     config = Config(width=64, layers=2, heads=2, segment=64, mixer="attention", chunks=(1, 4), hidden=96)
 
     def cost(name: str) -> float:  # of a step, by the processor's clock
@@ -533,22 +550,30 @@ def optimisers(study: Study) -> dict[str, Any]:
     cost("adamw")  # compiles
     costs = {name: cost(name) for name in ("adamw", "muon", "m3")}
     allowed = {name: study.steps(round(300 * costs["adamw"] / c)) for name, c in costs.items()}
-    found = {}
-    for name in costs:
-        def score(rate: float, seed: int, name=name) -> float:
-            return -bits_per_byte(trained(study, config, rate, seed, allowed[name], name))
+
+    def bits(name: str, note: str = "", **options: Any) -> np.ndarray:
+        def score(rate: float, seed: int) -> float:
+            return -bits_per_byte(trained(study, config, rate, seed, allowed[name], name, **options))
         rates = (2e-3, 5e-3, 1e-2, 2e-2) if name == "adamw" else (1e-2, 3e-2, 1e-1, 2e-1)
-        best = study.sweep(name, rates, score)
-        found[name] = np.array([[-score(best, seed)] for seed in range(study.seeds)])
+        best = study.sweep(name + note, rates, score)
+        return np.array([[-score(best, seed)] for seed in range(study.seeds)])
+    found, cause = {name: bits(name) for name in costs}, {}
+    for reading, options in {"M3 has no slow memory": {"slow_weight": 0.0}, "M3 has no V": {"variance": False},
+                             "M3 has neither": {"slow_weight": 0.0, "variance": False}}.items():
+        again = bits("m3", f", {reading}", **options)
+        cause[reading] = {"kept": {"m3": interval(again)}, "below muon": verdict((found["muon"] - again)[:, 0])}
     verdicts = {other: verdict((found[other] - found["m3"])[:, 0]) for other in ("adamw", "muon")}
-    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found, "steps": allowed,
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found, "steps": allowed, "cause": cause,
             "holds": "; ".join(f"below {other}: {v}" for other, v in verdicts.items()),
             "here": "equal time: " + ", ".join(
                 f"{name} {said(interval(b), 3)} ({allowed[name]} steps)" for name, b in found.items())}
 
 
 def variants(study: Study) -> dict[str, Any]:
-    """Two levels put together in three ways, against one level; nested levels also move while they are measured."""
+    """Two levels put together in three ways, against one level; nested levels also move while they are measured.
+
+    A chain of two has half the width and twice the depth of one level; the reading asks whether it is only slower.
+    """
     steps, chunks = study.steps(250), (1, 4)
     base = Config(width=48, layers=2, heads=2, segment=64, mixer="attention", chunks=chunks, hidden=64)
     models = {"sequential": base, "independent": equal(replace(base, cms="independent"), count(base)),
@@ -566,7 +591,17 @@ def variants(study: Study) -> dict[str, Any]:
         return [-float(np.mean(nats)) / BIT]
     found = {name: -scores for name, scores in study.compare(models, (2e-3, 5e-3, 1e-2, 2e-2), score).items()}
     gains = {name: verdict((found["one level"] - found[name])[:, 0]) for name in list(models)[:3]}
-    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found,
+
+    def longer(name: str) -> np.ndarray:
+        rates = study.sweeps[name]
+        rate = float(max(rates, key=rates.__getitem__))
+        long = [trained(study, models[name], rate, seed, 3 * steps) for seed in range(study.seeds)]
+        return np.array([bits_per_byte(model) for model in long])
+    again = {name: longer(name) for name in ("sequential", "one level")}
+    cause = {"they learn for three times as many steps": {
+        "kept": {name: interval(s) for name, s in again.items()},
+        "sequential below one level": verdict(again["one level"] - again["sequential"])}}
+    return {"x": ("", [0]), "y": "bits per byte of validation text", "lines": found, "cause": cause,
             "holds": "; ".join(f"{name} below one level: {v}" for name, v in gains.items()),
             "here": ", ".join(f"{name} {said(interval(b), 3)}" for name, b in found.items())}
 

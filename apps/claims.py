@@ -536,7 +536,9 @@ def writes(study: Study) -> dict[str, Any]:
 def optimisers(study: Study) -> dict[str, Any]:
     """The same small model, trained for as many steps as fit into the processor time of 300 steps of AdamW.
 
-    M3 is Muon with a slow memory of gradients and with V [A 75]; the readings leave one or both of them out.
+    M3 is Muon with a slow memory of gradients and with V [A 75]; the readings leave one or both of them out. The
+    slow memory is what holds M3 back: without it, M3 and Muon do not differ. In so few steps it is read a dozen
+    times, and what it holds is by then old; whether it pays in a long run is not asked here.
     """
     config = Config(width=64, layers=2, heads=2, segment=64, mixer="attention", chunks=(1, 4), hidden=96)
 

@@ -435,6 +435,7 @@ def test_a_tensor_behaves_like_an_array_in_python():
 
 # the walk back ----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_100_000_chained_operations_work_and_can_be_dropped():
     def chain(x):
         for _ in range(100_000):

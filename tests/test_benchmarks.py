@@ -84,6 +84,7 @@ def test_programs_that_disagree_are_refused_and_the_error_says_where(arguments, 
         agree(lanes, 1e-3)
 
 
+@pytest.mark.slow
 def test_programs_take_turns_and_short_steps_are_repeated_within_a_turn(tmp_path):
     file = str(tmp_path / "log")
     jobs = {"A": Job(HERE + "notes", {"file": file, "letter": "A", "seconds": 0.4}),

@@ -44,7 +44,12 @@ def run(command, folder):
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[-1])
+LONG = (".ci/run", "python -m pytest", "--mixer attention+banks+generated")  # with a process or kernels of their own
+
+
+@pytest.mark.parametrize("commands", [
+    pytest.param(c, marks=[pytest.mark.slow] if any(words in c[-1] for words in LONG) else []) for c in COMMANDS
+], ids=lambda commands: commands[-1])
 def test_the_commands_of_the_readme_work(commands, tmp_path):
     for command in commands:
         if shorter := SHORTENED.get(command, command):

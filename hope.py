@@ -353,6 +353,13 @@ class Hope(Module):
 
     # learning while reading ---------------------------------------------------------------------------------
 
+    def drifts(self, state: State, batch: int) -> list[list[dict[str, Tensor]]]:
+        """The drift of every level of every block, none as zeros, in a form that gradients can be taken of."""
+        return [[level.zero_drift(batch) if moved is None else
+                 {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
+                 for level, moved in zip(block.cms.levels, past["drift"], strict=True)]
+                for block, past in zip(self.blocks, state.blocks, strict=True)]
+
     @enable_grad()
     def learn(self, tokens: Any, state: State | None = None, rate: float | None = None
               ) -> tuple[float, State]:
@@ -366,10 +373,7 @@ class Hope(Module):
         rate = self.config.learn_rate if rate is None else rate
         state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
         batch, time = tokens.shape[0], tokens.shape[1] - 1
-        drift = [[level.zero_drift(batch) if moved is None else
-                  {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
-                  for level, moved in zip(block.cms.levels, past["drift"], strict=True)]
-                 for block, past in zip(self.blocks, state.blocks, strict=True)]
+        drift = self.drifts(state, batch)
         asked = [{**past, "drift": moved} for past, moved in zip(state.blocks, drift, strict=True)]
         logits, after = self(tokens[:, :-1], State(asked, state.clock))
         losses = fused_cross_entropy(logits, targets=tokens[:, 1:])  # (B,T)

@@ -1015,9 +1015,14 @@ def _accumulate(y, x):
 
 
 @_inner
-def _filled(x, width):
+def _width(n):
+    return n if n == 1 else n + -n % LANES
+
+
+@_inner
+def _filled(x):
     """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
-    wide = np.zeros((width, x.shape[1]), x.dtype)
+    wide = np.zeros((_width(len(x)), x.shape[1]), x.dtype)
     _accumulate(wide, x)
     return wide, _turned(wide)
 
@@ -1098,9 +1103,8 @@ def _attention(start, stop, q, k, v, y, z):
     scale, least = q.dtype.type(1 / math.sqrt(d)), q.dtype.type(-np.inf)
     for h in range(start, stop):
         for t in range(0, T, BLOCK):
-            n = min(BLOCK, T - t)
-            width = n if n == 1 else n + -n % LANES
-            q_T = _filled(q[h, t:t + n], width)[1]
+            n, q_T = min(BLOCK, T - t), _filled(q[h, t:t + BLOCK])[1]
+            width = q_T.shape[1]
             top, total, y_T = np.full(width, least), np.zeros(width, q.dtype), np.zeros((d, width), q.dtype)
             for i in range(0, past + t + n, BLOCK):
                 s = _product(k[h, i:i + BLOCK], q_T)  # (keys,queries)
@@ -1119,9 +1123,8 @@ def _attention_backward(start, stop, q, k, v, y, z, y_bar, q_bar, k_bar, v_bar):
     for h in range(start, stop):
         k_bar[h], v_bar[h] = zero, zero
         for t in range(0, T, BLOCK):
-            n = min(BLOCK, T - t)
-            width = n if n == 1 else n + -n % LANES
-            (q_t, q_T), (g, g_T) = _filled(q[h, t:t + n], width), _filled(y_bar[h, t:t + n], width)
+            n, (q_t, q_T), (g, g_T) = min(BLOCK, T - t), _filled(q[h, t:t + BLOCK]), _filled(y_bar[h, t:t + BLOCK])
+            width = q_T.shape[1]
             along, z_t, q_bar_T = np.zeros(width, q.dtype), np.zeros(width, q.dtype), np.zeros_like(q_T)
             for j in range(n):
                 along[j], z_t[j] = _dot(y[h, t + j], y_bar[h, t + j]), z[h, t + j]
@@ -1571,19 +1574,18 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 
 
 @_inner
-def _feed(m, i, at, width, like):
-    """What projection m is asked with, feature by token and token by feature."""
-    x_T, x = _filled(_of(at.feeds, min(m, 3), i, like), width)
-    return x, x_T
+def _feed(m, i, at, like):
+    """What projection m is asked with, token by feature and feature by token."""
+    return _filled(_of(at.feeds, min(m, 3), i, like))
 
 
 @_inner
 def _chunk(i, at, adaptive, eta_max, n, like):
     """What the memories are asked, and what they are all written with."""
-    width, d = n if n == 1 else n + -n % LANES, like.shape[2]
+    width, d = _width(n), like.shape[2]
     eta, log_alpha, asked = np.zeros(width), np.zeros(width), np.zeros((5, d, width), like.dtype)
     for m in range(5):
-        _accumulate(asked[m], _apply(m, i, at, adaptive[m], _feed(m, i, at, width, like)[0])[0])
+        _accumulate(asked[m], _apply(m, i, at, adaptive[m], _feed(m, i, at, like)[1])[0])
     for t in range(n):
         eta[t] = eta_max / (1 + math.exp(-asked[3, 0, t] - _of(at.bias, 0, i, like)[0, 0]))
         x = float(asked[4, 0, t] + _of(at.bias, 1, i, like)[0, 0])
@@ -1619,11 +1621,9 @@ def _titans_backward(start, stop, options, eta_max, at, o_bar, after_bar, bars_a
     (_, n, d), adaptive = o_bar.shape, options[0]
     for i in range(start, stop):
         c = _chunk(i, at, adaptive, eta_max, n, o_bar)
-        width, o_T = c.k.shape[1], np.zeros_like(c.k_T)
+        width, (o_T, read_bar) = c.k.shape[1], _filled(o_bar[i])
         bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
         rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
-        _accumulate(o_T, o_bar[i])
-        read_bar = _turned(o_T)
         q_bar = read_bar.copy()
         for m in range(MEMORY + 1):
             if adaptive[m]:
@@ -1656,7 +1656,7 @@ def _titans_backward(start, stop, options, eta_max, at, o_bar, after_bar, bars_a
                 _of(bars_at.bias, 1, i, o_T)[0, 0] += y_bar[4, 0, t]
             log_alpha_bar += bars.before[t]
         for m in range(5):
-            x, x_T = _feed(m, i, at, width, o_T)
+            x_T, x = _feed(m, i, at, o_T)
             x_bar, (_, s, hidden) = np.zeros_like(x), _apply(m, i, at, adaptive[m], x)
             _apply_backward(m, i, at, adaptive[m], x, x_T, s, hidden, y_bar[m][:1 if m in SCALARS else d],
                             x_bar, bars_at)

@@ -69,6 +69,7 @@ class Study:
     share: float = 1.0
     bar: Any = None
     sweeps: dict[str, dict[str, float]] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # rate of each sweep
     parameters: dict[str, int] = field(default_factory=dict)
 
     def steps(self, n: int) -> int:
@@ -80,7 +81,8 @@ class Study:
         scores = [score(rate, SWEEP) for rate in rates]
         self.sweeps[name] = {f"{rate:g}": found for rate, found in zip(rates, scores, strict=True)}
         best = [rate for rate, found in zip(rates, scores, strict=True) if found == max(scores)]
-        return best[len(best) // 2] if best else rates[0]
+        self.best[name] = best[len(best) // 2] if best else rates[0]
+        return self.best[name]
 
     def compare(self, models: dict[str, Config], rates: Sequence[float],
                 score: Callable[[Config, float, int], Any], note: str = "") -> dict[str, np.ndarray]:
@@ -179,21 +181,13 @@ def recall(study: Study) -> dict[str, Any]:
             return [share_right(np.argmax(model(tokens)[0].data, -1), targets) for tokens, targets in asked]
     found = study.compare(models, (2.5e-3, 5e-3, 1e-2, 2e-2), score)
     study.parameters["attention"] += 4 * base.width
-    cause: dict[str, Any] = {}
-    at = {once: half + counts.index(taught) for half, once in ((0, "once"), (len(counts), "rewritten"))}
 
-    def note(reading: str, again: dict[str, np.ndarray]) -> None:
-        cause[reading] = {"kept": {name: interval(s[:, at["once"]]) for name, s in again.items()}}
-    best = {name: float(max(rates, key=rates.__getitem__)) for name, rates in study.sweeps.items()}
-
-    def tried(name: str, config: Config, **options: Any) -> np.ndarray:  # at the best rate of that model
-        return np.array([score(config, best[name], seed, **options) for seed in range(study.seeds)])
-
-    note(f"all filters start as the identity ({taught} pairs)", {
-        "delta": tried("delta", models["delta"], back=False)})
+    def tried(name: str, config: Config, **options: Any) -> dict[str, Any]:  # at the best rate of that model
+        scores = np.array([score(config, study.best[name], seed, **options) for seed in range(study.seeds)])
+        return {"kept": {name: interval(scores[:, counts.index(taught)])}}
     deep = equal(replace(base, memory="mlp"), count(base))
-    note(f"self-modifying memories have two layers ({taught} pairs)", {
-        "self-modifying": tried("self-modifying", deep)})
+    cause = {f"all filters start as the identity ({taught} pairs)": tried("delta", models["delta"], back=False),
+             f"self-modifying memories have two layers ({taught} pairs)": tried("self-modifying", deep)}
     said_at = {once: {name: s[:, half + counts.index(16)] for name, s in found.items()}
                for half, once in ((0, "once"), (len(counts), "rewritten"))}
     order = (("delta", "Hebbian"), ("DGD", "delta"), ("DGD, squared error", "delta"), ("self-modifying", "delta"),
@@ -509,7 +503,7 @@ def writes(study: Study) -> dict[str, Any]:
         return [-bits_per_byte(model)]
     bits = {name: -scores for name, scores in study.compare(models, (3e-3, 1e-2, 3e-2), score).items()}
     cost = float(np.median(seconds[True]) / np.median(seconds[False]))
-    best = float(max(study.sweeps["stopped"], key=study.sweeps["stopped"].__getitem__))
+    best = study.best["stopped"]
     longer = max(steps, round(steps * cost))
     again = [trained(study, models["stopped"], best, seed, longer) for seed in range(study.seeds)]
     bits["stopped, equal time"] = np.array([[bits_per_byte(model)] for model in again])
@@ -595,9 +589,7 @@ def variants(study: Study) -> dict[str, Any]:
     gains = {name: verdict((found["one level"] - found[name])[:, 0]) for name in list(models)[:3]}
 
     def longer(name: str) -> np.ndarray:
-        rates = study.sweeps[name]
-        rate = float(max(rates, key=rates.__getitem__))
-        long = [trained(study, models[name], rate, seed, 3 * steps) for seed in range(study.seeds)]
+        long = [trained(study, models[name], study.best[name], seed, 3 * steps) for seed in range(study.seeds)]
         return np.array([bits_per_byte(model) for model in long])
     again = {name: longer(name) for name in ("sequential", "one level")}
     cause = {"they learn for three times as many steps": {

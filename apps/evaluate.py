@@ -106,10 +106,7 @@ def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, 
     what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
     """
     state = state or State.start(model.config)
-    drift = [[level.zero_drift(len(tokens)) if moved is None else
-              {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
-              for level, moved in zip(block.cms.levels, past["drift"], strict=True)]
-             for block, past in zip(model.blocks, state.blocks, strict=True)]
+    drift = model.drifts(state, len(tokens))
     blocks = [{"mixer": None, "drift": moved, "pending": past["pending"]}
               for moved, past in zip(drift, state.blocks, strict=True)]
     logits = model(tokens[:, :-1], State(blocks))[0]

@@ -254,6 +254,8 @@ def _as_tensors(values: tuple) -> tuple[Tensor, ...]:
 
 def _record(name: str, inputs: tuple[Tensor, ...], z: Any, rules: Any, keep: bool = False) -> Any:
     """The result, an array or a tuple of them, as tensors; with its history if anyone will ask for it."""
+    if type(z) is np.ndarray and not _mode.enabled:
+        return _wrap(z)
     arrays = z if isinstance(z, tuple) else (z,)
     tensors = tuple([_wrap(np.asarray(a) if isinstance(a, np.generic) else a) for a in arrays])
     if _mode.enabled and True in [x.requires_grad for x in inputs]:

@@ -178,6 +178,15 @@ def tree_map(f: Callable[[Tensor], Any], tree: Any, memo: dict[int, Any] | None 
     return tree
 
 
+def walk(tree: Any) -> Iterator[Tensor]:
+    """The tensors of such a nest, one after another."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (dict, list, tuple)):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from walk(branch)
+
+
 @dataclass
 class State:
     """What reading has changed: per block the mixer's memories, each level's drift and what it gathered."""
@@ -193,9 +202,12 @@ class State:
 
     def leaves(self) -> list[Tensor]:
         """Its distinct tensors; the first axis of each is the batch."""
-        found: list[Tensor] = []
-        tree_map(found.append, self.blocks)
-        return found
+        return list({id(t): t for t in walk(self.blocks)}.values())
+
+    @property
+    def batch(self) -> int | None:
+        """How many sequences it is of: as many as its first tensor, None if there is none."""
+        return next((len(t) for t in walk(self.blocks)), None)
 
     def detach(self) -> State:
         """The same values without history: gradients end here."""
@@ -339,10 +351,9 @@ class Hope(Module):
         if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
                              f"{self.config.vocabulary}; these lie in {tokens.min()}..{tokens.max()}")
-        for t in state.leaves() if state else ():
-            if len(t) != len(tokens):
-                raise ValueError(f"the state is of {len(t)} sequences and the tokens are of {len(tokens)}; "
-                                 "every sequence needs its own state")
+        if state and state.batch not in (None, len(tokens)):
+            raise ValueError(f"the state is of {state.batch} sequences and the tokens are of {len(tokens)}; "
+                             "every sequence needs its own state")
         return np.asarray(tokens, like=self.embedding.data)
 
     def loss(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:

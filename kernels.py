@@ -18,9 +18,13 @@ D width, V vocabulary, W taps of a filter. x̄ is the cotangent of x, in code x_
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import math
 import os
 import sys
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -119,13 +123,34 @@ _workers: ThreadPoolExecutor
 
 
 def product(a: Array, b: Array) -> Array:
-    """a @ b, for large matrices the rows of a split over threads: BLAS has one (train.py).  (n,k), (k,m)"""
+    """a @ b, for large matrices the rows of a split over threads: BLAS has one (train.py).  (n,k), (k,m)
+
+    A single row meets the rows of bᵀ in a loop of ours, for BLAS reads weights at half the speed of the cache.
+    """
+    if not isinstance(a, np.ndarray) or a.ndim != 2 or b.ndim != 2:
+        return a @ b
+    if JIT and len(a) == 1 and a.dtype == b.dtype and a.dtype.kind == "f" and b.T.flags.carray and a.flags.carray:
+        y = np.zeros((1, b.shape[1]), b.dtype)
+        split(_dot_rows, b.shape[1], b.size // 16, b.T, a[0], y[0])
+        return y
     work = a.size * b.shape[-1]
-    if not isinstance(a, np.ndarray) or a.ndim != 2 or b.ndim != 2 or work < 2**24:
+    if work < 2**24:
         return a @ b
     y = np.empty((len(a), b.shape[1]), np.result_type(a, b))
     split(lambda start, stop: np.matmul(a[start:stop], b, out=y[start:stop]), len(a), work)
     return y
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what is freed for the next step.
+
+    Otherwise large arrays go back to the system, which fills every page with zeros before they may be used again:
+    up to a third of the time of a long step.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: nothing is too large for the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor is what is free at its end
 
 
 def _hire() -> None:
@@ -137,6 +162,7 @@ ALONE = 2**16  # operations or so that are done before a second thread is awake
 _threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _hire()
+_keep_memory()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_hire)  # threads do not survive a fork
 
@@ -163,6 +189,9 @@ def _inner(function: Callable) -> Any:
 
 def _ready(*arrays: Array) -> list[np.ndarray]:
     """The arrays as compiled code wants them: one dtype, contiguous, aligned, plain."""
+    dtype = arrays[0].dtype
+    if all([type(x) is np.ndarray and x.dtype == dtype and x.flags.carray for x in arrays]):
+        return list(arrays)
     dtype = np.result_type(*arrays)
     return [np.require(np.asarray(x), dtype, ["C", "A", "W"]) for x in arrays]
 
@@ -403,15 +432,39 @@ if JIT:
 
 
 @_inner
-def _dot(x, y):
-    """Σ x y of two rows, in an order that no compiler changes: lane by lane, then what is left"""
-    whole, sums = len(x) - len(x) % LANES, _zero(x)
-    for j in range(0, whole, LANES):
+def _products(x, y):
+    """Σ x y of two rows, lane by lane, but for what is left over"""
+    sums = _zero(x)
+    for j in range(0, len(x) - len(x) % LANES, LANES):
         sums = _plus(sums, _load(x, j), _load(y, j))
-    total = _total(sums)
-    for j in range(whole, len(x)):
+    return sums
+
+
+@_inner
+def _and_left_over(total, x, y):
+    for j in range(len(x) - len(x) % LANES, len(x)):
         total += x[j] * y[j]
     return total
+
+
+@_inner
+def _dot(x, y):
+    """Σ x y of two rows, in an order that no compiler changes"""
+    return _and_left_over(_total(_products(x, y)), x, y)
+
+
+@_jit(nogil=True)
+def _dot_rows(start, stop, A, x, y):
+    """y += A x, some of its rows: one row after another is read, the lanes of four are added up side by side"""
+    for i in range(start, stop - 3, 4):
+        s0, s1, s2, s3 = _products(A[i], x), _products(A[i + 1], x), _products(A[i + 2], x), _products(A[i + 3], x)
+        t0, t1, t2, t3 = _total(s0), _total(s1), _total(s2), _total(s3)
+        if len(x) % LANES:
+            t0, t1 = _and_left_over(t0, A[i], x), _and_left_over(t1, A[i + 1], x)
+            t2, t3 = _and_left_over(t2, A[i + 2], x), _and_left_over(t3, A[i + 3], x)
+        y[i], y[i + 1], y[i + 2], y[i + 3] = y[i] + t0, y[i + 1] + t1, y[i + 2] + t2, y[i + 3] + t3
+    for i in range(stop - (stop - start) % 4, stop):
+        y[i] += _dot(A[i], x)
 
 
 @_jit(nogil=True)
@@ -907,8 +960,7 @@ def _add_one(C, A, B):
     """C += A B for a single token: along the rows of A, or along its columns if those lie side by side"""
     (m, k), c, b = A.shape, C.reshape(-1), B.reshape(-1)
     if A.flags.c_contiguous:
-        for i in range(m):
-            c[i] += _dot(A[i], b)
+        _dot_rows(0, m, A, b, c)
     else:
         for p in range(k):
             for i in range(m):
@@ -1174,7 +1226,7 @@ def attention_backward(q, k, v, y, z, y_bar):
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
 SCALARS, MEMORY = (3, 4), 5
-WORK = 100  # for every number of the output, very roughly
+WORK = 1000  # for every number of the output, very roughly
 Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
 System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
 Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
@@ -1289,11 +1341,7 @@ def _weights(at, layer, i, like):
 @_inner
 def _through(at, layer, i, x):
     """W x"""
-    if x.shape[1] > 1:
-        return _product(_weights(at, layer, i, x), x)
-    y = _product(_of(at.initial, layer, i, x), x)
-    _add(y, _of(at.start, layer, i, x), x)
-    return y
+    return _product(_weights(at, layer, i, x), x)
 
 
 @_inner
@@ -1663,6 +1711,98 @@ def _titans_backward(start, stop, options, eta_max, at, o_bar, after_bar, bars_a
             _accumulate(_of(bars_at.feeds, min(m, 3), i, x), _turned(x_bar)[:n])
 
 
+# one token alone: it is a row, and no product is one of matrices
+
+
+@_inner
+def _times_row(table, layer, i, x):
+    """A x"""
+    A = _of(table, layer, i, x)
+    y = np.zeros((1, len(A)), x.dtype)
+    _dot_rows(0, len(A), A, x[0], y[0])
+    return y
+
+
+@_inner
+def _answer(m, i, at, adaptive, x):
+    """`_apply`"""
+    y = _times_row(at.readout, m - 3, i, x) if m in SCALARS else x.copy()
+    if adaptive:
+        hidden = _silu(_sum(_times_row(at.initial, 2 * m, i, x), _times_row(at.start, 2 * m, i, x)))[1]
+        _accumulate(y, _times_row(at.initial, 2 * m + 1, i, hidden))
+        _accumulate(y, _times_row(at.start, 2 * m + 1, i, hidden))
+    return y
+
+
+@_inner
+def _scaled_row(x, m, eps):
+    """`_scaled_to`"""
+    y, r = np.empty_like(x), 1 / math.sqrt(m * _dot(x[0], x[0]) + eps)
+    for j in range(x.shape[1]):
+        y[0, j] = x[0, j] * r
+    return y
+
+
+@_inner
+def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
+    """S ← α S − η′(δ·min(1, 1/RMS δ) + M₀z + S z) zᵀ"""
+    S, S_1 = _of(at.now, layer, i, z), _of(after, layer, i, z)
+    clip = min(1.0, 1 / math.sqrt(_dot(delta[0], delta[0]) / delta.shape[1] + 1e-12))
+    rate, clip = z.dtype.type(eta / (1 + eta * _dot(z[0], z[0]))), z.dtype.type(clip)
+    for p in range(len(S)):
+        u = -rate * (delta[0, p] * clip + MZ[0, p] + SZ[0, p])
+        for j in range(S.shape[1]):
+            S_1[p, j] = alpha * S[p, j] + u * z[0, j]
+
+
+@_jit(nogil=True)
+def _titans_row(start, stop, options, eta_max, at, o, after):
+    """`_titans` where n = 1"""
+    (adaptive, moved, l2, given), d, number = options, o.shape[2], o.dtype.type
+    for i in range(start, stop):
+        asked = np.zeros((5, 1, d), o.dtype)
+        for m in range(5):
+            _accumulate(asked[m].T, _answer(m, i, at, adaptive[m], _of(at.feeds, min(m, 3), i, o)).T)
+        eta = eta_max / (1 + math.exp(-asked[3, 0, 0] - _of(at.bias, 0, i, o)[0, 0]))
+        alpha = number(1 / (1 + math.exp(-asked[4, 0, 0] - _of(at.bias, 1, i, o)[0, 0])))
+        q, k = _scaled_row(asked[0], 1, 1e-12), _scaled_row(asked[1], 1, 1e-12)
+        v = _scaled_row(asked[2], 1 / d, 1e-6)
+        for m in range(MEMORY + 1):
+            if adaptive[m]:
+                MZ1, SZ1 = _times_row(at.initial, 2 * m, i, k), _times_row(at.now, 2 * m, i, k)
+                s, hidden = _silu(_sum(MZ1, _times_row(at.start, 2 * m, i, k) if moved[m] else SZ1))
+                MZ2, SZ2 = _times_row(at.initial, 2 * m + 1, i, hidden), _times_row(at.now, 2 * m + 1, i, hidden)
+                target = v
+                if m in SCALARS:
+                    target = np.tanh(_answer(m, i, at, True, v))
+                elif not given:
+                    target = _scaled_row(_answer(m, i, at, True, v), 1 / d, 1e-6)
+                delta = -target
+                if l2:
+                    _accumulate(delta, MZ2)
+                    _accumulate(delta, _times_row(at.start, 2 * m + 1, i, hidden) if moved[m] else SZ2)
+                    _accumulate(delta, _times_row(at.readout, m - 3, i, k) if m in SCALARS else k)
+                M, P, D = _of(at.initial, 2 * m + 1, i, k), _of(at.start, 2 * m + 1, i, k), np.zeros_like(hidden)
+                for p in range(len(M)):
+                    for j in range(M.shape[1]):
+                        D[0, j] += delta[0, p] * (M[p, j] + P[p, j])
+                _write_row(2 * m, i, at, after, alpha, eta, k, _times_slope(D, s, hidden), MZ1, SZ1)
+                _write_row(2 * m + 1, i, at, after, alpha, eta, hidden, delta, MZ2, SZ2)
+                if m == MEMORY:
+                    x = _silu(_sum(_times_row(at.initial, 2 * m, i, q), _times_row(at.now, 2 * m, i, q)))[1]
+                    _accumulate(o[i], q)
+                    _accumulate(o[i], _times_row(at.initial, 2 * m + 1, i, x))
+                    _accumulate(o[i], _times_row(at.now, 2 * m + 1, i, x))
+
+
+_ROWS: dict[int, tuple[weakref.ref, tuple[int, ...]]] = {}  # by the id of an array: itself, its row in tables
+
+
+def _forget(number: int, reference: weakref.ref) -> None:
+    if number in _ROWS and _ROWS[number][0] is reference:
+        del _ROWS[number]
+
+
 class _Tables:
     """Makes tables for `_of`, and holds their arrays for as long as the addresses are in use."""
 
@@ -1671,16 +1811,20 @@ class _Tables:
         self.arrays: list[np.ndarray] = []
 
     def __call__(self, arrays: list) -> np.ndarray:
-        rows = []
-        for x in arrays:
-            if x is None:
-                rows.append((0, 1, 0, 0))
-                continue
-            if not (x.flags.carray and x.dtype == self.dtype):
-                x = np.require(x, self.dtype, ["C", "A", "W"])
+        return np.array([(0, 1, 0, 0) if x is None else self.row(x) for x in arrays], np.int64)
+
+    def row(self, x: np.ndarray) -> tuple[int, ...]:
+        """To ask an array where it lies takes longer than to read it: of what still lives, it is known."""
+        known = _ROWS.get(id(x))
+        if known and known[0]() is x and x.dtype == self.dtype:
             self.arrays.append(x)
-            rows.append((x.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]))
-        return np.array(rows, np.int64)
+            return known[1]
+        plain = np.require(x, self.dtype, ["C", "A", "W"])
+        self.arrays.append(plain)
+        row = plain.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]
+        if plain is x:
+            _ROWS[id(x)] = weakref.ref(x, functools.partial(_forget, id(x))), row
+        return row
 
     def inputs(self, feeds, bias, readout, initial, now, start) -> Any:
         there = self.layers(now)
@@ -1710,8 +1854,10 @@ def titans(adaptive, l2, given, eta_max, *inputs):
         return twin(adaptive, l2, given, eta_max, *inputs)
     table, options = _expect_titans(adaptive, l2, given, *inputs)
     (B, H, n, d), now = inputs[0][0].shape, inputs[4]
-    o, after = np.zeros((B * H, n, d), table.dtype), _zeros(now, table.dtype)
-    split(_titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o, table.layers(after))
+    o = np.zeros((B * H, n, d), table.dtype)
+    after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
+    split(_titans if n > 1 else _titans_row, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o,
+          table.layers(after))
     return o.reshape(B, H, n, d), after
 
 

@@ -194,14 +194,13 @@ def fused_causal_conv(x, tail, w):
 class CausalConv(Module):
     """A short causal filter on every channel: y_t = Σ_i w_i x_{t−i}.  x (B,T,D); state = the last W−1 inputs.
 
-    It starts as the identity filter (w_0 = 1), so that it adds neighbours only as training asks for them.
+    It starts from random taps: every channel hears the tokens before it, in a mixture of its own, from the first
+    step on. (From the identity, w_0 = 1, models learn to look back only late.)
     """
 
     def __init__(self, rng: Rng | None, width: int, taps: int = 4):
         self.taps = taps
-        self.weight = normal(rng, (taps, width), 0.1)
-        if rng is not None:
-            self.weight.data[0] += 1
+        self.weight = normal(rng, (taps, width), taps ** -0.5)
 
     def __call__(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if tail is None:

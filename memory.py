@@ -50,7 +50,7 @@ from autograd import (
     tensor,
     where,
 )
-from layers import CausalConv, Linear, Module, Parameter, Rng, merge_heads, normal, split_heads
+from layers import CausalConv, Linear, Module, Parameter, Rng, merge_heads, normal, rms_norm, split_heads
 
 if TYPE_CHECKING:
     from hope import Config
@@ -187,7 +187,7 @@ class Mixer(Module):
 
     def merge(self, reads: Tensor) -> Tensor:
         """(B,H,T,d) → (B,T,D), every head brought to one scale first"""
-        return self.output(merge_heads(rms_normalize(reads)))
+        return self.output(merge_heads(rms_norm(reads)))
 
 
 # One matrix per head, written at every token ------------------------------------------------------------

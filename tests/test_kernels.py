@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -351,9 +352,9 @@ def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
     assert np.array_equal(kernels._turned(C), C.T)
 
 
-def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False):
+def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, seed=0):
     """Arguments of `kernels.titans`, and cotangents of what it returns."""
-    names, seeds = ("k", "eta", "memory"), itertools.count()
+    names, seeds = ("k", "eta", "memory"), itertools.count(100 * seed)
 
     def layers(*lead, scale=1.0):
         return {name: [scale * draw(*lead, *shape, dtype=dtype, seed=next(seeds)) / 4
@@ -409,6 +410,59 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     inputs[8] = {**inputs[8], "k": [x[1:] for x in inputs[8]["k"]]}
     with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
         kernels.titans(*inputs)
+
+
+@needs_jit
+def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_others():
+    places, before = kernels._ROWS, len(kernels._ROWS)
+    for seed in range(20):  # each time new arrays, many where old ones lay
+        inputs, _ = titans_inputs(n=1, seed=seed)
+        o, after = kernels.titans(*inputs)
+        fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
+                 else [x.copy() for x in given] for given in inputs[4:]]
+        assert np.array_equal(o, kernels.titans(*inputs[:4], *fresh)[0]) and len(places) > before
+        del inputs, after, fresh
+    assert len(places) == before
+
+
+# --- products ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([np.float32, np.float64]), st.integers(1, 3))
+def test_a_product_is_the_product_also_of_a_single_row(k, m, dtype, rows):
+    a, w = draw(rows, k, dtype=dtype), draw(m, k, dtype=dtype, seed=1)
+    for b in (w.T, np.ascontiguousarray(w.T)):
+        found = kernels.product(a, b)
+        assert found.dtype == dtype and np.allclose(found, a @ b, rtol=0, atol=1e-4 if dtype is np.float32 else 1e-12)
+
+
+@needs_jit
+def test_a_single_row_has_the_same_bits_on_any_number_of_threads():
+    a, w, most = draw(1, 2048, dtype=np.float32), draw(1027, 2048, dtype=np.float32, seed=1), kernels._threads
+    alone = None
+    try:
+        for threads in range(1, most + 1):
+            kernels.set_threads(threads)
+            found = kernels.product(a, w.T)
+            assert alone is None or np.array_equal(found, alone)
+            alone = found
+    finally:
+        kernels.set_threads(most)
+    assert np.allclose(alone, a @ w.T, atol=1e-2)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
+def test_what_is_freed_is_there_for_the_next_step():
+    out, _ = run_python("""
+import resource, numpy as np, kernels
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, *rest = [faults() for _ in range(4)]
+print(first, max(rest))""")
+    first, later = map(int, out.split())
+    assert first >= 32 and later < 8  # 128 MB are 32,768 pages, or 64 large ones
 
 
 # --- elementwise and row kernels: their definitions ---------------------------------------------------------

@@ -541,6 +541,7 @@ def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(names, lengt
 def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers():
     x = draw(1, 1, 70, 64).astype(np.float32)
     assert_fused_is_chunked(x, [70], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
+    assert_fused_is_chunked(x, [1] * 5 + [65], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
 
 
 def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():

@@ -23,7 +23,7 @@ from benchmarks.worker import Contender, against_the_clock
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
 
-SWEEP = (("adamw", 2e-3), ("adamw", 4e-3), ("muon", 0.025), ("muon", 0.05), ("muon", 0.1))
+SWEEP = (("adamw", 4e-3), ("muon", 0.025), ("muon", 0.05), ("muon", 0.1))
 TURNS = 12  # how often all take turns
 COLOURS = ("#1f5fa8", "#d1731f", "#7a7a7a")
 

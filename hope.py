@@ -206,7 +206,7 @@ class State:
 
     @property
     def batch(self) -> int | None:
-        """How many sequences it is of: as many as its first tensor, None if there is none."""
+        """How many sequences it is of: as many as its first tensor (all are), None if there is none."""
         return next((len(t) for t in walk(self.blocks)), None)
 
     def detach(self) -> State:

@@ -127,11 +127,12 @@ def product(a: Array, b: Array) -> Array:
 
     A single row meets the rows of bᵀ in a loop of ours, for BLAS reads weights at half the speed of the cache.
     """
-    if not isinstance(a, np.ndarray) or a.ndim != 2 or b.ndim != 2:
+    if not isinstance(a, np.ndarray) or a.ndim != 2 or b.ndim != 2 or a.shape[1] != len(b):
         return a @ b
-    if JIT and len(a) == 1 and a.dtype == b.dtype and a.dtype.kind == "f" and b.T.flags.carray and a.flags.carray:
+    plain = JIT and a.dtype == b.dtype and a.dtype in (np.float32, np.float64) and a.flags.carray
+    if len(a) == 1 and plain and b.T.flags.carray:
         y = np.zeros((1, b.shape[1]), b.dtype)
-        split(_dot_rows, b.shape[1], b.size // 16, b.T, a[0], y[0])
+        split(_dot_rows, b.shape[1], b.size // 16, b.T, a[0], y[0])  # sixteen products at a time
         return y
     work = a.size * b.shape[-1]
     if work < 2**24:
@@ -145,12 +146,12 @@ def _keep_memory() -> None:
     """Let glibc keep what is freed for the next step.
 
     Otherwise large arrays go back to the system, which fills every page with zeros before they may be used again:
-    up to a third of the time of a long step.
+    up to a third of the time of a long step. It holds for the whole process, which never falls below its peak.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: nothing is too large for the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor is what is free at its end
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nor does what is free at the heap's end go back
 
 
 def _hire() -> None:
@@ -432,7 +433,7 @@ if JIT:
 
 
 @_inner
-def _products(x, y):
+def _lane_sums(x, y):
     """Σ x y of two rows, lane by lane, but for what is left over"""
     sums = _zero(x)
     for j in range(0, len(x) - len(x) % LANES, LANES):
@@ -442,6 +443,7 @@ def _products(x, y):
 
 @_inner
 def _and_left_over(total, x, y):
+    """… and those that fill no lanes"""
     for j in range(len(x) - len(x) % LANES, len(x)):
         total += x[j] * y[j]
     return total
@@ -450,16 +452,16 @@ def _and_left_over(total, x, y):
 @_inner
 def _dot(x, y):
     """Σ x y of two rows, in an order that no compiler changes"""
-    return _and_left_over(_total(_products(x, y)), x, y)
+    return _and_left_over(_total(_lane_sums(x, y)), x, y)
 
 
 @_jit(nogil=True)
 def _dot_rows(start, stop, A, x, y):
     """y += A x, some of its rows: one row after another is read, the lanes of four are added up side by side"""
     for i in range(start, stop - 3, 4):
-        s0, s1, s2, s3 = _products(A[i], x), _products(A[i + 1], x), _products(A[i + 2], x), _products(A[i + 3], x)
+        s0, s1, s2, s3 = _lane_sums(A[i], x), _lane_sums(A[i + 1], x), _lane_sums(A[i + 2], x), _lane_sums(A[i + 3], x)
         t0, t1, t2, t3 = _total(s0), _total(s1), _total(s2), _total(s3)
-        if len(x) % LANES:
+        if len(x) % LANES:  # most rows have nothing left over, and need not be asked
             t0, t1 = _and_left_over(t0, A[i], x), _and_left_over(t1, A[i + 1], x)
             t2, t3 = _and_left_over(t2, A[i + 2], x), _and_left_over(t3, A[i + 3], x)
         y[i], y[i + 1], y[i + 2], y[i + 3] = y[i] + t0, y[i + 1] + t1, y[i + 2] + t2, y[i + 3] + t3
@@ -1757,12 +1759,12 @@ def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
 
 @_jit(nogil=True)
 def _titans_row(start, stop, options, eta_max, at, o, after):
-    """`_titans` where n = 1"""
+    """`_titans` where n = 1: the same in the same order, and what `_learn` finds is written at once"""
     (adaptive, moved, l2, given), d, number = options, o.shape[2], o.dtype.type
     for i in range(start, stop):
         asked = np.zeros((5, 1, d), o.dtype)
         for m in range(5):
-            _accumulate(asked[m].T, _answer(m, i, at, adaptive[m], _of(at.feeds, min(m, 3), i, o)).T)
+            _accumulate(asked[m], _answer(m, i, at, adaptive[m], _of(at.feeds, min(m, 3), i, o)))
         eta = eta_max / (1 + math.exp(-asked[3, 0, 0] - _of(at.bias, 0, i, o)[0, 0]))
         alpha = number(1 / (1 + math.exp(-asked[4, 0, 0] - _of(at.bias, 1, i, o)[0, 0])))
         q, k = _scaled_row(asked[0], 1, 1e-12), _scaled_row(asked[1], 1, 1e-12)
@@ -1819,10 +1821,10 @@ class _Tables:
         if known and known[0]() is x and x.dtype == self.dtype:
             self.arrays.append(x)
             return known[1]
-        plain = np.require(x, self.dtype, ["C", "A", "W"])
+        plain = x if x.flags.carray and x.dtype == self.dtype else np.require(x, self.dtype, ["C", "A", "W"])
         self.arrays.append(plain)
         row = plain.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]
-        if plain is x:
+        if plain is x and x.base is None:  # views, as feeds are, do not live on
             _ROWS[id(x)] = weakref.ref(x, functools.partial(_forget, id(x))), row
         return row
 
@@ -1856,7 +1858,7 @@ def titans(adaptive, l2, given, eta_max, *inputs):
     (B, H, n, d), now = inputs[0][0].shape, inputs[4]
     o = np.zeros((B * H, n, d), table.dtype)
     after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
-    split(_titans if n > 1 else _titans_row, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o,
+    split(_titans_row if n == 1 else _titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o,
           table.layers(after))
     return o.reshape(B, H, n, d), after
 
@@ -1886,6 +1888,9 @@ def _zeros(like, dtype, *lead):
 
 def _expect_titans(adaptive, l2, given, feeds, bias, readout, initial, now, start):
     (B, H, n, d) = feeds[0].shape
+    if n < 1 or not set(now) == set(initial) == set(adaptive):
+        raise ValueError(f"{n} tokens for memories {', '.join(now)}; a chunk has at least one, and a state for each "
+                         f"of the memories that learn, {', '.join(adaptive)}")
     for x in feeds:
         _expect(feed=(x, (B, H, n, d)))
     for x, r in zip(bias, readout, strict=True):

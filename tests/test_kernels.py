@@ -410,6 +410,9 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     inputs[8] = {**inputs[8], "k": [x[1:] for x in inputs[8]["k"]]}
     with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
         kernels.titans(*inputs)
+    for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
+        with pytest.raises(ValueError, match="at least one, and a state for each of the memories that learn"):
+            kernels.titans(*misfit)
 
 
 @needs_jit
@@ -436,9 +439,18 @@ def test_a_product_is_the_product_also_of_a_single_row(k, m, dtype, rows):
         assert found.dtype == dtype and np.allclose(found, a @ b, rtol=0, atol=1e-4 if dtype is np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble, ">f4", np.int64])
+def test_a_product_of_a_single_row_takes_what_numpy_takes_and_refuses_what_it_refuses(dtype):
+    a, w = np.ones((1, 8), dtype), np.ones((4, 8), dtype)
+    assert np.array_equal(kernels.product(a, w.T), a @ w.T)
+    for misfit in (np.ones((4, 64), dtype), np.ones((4, 4), dtype)):
+        with pytest.raises(ValueError, match="mismatch"):
+            kernels.product(a, misfit.T)
+
+
 @needs_jit
 def test_a_single_row_has_the_same_bits_on_any_number_of_threads():
-    a, w, most = draw(1, 2048, dtype=np.float32), draw(1027, 2048, dtype=np.float32, seed=1), kernels._threads
+    a, w, most = draw(1, 2053, dtype=np.float32), draw(1027, 2053, dtype=np.float32, seed=1), kernels._threads
     alone = None
     try:
         for threads in range(1, most + 1):

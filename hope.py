@@ -205,7 +205,7 @@ class State:
         return list({id(t): t for t in walk(self.blocks)}.values())
 
     @property
-    def batch(self) -> int | None:
+    def sequences(self) -> int | None:
         """How many sequences it is of: as many as its first tensor (all are), None if there is none."""
         return next((len(t) for t in walk(self.blocks)), None)
 
@@ -351,8 +351,8 @@ class Hope(Module):
         if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
                              f"{self.config.vocabulary}; these lie in {tokens.min()}..{tokens.max()}")
-        if state and state.batch not in (None, len(tokens)):
-            raise ValueError(f"the state is of {state.batch} sequences and the tokens are of {len(tokens)}; "
+        if state and state.sequences not in (None, len(tokens)):
+            raise ValueError(f"the state is of {state.sequences} sequences and the tokens are of {len(tokens)}; "
                              "every sequence needs its own state")
         return np.asarray(tokens, like=self.embedding.data)
 

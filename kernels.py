@@ -1808,8 +1808,8 @@ def _forget(number: int, reference: weakref.ref) -> None:
 class _Tables:
     """Makes tables for `_of`, and holds their arrays for as long as the addresses are in use."""
 
-    def __init__(self, dtype: Any):
-        self.dtype = dtype
+    def __init__(self, dtype: Any, again: bool = False):
+        self.dtype, self.again = dtype, again  # again: soon to be asked about the same arrays, token after token
         self.arrays: list[np.ndarray] = []
 
     def __call__(self, arrays: list) -> np.ndarray:
@@ -1824,7 +1824,7 @@ class _Tables:
         plain = x if x.flags.carray and x.dtype == self.dtype else np.require(x, self.dtype, ["C", "A", "W"])
         self.arrays.append(plain)
         row = plain.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]
-        if plain is x and x.base is None:  # views, as feeds are, do not live on
+        if self.again and plain is x and x.base is None:  # views, as feeds are, do not live on
             _ROWS[id(x)] = weakref.ref(x, functools.partial(_forget, id(x))), row
         return row
 
@@ -1902,7 +1902,7 @@ def _expect_titans(adaptive, l2, given, feeds, bias, readout, initial, now, star
             if name in start:
                 _expect(start=(start[name][layer], (B, H, *shape)))
     flags = (np.array([name in names for name in MEMORIES]) for names in (adaptive, start))
-    return _Tables(feeds[0].dtype), (*flags, l2, given)
+    return _Tables(feeds[0].dtype, n == 1), (*flags, l2, given)
 
 
 PAIRS |= {

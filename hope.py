@@ -204,11 +204,6 @@ class State:
         """Its distinct tensors; the first axis of each is the batch."""
         return list({id(t): t for t in walk(self.blocks)}.values())
 
-    @property
-    def sequences(self) -> int | None:
-        """How many sequences it is of: as many as its first tensor (all are), None if there is none."""
-        return next((len(t) for t in walk(self.blocks)), None)
-
     def detach(self) -> State:
         """The same values without history: gradients end here."""
         return State(tree_map(Tensor.detach, self.blocks), self.clock)
@@ -351,9 +346,10 @@ class Hope(Module):
         if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
                              f"{self.config.vocabulary}; these lie in {tokens.min()}..{tokens.max()}")
-        if state and state.sequences not in (None, len(tokens)):
-            raise ValueError(f"the state is of {state.sequences} sequences and the tokens are of {len(tokens)}; "
-                             "every sequence needs its own state")
+        for t in walk(state.blocks) if state else ():
+            if len(t) != len(tokens):
+                raise ValueError(f"the state is of {len(t)} sequences and the tokens are of {len(tokens)}; "
+                                 "every sequence needs its own state")
         return np.asarray(tokens, like=self.embedding.data)
 
     def loss(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:

@@ -257,9 +257,11 @@ def rotate(x, *, start, back=False):
     turn = turns(start, *x.shape[2:]) if ours else turns.__wrapped__(start, *x.shape[2:], data)
     turn = turn.astype(np.result_type(x.dtype, np.complex64), copy=False)
     pairs, turn = data.view(turn.dtype), turn.conj() if back else turn  # as complex numbers
-    z = np.empty(pairs.shape, pairs.dtype) if ours else pairs * turn
     if ours:
+        z = np.empty(pairs.shape, pairs.dtype)
         kernels.split(lambda i, j: np.multiply(pairs[i:j], turn, out=z[i:j]), len(z), z.size)
+    else:
+        z = pairs * turn
     return z.view(x.dtype), (lambda g: rotate(g, start=start, back=not back),)
 
 

@@ -26,7 +26,7 @@ import os
 import sys
 import weakref
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any
@@ -955,19 +955,7 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
 # Products of small matrices, compiled -----------------------------------------------------------------------
 #
 # Columns lie side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
-# Tokens are columns, filled up to a multiple of LANES; a token alone is not.
-
-@_inner
-def _add_one(C, A, B):
-    """C += A B for a single token: along the rows of A, or along its columns if those lie side by side"""
-    (m, k), c, b = A.shape, C.reshape(-1), B.reshape(-1)
-    if A.flags.c_contiguous:
-        _dot_rows(0, m, A, b, c)
-    else:
-        for p in range(k):
-            for i in range(m):
-                c[i] += A[i, p] * b[p]
-
+# Tokens are columns, filled up to a multiple of LANES.
 
 @_inner
 def _matmul(C, A, B, fresh):
@@ -1004,20 +992,13 @@ def _matmul(C, A, B, fresh):
 @_jit()
 def _add(C, A, B):
     """C += A B"""
-    if B.shape[1] == 1:
-        _add_one(C, A, B)
-    else:
-        _matmul(C, A, B, False)
+    _matmul(C, A, B, False)
 
 
 @_jit()
 def _product(A, B):
     C = np.empty((A.shape[0], B.shape[1]), B.dtype)
-    if B.shape[1] == 1:
-        C[:] = 0
-        _add_one(C, A, B)
-    else:
-        _matmul(C, A, B, True)
+    _matmul(C, A, B, True)
     return C
 
 
@@ -1069,14 +1050,9 @@ def _accumulate(y, x):
 
 
 @_inner
-def _width(n):
-    return n if n == 1 else n + -n % LANES
-
-
-@_inner
 def _filled(x):
     """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
-    wide = np.zeros((_width(len(x)), x.shape[1]), x.dtype)
+    wide = np.zeros((len(x) + -len(x) % LANES, x.shape[1]), x.dtype)
     _accumulate(wide, x)
     return wide, _turned(wide)
 
@@ -1214,11 +1190,12 @@ def attention_backward(q, k, v, y, z, y_bar):
     return tuple(bar.reshape(x.shape) for bar, x in zip(bars, (q, k, v), strict=True))
 
 
-# Self-modifying Titans: one chunk, compiled -----------------------------------------------------------------
+# Self-modifying Titans: chunk after chunk, compiled ---------------------------------------------------------
 #
-# `memory.SelfModifyingTitans.chunk_in_operations` is the definition. Here a thread computes the whole chunk
-# of one sequence after the other, with all it needs in its nearest caches. Arrays lie feature by token (F,n);
-# the tokens that fill them up write nothing (x = 0, η = 0, α = 1). The way back computes the chunk again.
+# `memory.SelfModifyingTitans.chunk_in_operations` is the definition of a chunk. Here a thread takes a sequence
+# through all its chunks, each computed whole, with all it needs in the nearest caches. Arrays lie feature by token
+# (F,n); the tokens that fill them up write nothing (x = 0, η = 0, α = 1). Of a chunk its drifts are kept; the way
+# back computes the rest again.
 #
 # Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
 # and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
@@ -1231,17 +1208,21 @@ SCALARS, MEMORY = (3, 4), 5
 WORK = 1000  # for every number of the output, very roughly
 Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
 System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
-Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
+Asked = namedtuple("Asked", "x x_T y s hidden")  # a feed, what a memory answers, and on the way s and σ(W₂ x)
+Chunk = namedtuple("Chunk", "asked q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
 Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
                                 "SZ1 E1 U1 SZ2 E2 U2 system")
 Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
+READ = 4  # where o, or its cotangent, stands in the table of feeds
 Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
 
 
 @_inner
 def _sum(x, y):
-    z = x.copy()
-    _accumulate(z, y)
+    z = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            z[i, t] = x[i, t] + y[i, t]
     return z
 
 
@@ -1329,9 +1310,9 @@ if JIT:
 
 @_inner
 def _of(table, row, i, like):
-    """Matrix i of an array; its row in the table is (address, matrices, rows, columns). A batch shares M₀."""
-    address, lead, m, n = table[row]
-    return numba.carray(_pointer_at(address, like), (lead, m, n))[i % lead]
+    """Matrix i; its row in the table is (address, matrices, bytes between them, rows, columns). All share M₀."""
+    address, matrices, step, m, n = table[row]
+    return numba.carray(_pointer_at(address + i % matrices * step, like), (m, n))
 
 
 @_inner
@@ -1624,93 +1605,110 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 
 
 @_inner
-def _feed(m, i, at, like):
-    """What projection m is asked with, token by feature and feature by token."""
-    return _filled(_of(at.feeds, min(m, 3), i, like))
+def _piece(at, p):
+    """The tables of one chunk: what is read, and its drifts, lie elsewhere in each."""
+    return Inputs(at.feeds[p], at.bias, at.readout, at.initial, at.now[p], at.start[p])
 
 
 @_inner
-def _chunk(i, at, adaptive, eta_max, n, like):
+def _ask(m, i, at, adaptive, like):
+    """What projection m says to its feed; eta and alpha have one feed."""
+    x_T, x = _filled(_of(at.feeds, min(m, 3), i, like))
+    y, s, hidden = _apply(m, i, at, adaptive[m], x)
+    return Asked(x, x_T, y, s, hidden)
+
+
+@_inner
+def _chunk(i, at, adaptive, eta_max, like):
     """What the memories are asked, and what they are all written with."""
-    width, d = _width(n), like.shape[2]
-    eta, log_alpha, asked = np.zeros(width), np.zeros(width), np.zeros((5, d, width), like.dtype)
-    for m in range(5):
-        _accumulate(asked[m], _apply(m, i, at, adaptive[m], _feed(m, i, at, like)[1])[0])
+    asked = (_ask(0, i, at, adaptive, like), _ask(1, i, at, adaptive, like), _ask(2, i, at, adaptive, like),
+             _ask(3, i, at, adaptive, like), _ask(4, i, at, adaptive, like))
+    (d, width), n = asked[0].x.shape, at.feeds[0, 3]
+    eta, log_alpha = np.zeros(width), np.zeros(width)
     for t in range(n):
-        eta[t] = eta_max / (1 + math.exp(-asked[3, 0, t] - _of(at.bias, 0, i, like)[0, 0]))
-        x = float(asked[4, 0, t] + _of(at.bias, 1, i, like)[0, 0])
+        eta[t] = eta_max / (1 + math.exp(-asked[3].y[0, t] - _of(at.bias, 0, i, like)[0, 0]))
+        x = float(asked[4].y[0, t] + _of(at.bias, 1, i, like)[0, 0])
         log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
-    q, q_r = _scaled_to(asked[0], 1, 1e-12)
-    k, k_r = _scaled_to(asked[1], 1, 1e-12)
-    v, v_r = _scaled_to(asked[2], 1 / d, 1e-6)
+    q, q_r = _scaled_to(asked[0].y, 1, 1e-12)
+    k, k_r = _scaled_to(asked[1].y, 1, 1e-12)
+    v, v_r = _scaled_to(asked[2].y, 1 / d, 1e-6)
     retention = _retain(log_alpha, like)
-    return Chunk(q, q_r, k, k_r, _turned(k), v, v_r, _turned(v), eta, log_alpha, retention,
+    return Chunk(asked, q, q_r, k, k_r, _turned(k), v, v_r, _turned(v), eta, log_alpha, retention,
                  _system(k, eta, retention.ratio))
 
 
-@_jit(nogil=True)
-def _titans(start, stop, options, eta_max, at, o, after):
-    """Some of the sequences. options: which memories adapt, and which moved since the start; l2, given."""
-    n, adaptive = o.shape[1], options[0]
-    for i in range(start, stop):
-        c = _chunk(i, at, adaptive, eta_max, n, o)
-        for m in range(MEMORY + 1):
-            if adaptive[m]:
-                L = _learn(m, i, at, c, options)
-                _write(_of(at.now, 2 * m, i, o), L.U1, c.k_T, c.retention, _of(after, 2 * m, i, o))
-                _write(_of(at.now, 2 * m + 1, i, o), L.U2, L.hidden_T, c.retention,
-                       _of(after, 2 * m + 1, i, o))
-                if m == MEMORY:
-                    x = _silu(_read(2 * m, i, at, L.U1, c.k, c.q, c.retention)[0])[1]
-                    y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)[0])
-                    _accumulate(o[i], _turned(y)[:n])
+@_inner
+def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
+    """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
+    adaptive, c, o_bar = options[0], _chunk(i, at, options[0], eta_max, like), _of(at.feeds, READ, i, like)
+    (d, width), n, read_bar = c.k.shape, len(o_bar), _filled(o_bar)[1]
+    bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
+    rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
+    q_bar = read_bar.copy()
+    for m in range(MEMORY + 1):
+        if adaptive[m]:
+            L = _learn(m, i, at, c, options)
+            U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
+            if m == MEMORY:
+                inner, SX, mix = _read(2 * m, i, at, L.U1, c.k, c.q, c.retention)
+                s, x = _silu(inner)
+                _, SX2, mix2 = _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)
+                x_bar = np.zeros_like(x)
+                _read_backward(2 * m + 1, i, at, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar,
+                               U2_bar, hidden_bar, x_bar, bars, bars_at)
+                inner_bar = _times_slope(x_bar, s, x)
+                _read_backward(2 * m, i, at, L.U1, c.k, c.q, SX, mix, c.retention, inner_bar,
+                               U1_bar, bars.k, q_bar, bars, bars_at)
+            _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
+                            bars, bars_at)
+    _system_backward(c.k, c.system, c.retention, RU, rate_bar, bars, bars.k)
+
+    y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
+    _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
+    _accumulate(y_bar[1], _scaled_to_backward(c.k, c.k_r, 1, bars.k))
+    _accumulate(y_bar[2], _scaled_to_backward(c.v, c.v_r, 1 / d, bars.v))
+    for t in range(width - 1, -1, -1):
+        log_alpha_bar += bars.g[t]
+        if t < n:
+            y_bar[3, 0, t] = bars.eta[t] * c.eta[t] * (1 - c.eta[t] / eta_max)
+            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(c.log_alpha[t])
+            _of(bars_at.bias, 0, i, like)[0, 0] += y_bar[3, 0, t]
+            _of(bars_at.bias, 1, i, like)[0, 0] += y_bar[4, 0, t]
+        log_alpha_bar += bars.before[t]
+    for m in range(5):
+        asked, x_bar = c.asked[m], np.zeros_like(c.k)
+        _apply_backward(m, i, at, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,
+                        y_bar[m][:1 if m in SCALARS else d], x_bar, bars_at)
+        _accumulate(_of(bars_at.feeds, min(m, 3), i, like), _turned(x_bar)[:n])
 
 
 @_jit(nogil=True)
-def _titans_backward(start, stop, options, eta_max, at, o_bar, after_bar, bars_at):
-    (_, n, d), adaptive = o_bar.shape, options[0]
+def _titans(start, stop, options, eta_max, moved, pieces, after, like):
+    """Some of the sequences. options: which memories adapt; l2, given. moved: which have, since their start."""
+    adaptive, l2, given = options
     for i in range(start, stop):
-        c = _chunk(i, at, adaptive, eta_max, n, o_bar)
-        width, (o_T, read_bar) = c.k.shape[1], _filled(o_bar[i])
-        bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
-        rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
-        q_bar = read_bar.copy()
-        for m in range(MEMORY + 1):
-            if adaptive[m]:
-                L = _learn(m, i, at, c, options)
-                U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
-                if m == MEMORY:
-                    inner, SX, mix = _read(2 * m, i, at, L.U1, c.k, c.q, c.retention)
-                    s, x = _silu(inner)
-                    _, SX2, mix2 = _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)
-                    x_bar = np.zeros_like(x)
-                    _read_backward(2 * m + 1, i, at, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar,
-                                   U2_bar, hidden_bar, x_bar, bars, bars_at)
-                    inner_bar = _times_slope(x_bar, s, x)
-                    _read_backward(2 * m, i, at, L.U1, c.k, c.q, SX, mix, c.retention, inner_bar,
-                                   U1_bar, bars.k, q_bar, bars, bars_at)
-                _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
-                                bars, bars_at)
-        _system_backward(c.k, c.system, c.retention, RU, rate_bar, bars, bars.k)
+        for p in range(len(moved)):
+            at, option = _piece(pieces, p), (adaptive, moved[p], l2, given)
+            c, o = _chunk(i, at, adaptive, eta_max, like), _of(at.feeds, READ, i, like)
+            for m in range(MEMORY + 1):
+                if adaptive[m]:
+                    L = _learn(m, i, at, c, option)
+                    _write(_of(at.now, 2 * m, i, like), L.U1, c.k_T, c.retention, _of(after[p], 2 * m, i, like))
+                    _write(_of(at.now, 2 * m + 1, i, like), L.U2, L.hidden_T, c.retention,
+                           _of(after[p], 2 * m + 1, i, like))
+                    if m == MEMORY:
+                        x = _silu(_read(2 * m, i, at, L.U1, c.k, c.q, c.retention)[0])[1]
+                        y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)[0])
+                        _accumulate(o, _turned(y)[:len(o)])
 
-        y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
-        _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
-        _accumulate(y_bar[1], _scaled_to_backward(c.k, c.k_r, 1, bars.k))
-        _accumulate(y_bar[2], _scaled_to_backward(c.v, c.v_r, 1 / d, bars.v))
-        for t in range(width - 1, -1, -1):
-            log_alpha_bar += bars.g[t]
-            if t < n:
-                y_bar[3, 0, t] = bars.eta[t] * c.eta[t] * (1 - c.eta[t] / eta_max)
-                y_bar[4, 0, t] = -log_alpha_bar * math.expm1(c.log_alpha[t])
-                _of(bars_at.bias, 0, i, o_T)[0, 0] += y_bar[3, 0, t]
-                _of(bars_at.bias, 1, i, o_T)[0, 0] += y_bar[4, 0, t]
-            log_alpha_bar += bars.before[t]
-        for m in range(5):
-            x_T, x = _feed(m, i, at, o_T)
-            x_bar, (_, s, hidden) = np.zeros_like(x), _apply(m, i, at, adaptive[m], x)
-            _apply_backward(m, i, at, adaptive[m], x, x_T, s, hidden, y_bar[m][:1 if m in SCALARS else d],
-                            x_bar, bars_at)
-            _accumulate(_of(bars_at.feeds, min(m, 3), i, x), _turned(x_bar)[:n])
+
+@_jit(nogil=True)
+def _titans_backward(start, stop, options, eta_max, moved, pieces, after_bars, bars_of_pieces, like):
+    adaptive, l2, given = options
+    for i in range(start, stop):
+        for p in range(len(moved) - 1, -1, -1):
+            at, bars_at, option = _piece(pieces, p), _piece(bars_of_pieces, p), (adaptive, moved[p], l2, given)
+            _chunk_bars(i, at, after_bars[p], bars_at, option, eta_max, like)
 
 
 # one token alone: it is a row, and no product is one of matrices
@@ -1758,9 +1756,10 @@ def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
 
 
 @_jit(nogil=True)
-def _titans_row(start, stop, options, eta_max, at, o, after):
-    """`_titans` where n = 1: the same in the same order, and what `_learn` finds is written at once"""
-    (adaptive, moved, l2, given), d, number = options, o.shape[2], o.dtype.type
+def _titans_row(start, stop, options, eta_max, moved_of, pieces, afters, o):
+    """`_titans` where T = 1: the same in the same order, and what `_learn` finds is written at once"""
+    (adaptive, l2, given), d, number = options, o.shape[2], o.dtype.type
+    at, after, moved = _piece(pieces, 0), afters[0], moved_of[0]
     for i in range(start, stop):
         asked = np.zeros((5, 1, d), o.dtype)
         for m in range(5):
@@ -1808,12 +1807,13 @@ def _forget(number: int, reference: weakref.ref) -> None:
 class _Tables:
     """Makes tables for `_of`, and holds their arrays for as long as the addresses are in use."""
 
-    def __init__(self, dtype: Any, again: bool = False):
-        self.dtype, self.again = dtype, again  # again: soon to be asked about the same arrays, token after token
+    def __init__(self, dtype: Any, pieces: Sequence[tuple[int, dict[str, int]]]):
+        self.dtype, self.pieces = np.dtype(dtype), pieces
+        self.again = [n for n, _ in pieces] == [1]  # soon to be asked about the same arrays, token after token
         self.arrays: list[np.ndarray] = []
 
     def __call__(self, arrays: list) -> np.ndarray:
-        return np.array([(0, 1, 0, 0) if x is None else self.row(x) for x in arrays], np.int64)
+        return np.array([(0, 1, 0, 0, 0) if x is None else self.row(x) for x in arrays], np.int64)
 
     def row(self, x: np.ndarray) -> tuple[int, ...]:
         """To ask an array where it lies takes longer than to read it: of what still lives, it is known."""
@@ -1823,18 +1823,30 @@ class _Tables:
             return known[1]
         plain = x if x.flags.carray and x.dtype == self.dtype else np.require(x, self.dtype, ["C", "A", "W"])
         self.arrays.append(plain)
-        row = plain.ctypes.data, math.prod(x.shape[:-2]), *x.shape[-2:]
+        *lead, m, n = x.shape
+        row = plain.ctypes.data, math.prod(lead), m * n * self.dtype.itemsize, m, n
         if self.again and plain is x and x.base is None:  # views, as feeds are, do not live on
             _ROWS[id(x)] = weakref.ref(x, functools.partial(_forget, id(x))), row
         return row
 
-    def inputs(self, feeds, bias, readout, initial, now, start) -> Any:
-        there = self.layers(now)
-        return Inputs(self(feeds), self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
-                      there, self.layers(now | start) if start else there)
-
     def layers(self, by_name: dict) -> np.ndarray:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
+
+    def inputs(self, feeds, bias, readout, initial, now, start, trail, after) -> tuple[Inputs, np.ndarray]:
+        """What `_piece` takes apart; and of every piece, where the drifts after it lie."""
+        read, P = np.repeat(self(feeds)[None], len(self.pieces), 0), len(self.pieces)
+        drifts = np.empty((P + 1, 2 * len(MEMORIES), 5), np.int64)
+        drifts[0], drifts[-1], seen = self.layers(now), self.layers(after), self.layers(now | start)[None]
+        if P > 1:
+            read[:, :, 3] = np.array([n for n, _ in self.pieces])[:, None]
+            read[1:, :, 0] += np.cumsum(read[:-1, :, 3], 0) * read[:-1, :, 4] * self.dtype.itemsize
+            drifts[1:-1] = self.layers(trail)
+            drifts[1:-1, :, 1] //= P - 1
+            drifts[1:-1, :, 0] += np.arange(P - 1)[:, None] * drifts[1:-1, :, 1] * drifts[1:-1, :, 2]
+            rows = [[of.get(name, -1) for name in MEMORIES for _ in range(2)] for _, of in self.pieces]
+            seen = np.concatenate([drifts, seen])[rows, np.arange(2 * len(MEMORIES))]
+        return (Inputs(read, self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
+                       drifts[:-1], seen), drifts[1:])
 
 
 def has_titans(x: Array) -> bool:
@@ -1843,40 +1855,48 @@ def has_titans(x: Array) -> bool:
     return there and x.dtype in (np.float32, np.float64)
 
 
-def titans(adaptive, l2, given, eta_max, *inputs):
-    """Read and write one chunk of self-modifying Titans: two-layer memories, exact reads, retention to M₀.
+def titans(adaptive, l2, given, eta_max, pieces, *inputs):
+    """Read and write T tokens with self-modifying Titans: two-layer memories, exact reads, retention to M₀.
 
-    inputs: feeds q, k, v, gate (B,H,n,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
-    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), the drift at the
-    chunk's start where that is another. adaptive: names of the memories that learn; l2: the objective, else the
+    pieces: for each (n, seen): tokens that are written at once, and by the name of a memory the piece at whose
+    beginning it was as its errors see it; −1: as in `start`.
+    inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
+    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), and as far as a
+    piece sees −1, the drift there. adaptive: names of the memories that learn; l2: the objective, else the
     dot product; given: the target is v; eta_max: bound of η.
-    → o (B,H,n,d), the drifts after the chunk by name. Raises ValueError on shapes that do not fit.
+    → o (B,H,T,d), the drifts after all by name, and those between pieces (P−1,B,H,out,in), for the way back.
+    Raises ValueError on shapes that do not fit.
     """
     if twin := _REGISTERED.get((type(inputs[0][0]), "titans")):
-        return twin(adaptive, l2, given, eta_max, *inputs)
-    table, options = _expect_titans(adaptive, l2, given, *inputs)
-    (B, H, n, d), now = inputs[0][0].shape, inputs[4]
-    o = np.zeros((B * H, n, d), table.dtype)
+        return twin(adaptive, l2, given, eta_max, pieces, *inputs)
+    table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
+    (B, H, T, d), (feeds, *shared, now, start) = inputs[0][0].shape, inputs
+    o, between = np.zeros((B, H, T, d), table.dtype), [len(pieces) - 1] if len(pieces) > 1 else []
     after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
-    split(_titans_row if n == 1 else _titans, B * H, WORK * o.size, options, eta_max, table.inputs(*inputs), o,
-          table.layers(after))
-    return o.reshape(B, H, n, d), after
+    trail = {name: [np.empty((*between, *x.shape), table.dtype) for x in layers]
+             for name, layers in now.items() if between}
+    flat = o.reshape(B * H, T, d)
+    at, after_at = table.inputs([*feeds, flat], *shared, now, start, trail, after)
+    split(_titans_row if T == 1 else _titans, B * H, WORK * o.size, options, eta_max, moved, at, after_at, flat)
+    return o, after, trail
 
 
-def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
+def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
     """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts after."""
     *inputs, o_bar, after_bar = inputs_and_cotangents
     if twin := _REGISTERED.get((type(inputs[0][0]), "titans_backward")):
-        return twin(adaptive, l2, given, eta_max, *inputs_and_cotangents)
-    table, options = _expect_titans(adaptive, l2, given, *inputs)
-    (B, H, n, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
-    o_bar = np.require(o_bar.reshape(B * H, n, d), table.dtype, ["C", "A", "W"])
+        return twin(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents)
+    table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
+    (B, H, T, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
+    _expect(o_bar=(o_bar, (B, H, T, d)))
+    o_bar = np.require(o_bar, table.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
     shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
-    bars = [_zeros(feeds, table.dtype), *shared, _zeros(now, table.dtype), _zeros(start, table.dtype)]
-    split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, table.inputs(*inputs), o_bar,
-           table.layers(after_bar), table.inputs(*bars))
+    bars = [_zeros(xs, table.dtype) for xs in (feeds, now, start, trail)]
+    at, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, now)
+    bars_at, after_at = table.inputs(bars[0], *shared, *bars[1:], after_bar)
+    split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, moved, at, after_at, bars_at, o_bar)
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
-    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[4:]]
+    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:3]]
 
 
 def _zeros(like, dtype, *lead):
@@ -1886,13 +1906,18 @@ def _zeros(like, dtype, *lead):
     return [np.zeros((*lead, *x.shape), dtype) for x in like]
 
 
-def _expect_titans(adaptive, l2, given, feeds, bias, readout, initial, now, start):
-    (B, H, n, d) = feeds[0].shape
-    if n < 1 or not set(now) == set(initial) == set(adaptive):
-        raise ValueError(f"{n} tokens for memories {', '.join(now)}; a chunk has at least one, and a state for each "
-                         f"of the memories that learn, {', '.join(adaptive)}")
+def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, now, start):
+    (B, H, T, d), lengths = feeds[0].shape, [n for n, _ in pieces]
+    if not lengths or min(lengths) < 1 or sum(lengths) != T or not set(now) == set(initial) == set(adaptive):
+        raise ValueError(f"pieces of {lengths} of {T} tokens for memories {', '.join(now)}; each has at least one, "
+                         f"together they have all, and there is a state for each of the memories that learn, "
+                         f"{', '.join(adaptive)}")
+    for p, (_, seen) in enumerate(pieces):
+        if set(seen) != set(now) or not all(-(name in start) <= at <= p for name, at in seen.items()):
+            raise ValueError(f"errors of piece {p} see {seen}; give for each of {', '.join(now)} a piece from 0 to "
+                             f"{p}, or -1 where there is a start")
     for x in feeds:
-        _expect(feed=(x, (B, H, n, d)))
+        _expect(feed=(x, (B, H, T, d)))
     for x, r in zip(bias, readout, strict=True):
         _expect(bias=(x, (H,)), readout=(r, (H, 1, d)))
     for name, layers in initial.items():
@@ -1901,8 +1926,9 @@ def _expect_titans(adaptive, l2, given, feeds, bias, readout, initial, now, star
             _expect(initial=(layers[layer], (H, *shape)), now=(now[name][layer], (B, H, *shape)))
             if name in start:
                 _expect(start=(start[name][layer], (B, H, *shape)))
-    flags = (np.array([name in names for name in MEMORIES]) for names in (adaptive, start))
-    return _Tables(feeds[0].dtype, n == 1), (*flags, l2, given)
+    options = np.array([name in adaptive for name in MEMORIES]), l2, given
+    moved = np.array([[seen.get(name, p) != p for name in MEMORIES] for p, (_, seen) in enumerate(pieces)])
+    return _Tables(feeds[0].dtype, pieces), options, moved
 
 
 PAIRS |= {

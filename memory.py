@@ -33,6 +33,7 @@ from autograd import (
     cumsum,
     exp,
     fused,
+    grad_enabled,
     mean,
     minimum,
     normalize,
@@ -271,39 +272,52 @@ class SimpleRecurrent(Module):
 # Every projection a memory ------------------------------------------------------------------------------
 
 LONGEST = 64  # tokens written at once; a longer chunk is cut, which changes nothing
+FEW = 8  # pieces that are read in one go where no gradients are wanted: so many states are held meanwhile
 SCALARS = ("eta", "alpha")  # memories with one output per head; the others return a vector of the head size
 
 Layers = list[Tensor]  # the weights of one memory: [W] for a matrix, [W₂, W₁] for a network of two layers
+Pieces = list[tuple[int, dict[str, int]]]  # tokens that see one state, and at which piece's beginning, see `cut`
 
 
-def chunk_in_operations(*tensors, mixer, moved):
-    """`SelfModifyingTitans.chunk` as a function of all that it depends on, in the order of `fused_chunk`."""
-    feed, now, start = mixer.ungroup(tensors, moved)
-    o, after = mixer.chunk_in_operations(feed, now | start, now)
+def chunks_in_operations(*tensors, mixer, pieces):
+    """`SelfModifyingTitans.chunks` as a function of all that it depends on, in the order of `fused_chunks`."""
+    feed, now, start = mixer.ungroup(tensors, pieces)
+    o, after = mixer.chunks_in_operations(feed, pieces, now | start, now)
     return o, *(S for layers in after.values() for S in layers)
 
 
-@fused(reference=chunk_in_operations)
-def fused_chunk(*tensors, mixer, moved):
-    """The same in one kernel, `kernels.titans`; backwards it is computed again, so only inputs are kept.
+@fused(reference=chunks_in_operations)
+def fused_chunks(*tensors, mixer, pieces):
+    """The same in one kernel, `kernels.titans`; backwards it is computed again, but for the drifts.
 
     Feeds q, k, v, gate; biases and readouts of eta and alpha; both layers of every memory's initial state, of
-    its drift now, and of its drift at the chunk's start where it has `moved` since. → o, all drifts after.
+    its drift now, and of its drift at its chunk's start if that began before. → o, all drifts after.
     """
     c, arrays = mixer.config, iter([x.data for x in tensors])
     flat = [[next(arrays) for _ in range(n)] for n in (4, 2, 2)]
     states = [{name: [next(arrays), next(arrays)] for name in names}
-              for names in (c.adaptive, c.adaptive, moved)]
-    inputs = c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max, *flat, *states
-    o, after = kernels.titans(*inputs)
+              for names in (c.adaptive, c.adaptive, looking_back(pieces))]
+    inputs = *flat, *states
+    settings = c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max, pieces
+    o, after, trail = kernels.titans(*settings, *inputs)
 
     def backward(o_bar, *after_bar):
         bars = iter(after_bar)
         *flat_bar, initial_bar, now_bar, start_bar = kernels.titans_backward(
-            *inputs, o_bar, {name: [next(bars), next(bars)] for name in c.adaptive})
+            *settings, trail, *inputs, o_bar, {name: [next(bars), next(bars)] for name in c.adaptive})
         layers_bar = (*initial_bar.values(), *now_bar.values(), *start_bar.values())
         return [g for group in (*flat_bar, *layers_bar) for g in group]
     return (o, *(S for layers in after.values() for S in layers)), backward
+
+
+def joined(reads: list[Tensor]) -> Tensor:
+    """What was read of one piece after the other, (B,H,T,d)"""
+    return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
+
+
+def looking_back(pieces: Pieces) -> list[str]:
+    """The memories whose present chunk began before the first piece."""
+    return [name for name, piece in pieces[0][1].items() if piece < 0]
 
 
 class SelfModifyingTitans(Mixer):
@@ -327,8 +341,8 @@ class SelfModifyingTitans(Mixer):
     With `through_writes=False` writes are constants to the outer optimiser. Feeds, biases and memories that
     only shape what is written then get no gradient; q's feed keeps its own, and so does the main memory's
     initial state, unless retention is "zero".
-    `form="fused"` takes one kernel per chunk, except for matrix memories, retention "zero", reads "chunk" and
-    through_writes=False: those are made of operations, with the fused delta rule.
+    `form="fused"` takes one kernel for all chunks, except for matrix memories, retention "zero", reads "chunk"
+    and through_writes=False: those are made of operations, with the fused delta rule.
     """
 
     def __init__(self, rng: Rng | None, config: Config):
@@ -398,29 +412,43 @@ class SelfModifyingTitans(Mixer):
             reads = reads + q @ initial.mT
         return reads, S
 
-    def chunk(self, feed: dict[str, Tensor], start: dict[str, Layers], now: dict[str, Layers]
-              ) -> tuple[Tensor, dict[str, Layers]]:
-        """Read and write n tokens that lie in one chunk of every memory, in one kernel where there is one."""
-        c, names = self.config, tuple(now)
+    def chunks(self, feed: dict[str, Tensor], pieces: Pieces, start: dict[str, Layers], now: dict[str, Layers]
+               ) -> tuple[Tensor, dict[str, Layers]]:
+        """Read and write the tokens of all pieces, in one kernel where there is one."""
+        c = self.config
         covered = (c.memory, c.retention, c.reads, c.through_writes) == ("mlp", "initial", "exact", True)
         if not (covered and c.form == "fused" and kernels.has_titans(feed["q"].data)):
-            return self.chunk_in_operations(feed, start, now)
-        moved = tuple(name for name in names if start[name] is not now[name])
-        o, *after = fused_chunk(
+            return self.chunks_in_operations(feed, pieces, start, now)
+        groups = self.initial, now, {name: start[name] for name in looking_back(pieces)}
+        o, *after = fused_chunks(
             *(feed[name] for name in self.feed), *self.bias.values(), *self.readout.values(),
-            *(layer for group in (self.initial, now, {name: start[name] for name in moved})
-              for layers in group.values() for layer in layers), mixer=self, moved=moved)
-        return o, {name: [after[2 * i], after[2 * i + 1]] for i, name in enumerate(names)}
+            *(layer for group in groups for layers in group.values() for layer in layers),
+            mixer=self, pieces=pieces)
+        return o, {name: [after[2 * i], after[2 * i + 1]] for i, name in enumerate(now)}
 
-    def ungroup(self, tensors: tuple[Tensor, ...], moved: tuple[str, ...]) -> tuple[dict, dict, dict]:
-        """Back from the inputs of `fused_chunk`: the feeds, and the drifts now and at the chunk's start."""
+    def ungroup(self, tensors: tuple[Tensor, ...], pieces: Pieces) -> tuple[dict, dict, dict]:
+        """Back from the inputs of `fused_chunks`: the feeds, and the drifts now and at the chunk's start."""
         rest = iter(tensors[8 + 2 * len(self.initial):])
-        now, start = ({name: [next(rest), next(rest)] for name in names} for names in (self.initial, moved))
+        now, start = ({name: [next(rest), next(rest)] for name in names}
+                      for names in (self.initial, looking_back(pieces)))
         return dict(zip(self.feed, tensors, strict=False)), now, start
+
+    def chunks_in_operations(self, feed: dict[str, Tensor], pieces: Pieces, start: dict[str, Layers],
+                             now: dict[str, Layers]) -> tuple[Tensor, dict[str, Layers]]:
+        """One piece after the other."""
+        states, reads, t = [now], [], 0
+        for n, seen in pieces:
+            part = feed if len(pieces) == 1 else {name: z[:, :, t:t + n] for name, z in feed.items()}
+            seen_states = {name: start[name] if p < 0 else states[p][name] for name, p in seen.items()}
+            o, after = self.chunk_in_operations(part, seen_states, states[-1])
+            reads.append(o)
+            states.append(after)
+            t += n
+        return joined(reads), states[-1]
 
     def chunk_in_operations(self, feed: dict[str, Tensor], start: dict[str, Layers], now: dict[str, Layers]
                             ) -> tuple[Tensor, dict[str, Layers]]:
-        """The definition [A 90–91]."""
+        """Read and write n tokens that lie in one chunk of every memory: the definition [A 90–91]."""
         config = self.config
         W = {name: [s + m for s, m in zip(start[name], self.initial[name], strict=True)]
              if config.retention == "initial" else start[name] for name in config.adaptive}
@@ -463,20 +491,38 @@ class SelfModifyingTitans(Mixer):
         """Tokens over which errors (and, of projections, reads) are taken at one frozen state."""
         return self.config.memory_chunk if name == "memory" else self.config.projection_chunk
 
+    def cut(self, T: int, position: int, seen: dict[str, int]) -> Pieces:
+        """Cut T tokens wherever a memory's chunk ends: how many, and for every memory the piece at whose beginning
+        it was as its errors see it (−1: before the first, as `seen` says of the start).
+
+        What a memory was between two of these pieces is known to nobody else. So they end early where one of its
+        chunks would begin there and not end; and without gradients, which need all, after a few.
+        """
+        pieces: Pieces = []
+        while T and (grad_enabled() or len(pieces) < FEW):
+            n = min(T, LONGEST, *(C - position % C for C in map(self.chunk_size, seen)))
+            pieces.append((n, seen))
+            T, position = T - n, position + n
+            seen = {name: p if position % self.chunk_size(name) else len(pieces) for name, p in seen.items()}
+        while between := [p for p in seen.values() if 0 < p < len(pieces)]:
+            seen, pieces = pieces[min(between)][1], pieces[:min(between)]
+        return pieces
+
     def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         state = state or self.start(x)
         feed, x, tail = self.feeds(x, state["tail"])
         start, now, position = state["start"], state["now"], state["position"]
         reads, t = [], 0
         while t < x.shape[1]:
-            n = min(x.shape[1] - t, LONGEST, *(C - position % C for C in map(self.chunk_size, now)))
+            pieces = self.cut(x.shape[1] - t, position, {name: -(start[name] is not now[name]) for name in now})
+            n = int(np.sum([n for n, _ in pieces]))
             part = feed if n == x.shape[1] else {name: z[:, :, t:t + n] for name, z in feed.items()}
-            o, now = self.chunk(part, start, now)
+            o, now = self.chunks(part, pieces, start, now)
             reads.append(o)
             t, position = t + n, position + n
             start = {name: start[name] if position % self.chunk_size(name) else now[name] for name in now}
         state = {"tail": tail, "position": position, "start": start, "now": now}
-        return self.merge(concatenate(reads, axis=2)), state
+        return self.merge(joined(reads)), state
 
 
 # Weights that a network generates ---------------------------------------------------------------------------

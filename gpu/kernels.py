@@ -206,7 +206,59 @@ INPUTS = np.dtype([("feeds", np.uint64, 4), ("bias", np.uint64, 2), ("readout", 
                    ("now", LAYERS), ("start", LAYERS), ("batch", np.int64)])
 
 
-def titans(adaptive, l2, given, eta_max, *inputs):
+def titans(adaptive, l2, given, eta_max, pieces, *inputs):
+    """A launch for each of the pieces, one after another."""
+    kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
+    states, reads = [inputs[4]], []
+    for part in _by_piece(pieces, inputs, states):
+        o, after = _titans_of_piece(adaptive, l2, given, eta_max, *part)
+        reads.append(o)
+        states.append(after)
+    return reads[0] if len(reads) == 1 else np.concatenate(reads, 2), states[-1], states[1:-1]
+
+
+def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
+    *inputs, o_bar, after_bar = inputs_and_cotangents
+    kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
+    kernels._expect(o_bar=(o_bar, inputs[0][0].shape))
+    states, t = [inputs[4], *trail, after_bar], o_bar.shape[2]
+    bars: list[dict] = [{} for _ in pieces]  # of the drifts before every piece
+    start_bar: dict = {}
+    reads, shared, after = [], None, after_bar
+    for p, part in reversed([*enumerate(_by_piece(pieces, inputs, states))]):
+        n, seen = pieces[p]
+        feeds_bar, *found, now_bar, began_bar = _titans_backward_of_piece(
+            adaptive, l2, given, eta_max, *part, o_bar[:, :, t - n:t], after)
+        reads.append(feeds_bar)
+        shared = found if shared is None else _added(shared, found)
+        bars[p] = _added(bars[p], now_bar)
+        for name, layers in began_bar.items():
+            into = start_bar if seen[name] < 0 else bars[seen[name]]
+            into |= _added({name: into[name]} if name in into else {}, {name: layers})
+        t, after = t - n, bars[p]
+    feeds_bar = reads[0] if len(reads) == 1 else [np.concatenate(xs[::-1], 2) for xs in zip(*reads, strict=True)]
+    return [feeds_bar, *shared, bars[0], start_bar]
+
+
+def _by_piece(pieces, inputs, states):
+    """The inputs of every piece; `states`: the drifts before each, as far as they are known when they are needed."""
+    (feeds, *shared, _, start), t = inputs, 0
+    for p, (n, seen) in enumerate(pieces):
+        began = {name: (start if at < 0 else states[at])[name] for name, at in seen.items() if at != p}
+        yield [[z[:, :, t:t + n] for z in feeds], *shared, states[p], began]
+        t += n
+
+
+def _added(to, xs):
+    """The sums of arrays in lists or in dicts of lists; what is missing counts as nothing"""
+    if not to:
+        return xs
+    if isinstance(xs, dict):
+        return {name: _added(to.get(name), layers) for name, layers in xs.items()}
+    return [_added(x, y) if isinstance(y, (list, dict)) else x + y for x, y in zip(to, xs, strict=True)]
+
+
+def _titans_of_piece(adaptive, l2, given, eta_max, *inputs):
     sizes, inputs, blocks, room, workspace = _chunk(adaptive, l2, given, inputs)
     feeds, now = inputs[0], inputs[4]
     (o,), after = empty(feeds[0], feeds[0].shape), {name: empty(W[0], *(x.shape for x in W)) for name, W in now.items()}
@@ -215,11 +267,10 @@ def titans(adaptive, l2, given, eta_max, *inputs):
     return o, after
 
 
-def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
+def _titans_backward_of_piece(adaptive, l2, given, eta_max, *inputs_and_cotangents):
     *inputs, o_bar, after_bar = inputs_and_cotangents
     sizes, inputs, blocks, room, workspace = _chunk(adaptive, l2, given, inputs)
     feeds, bias, readout, initial, now, start = inputs
-    kernels._expect(o_bar=(o_bar, feeds[0].shape))
     for name, layers in now.items():
         for bar, x in zip(after_bar[name], layers, strict=True):
             kernels._expect(after_bar=(bar, x.shape))
@@ -235,7 +286,6 @@ def titans_backward(adaptive, l2, given, eta_max, *inputs_and_cotangents):
 
 def _chunk(adaptive, l2, given, inputs):
     """What both directions need: sizes, arrays, blocks, and a workspace of so much room for each."""
-    kernels._expect_titans(adaptive, l2, given, *inputs)
     inputs = [_cast(xs, inputs[0][0]) for xs in inputs]
     feeds, _, _, initial, _, start = inputs
     B, H, n, d = feeds[0].shape

@@ -244,8 +244,11 @@ def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, 
 FIVE = ("k", "v", "eta", "alpha", "memory")
 
 
-def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), **settings):
-    """o and the drifts after one chunk of two sequences with two heads, and the gradients of all that goes in."""
+def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
+    """o and the drifts after one chunk of two sequences with two heads, and the gradients of all that goes in.
+
+    With `ends`, another chunk begins after so many tokens, for all but the first memory.
+    """
     config = Config(width=2 * d, layers=1, heads=2, memory_hidden=h, form=form, **settings)
     rng = np.random.default_rng(0)
     mixer, tensors = SelfModifyingTitans(rng, config).astype(dtype), []
@@ -260,7 +263,9 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), **settings):
         p.data = on((p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype))
     feed, now = {name: normal(2, 2, n, d) for name in mixer.feed}, {name: drift(name) for name in config.adaptive}
     start = {name: drift(name) if name in moved else now[name] for name in now}
-    o, after = mixer.chunk(feed, start, now)
+    seen = {name: -(name in moved) for name in now}
+    pieces = [(ends, seen), (n - ends, dict.fromkeys(now, 1) | {config.adaptive[0]: seen[config.adaptive[0]]})]
+    o, after = mixer.chunks(feed, pieces if ends else [(n, seen)], start, now)
     outputs = [o, *(S for layers in after.values() for S in layers)]
     tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
     weights = [Tensor(on(rng.standard_normal(x.shape).astype(dtype))) for x in outputs]
@@ -275,7 +280,8 @@ def check_chunk(on, monkeypatch, dtype, *size, **settings):
     monkeypatch.setattr(twins, "run", lambda name, *args, **constants: (
         launched.append(name), run(name, *args, **constants)))
     found = chunk_and_gradients(on, "fused", dtype, *size, **settings)
-    assert launched == ["titans", "titans_backward"]
+    count = 2 if settings.get("ends") else 1
+    assert launched == ["titans"] * count + ["titans_backward"] * count
     for form in ("recurrent", "fused"):
         for a, b in zip(chunk_and_gradients(np.array, form, dtype, *size, **settings), found, strict=True):
             assert a.dtype == b.dtype
@@ -287,6 +293,8 @@ def check_chunk(on, monkeypatch, dtype, *size, **settings):
     ((7, 4, 6), {"moved": FIVE}),
     ((1, 6, 3), {"adaptive": ("q", "memory"), "objective": "dot", "targets": "value"}),
     ((65, 4, 2), {"adaptive": ("memory", "alpha"), "moved": ("alpha",), "objective": "dot"}),
+    ((9, 4, 2), {"ends": 4}),
+    ((9, 4, 2), {"adaptive": ("v", "eta", "memory"), "ends": 5, "moved": ("v", "memory")}),
 ], ids=str)
 def test_a_chunk_of_titans_on_a_card_is_the_one_in_memory(on, size, settings, monkeypatch):
     check_chunk(on, monkeypatch, "float64", *size, **settings)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autograd import Tensor, check_grad, concatenate, grad, no_grad
 from autograd import sum as total
 from hope import MIXERS, Config, make_mixer, tree_map
-from memory import FORMS, RULES, delta_rule, half_lives, main, proximal
+from memory import FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
 
 MEMORIES = [name for name in MIXERS if name != "attention"]
 FAST = ("chunked", "fused")
@@ -550,6 +550,28 @@ def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():
     assert close(reading(mixer, x, [160])[0], reading(recurrent, x, [160])[0])
 
 
+@given(T=st.integers(1, 200), position=st.integers(0, 99), chunks=st.tuples(*[st.integers(1, 70)] * 2))
+def test_pieces_end_with_every_chunk_and_know_what_errors_see(T, position, chunks):
+    mixer = make_mixer(None, Config(width=4, heads=1, layers=1, memory_chunk=chunks[0], projection_chunk=chunks[1]))
+    sizes = {"k": chunks[1], "memory": chunks[0]}
+    begun = {name: position - position % C for name, C in sizes.items()}  # where the present chunk began
+    end = position + T
+    while position < end:
+        pieces = mixer.cut(end - position, position, {name: -(begun[name] < position) for name in sizes})
+        starts = [position]
+        for n, seen in pieces:
+            assert 1 <= n <= LONGEST
+            for name, C in sizes.items():
+                assert (position + n - 1) // C == position // C  # all its tokens lie in one chunk
+                since = begun[name] if seen[name] < 0 else starts[seen[name]]
+                assert since == position - position % C
+            position += n
+            starts.append(position)
+        begun = {name: position - position % C for name, C in sizes.items()}
+        assert all(at <= starts[0] or at == position for at in begun.values())  # none lies between
+    assert position == end
+
+
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch():
     mixer = make_mixer(np.random.default_rng(0), Config(width=128, heads=2, layers=1, form="fused"))
     feed = {name: draw(i, 3, 2, 64, 64).astype(np.float32) for i, name in enumerate(mixer.feed)}
@@ -557,7 +579,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch():
     def run(n) -> list[np.ndarray]:
         start = mixer.start(Tensor(np.zeros((len(feed["q"][n]), 1, 128), np.float32)))["now"]
         inputs = {name: Tensor(z[n], requires_grad=True) for name, z in feed.items()}
-        o, after = mixer.chunk(inputs, start, start)
+        o, after = mixer.chunks(inputs, [(64, dict.fromkeys(start, 0))], start, start)
         outputs = [o, *(S for layers in after.values() for S in layers)]
         return [z.data for z in outputs] + [g.data for g in grad(outputs, [*inputs.values()], outputs)]
 

@@ -958,16 +958,20 @@ def causal_conv_backward(x, tail, w, y_bar, next_bar):
 # Tokens are columns, filled up to a multiple of LANES.
 
 @_inner
-def _matmul(C, A, B, fresh):
-    """C = A B or C += A B: eight rows of A by LANES columns of B at a time, in registers."""
+def _matmul(C, A, B, fresh, triangle):
+    """C = A B or C += A B: eight rows of A by LANES columns of B at a time, in registers.
+
+    triangle: of B nothing is read below (1) or above (−1) its diagonal blocks, where it is zero; 0: all is.
+    """
     (m, k), n = A.shape, B.shape[1]
     for j in range(0, n - n % LANES, LANES):
+        first, end = j if triangle < 0 else 0, min(k, j + LANES) if triangle > 0 else k
         for i in range(0, m - 7, 8):
             c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = _zero(C)
             if not fresh:
                 c0, c1, c2, c3 = _load(C[i], j), _load(C[i + 1], j), _load(C[i + 2], j), _load(C[i + 3], j)
                 c4, c5, c6, c7 = _load(C[i + 4], j), _load(C[i + 5], j), _load(C[i + 6], j), _load(C[i + 7], j)
-            for p in range(k):
+            for p in range(first, end):
                 b = _load(B[p], j)
                 c0, c1 = _plus(c0, A[i, p], b), _plus(c1, A[i + 1, p], b)
                 c2, c3 = _plus(c2, A[i + 2, p], b), _plus(c3, A[i + 3, p], b)
@@ -977,7 +981,7 @@ def _matmul(C, A, B, fresh):
             _store(C[i + 4], j, c4), _store(C[i + 5], j, c5), _store(C[i + 6], j, c6), _store(C[i + 7], j, c7)
         for i in range(m - m % 8, m):
             c0 = _zero(C) if fresh else _load(C[i], j)
-            for p in range(k):
+            for p in range(first, end):
                 c0 = _plus(c0, A[i, p], _load(B[p], j))
             _store(C[i], j, c0)
     if n % LANES:  # the columns of a narrow head
@@ -990,15 +994,15 @@ def _matmul(C, A, B, fresh):
 
 
 @_jit()
-def _add(C, A, B):
+def _add(C, A, B, triangle=0):
     """C += A B"""
-    _matmul(C, A, B, False)
+    _matmul(C, A, B, False, triangle)
 
 
 @_jit()
-def _product(A, B):
+def _product(A, B, triangle=0):
     C = np.empty((A.shape[0], B.shape[1]), B.dtype)
-    _matmul(C, A, B, True)
+    _matmul(C, A, B, True, triangle)
     return C
 
 
@@ -1484,7 +1488,7 @@ def _learn(m, i, at, c, options):
     E1, E2 = _surprise(delta_1, MZ1, SZ1, retention.before), _surprise(delta, MZ2, SZ2, retention.before)
     second = _system(hidden, c.eta, retention.ratio)
     return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1,
-                   SZ1, E1, _product(E1, c.system.solve), SZ2, E2, _product(E2, second.solve), second)
+                   SZ1, E1, _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second)
 
 
 @_inner
@@ -1515,10 +1519,11 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
                     retention, hidden_bar, bars, bars_at)
     _system_backward(L.hidden, L.system, retention, RU2, rate2_bar, bars, hidden_bar)
     inner_bar = _times_slope(hidden_bar, L.s, L.hidden)
+    gates, hidden, D = L.s, L.hidden, L.D
     for j in range(len(inner_bar)):
         for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
-            s, y = L.s[j, t], L.hidden[j, t]
-            inner_bar[j, t] += delta_1_bar[j, t] * L.D[j, t] * (one - s) * (two * s + y - two * y * s)
+            s, y = gates[j, t], hidden[j, t]
+            inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
     _write_backward(2 * m, i, at, G1, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
                     retention, bars.k, bars, bars_at)
 
@@ -1541,7 +1546,7 @@ def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
         bars.g[t] -= written[t]
         bars.g[-1] += written[t]
     _accumulate(U_bar, GZ)
-    R_bar = _product(U_bar, system.inverse)
+    R_bar = _product(U_bar, system.inverse, -1)
     _add(RU, R_bar.T, U)
     _add_dots(rate_bar, R_bar, E)
     return _by_token(R_bar, system.rate)
@@ -1551,7 +1556,7 @@ def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
 def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
     """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
     S, S_bar = _of(at.now, layer, i, z), _of(bars_at.now, layer, i, z)
-    MZ_bar, SZ_bar, GS = _sum(made_bar, -E_bar), _by_token(E_bar, -retention.before), z.dtype.type(0)
+    MZ_bar, SZ_bar = _sum(made_bar, -E_bar), _by_token(E_bar, -retention.before)
     _add_dots(bars.before, SZ_bar, SZ)
     if moved:
         _add(z_bar, _of(at.start, layer, i, z).T, made_bar)
@@ -1559,10 +1564,9 @@ def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, rete
     else:
         _accumulate(SZ_bar, made_bar)
     for j in range(S.shape[0]):
-        GS += _dot(G[j], S[j])
         for p in range(S.shape[1]):
             S_bar[j, p] += retention.whole * G[j, p]
-    bars.g[-1] += retention.whole * GS
+    bars.g[-1] += retention.whole * _dot(G.reshape(-1), S.reshape(-1))
     _add(z_bar, _of(at.initial, layer, i, z).T, MZ_bar)
     _add(z_bar, S.T, SZ_bar)
     _add(z_bar, G.T, _by_token(U, retention.after))
@@ -1577,22 +1581,22 @@ def _read(layer, i, at, U, z, x, retention):
     y = _product(_of(at.initial, layer, i, x), x)
     _accumulate(y, _by_token(SX, retention.before))
     _mask(mix, retention.ratio_T)
-    _add(y, U, mix)
+    _add(y, U, mix, 1)
     return y, SX, mix
 
 
 @_inner
 def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_bar, x_bar, bars, bars_at):
     mix, mix_bar, x_T = _turned(mix), _product(y_bar.T, U), _turned(x)  # (t,i)
-    _add(U_bar, y_bar, mix)
+    _add(U_bar, y_bar, mix, -1)
     for t in range(len(mix)):
         for j in range(t):
             along = mix_bar[t, j] * mix[t, j]
             bars.before[t] += along
             bars.g[j] -= along
     _mask(mix_bar, retention.ratio)
-    _add(z_bar, x, mix_bar)
-    _add(x_bar, z, _turned(mix_bar))
+    _add(z_bar, x, mix_bar, -1)
+    _add(x_bar, z, _turned(mix_bar), 1)
     SX_bar = _by_token(y_bar, retention.before)
     _add_dots(bars.before, SX_bar, SX)
     _add(x_bar, _of(at.initial, layer, i, x).T, y_bar)
@@ -1623,11 +1627,11 @@ def _chunk(i, at, adaptive, eta_max, like):
     """What the memories are asked, and what they are all written with."""
     asked = (_ask(0, i, at, adaptive, like), _ask(1, i, at, adaptive, like), _ask(2, i, at, adaptive, like),
              _ask(3, i, at, adaptive, like), _ask(4, i, at, adaptive, like))
-    (d, width), n = asked[0].x.shape, at.feeds[0, 3]
-    eta, log_alpha = np.zeros(width), np.zeros(width)
+    (d, width), n, gates = asked[0].x.shape, at.feeds[0, 3], (asked[3].y, asked[4].y)
+    eta, log_alpha, bias = np.zeros(width), np.zeros(width), (_of(at.bias, 0, i, like), _of(at.bias, 1, i, like))
     for t in range(n):
-        eta[t] = eta_max / (1 + math.exp(-asked[3].y[0, t] - _of(at.bias, 0, i, like)[0, 0]))
-        x = float(asked[4].y[0, t] + _of(at.bias, 1, i, like)[0, 0])
+        eta[t] = eta_max / (1 + math.exp(-gates[0][0, t] - bias[0][0, 0]))
+        x = float(gates[1][0, t] + bias[1][0, 0])
         log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
     q, q_r = _scaled_to(asked[0].y, 1, 1e-12)
     k, k_r = _scaled_to(asked[1].y, 1, 1e-12)
@@ -1667,14 +1671,16 @@ def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
     _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
     _accumulate(y_bar[1], _scaled_to_backward(c.k, c.k_r, 1, bars.k))
     _accumulate(y_bar[2], _scaled_to_backward(c.v, c.v_r, 1 / d, bars.v))
+    eta, log_alpha, eta_bar, before_bar, g_bar = c.eta, c.log_alpha, bars.eta, bars.before, bars.g
+    bias_bar = _of(bars_at.bias, 0, i, like), _of(bars_at.bias, 1, i, like)
     for t in range(width - 1, -1, -1):
-        log_alpha_bar += bars.g[t]
+        log_alpha_bar += g_bar[t]
         if t < n:
-            y_bar[3, 0, t] = bars.eta[t] * c.eta[t] * (1 - c.eta[t] / eta_max)
-            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(c.log_alpha[t])
-            _of(bars_at.bias, 0, i, like)[0, 0] += y_bar[3, 0, t]
-            _of(bars_at.bias, 1, i, like)[0, 0] += y_bar[4, 0, t]
-        log_alpha_bar += bars.before[t]
+            y_bar[3, 0, t] = eta_bar[t] * eta[t] * (1 - eta[t] / eta_max)
+            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(log_alpha[t])
+            bias_bar[0][0, 0] += y_bar[3, 0, t]
+            bias_bar[1][0, 0] += y_bar[4, 0, t]
+        log_alpha_bar += before_bar[t]
     for m in range(5):
         asked, x_bar = c.asked[m], np.zeros_like(c.k)
         _apply_backward(m, i, at, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,

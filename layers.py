@@ -164,7 +164,8 @@ class RMSNorm(Module):
 def split_heads(x, *, heads):
     """(B,T,H·d) → (B,H,T,d), and back"""
     B, T, D = x.shape
-    return np.swapaxes(np.reshape(x.data, (B, T, heads, D // heads)), 1, 2), (merge_heads,)
+    heads_first = np.swapaxes(np.reshape(x.data, (B, T, heads, D // heads)), 1, 2)
+    return np.ascontiguousarray(heads_first, like=x.data), (merge_heads,)  # once, for both ways
 
 
 @op

@@ -1087,6 +1087,8 @@ def attention_backward_reference(q, k, v, y, z, y_bar):
 def _scores(q, k):
     """s_ti = q_t·k_i/√d, and −∞ for a key that lies ahead"""
     s = (q @ np.swapaxes(k, 2, 3)) * q.shape[-1] ** -0.5
+    if q.shape[2] == 1:
+        return s
     seen = np.tril(np.ones_like(s, shape=s.shape[2:], dtype=bool), k.shape[2] - q.shape[2])
     return np.where(seen, s, -np.inf)
 
@@ -1180,6 +1182,8 @@ def _attention_backward(start, stop, q, k, v, y, z, y_bar, q_bar, k_bar, v_bar):
 
 def attention(q, k, v):
     _expect_attention(q, k, v)
+    if q.shape[2] == 1:  # a token alone is no block
+        return attention_reference(q, k, v)
     n = q.shape[0] * q.shape[1]
     flat = [np.reshape(x, (n, *x.shape[2:])) for x in (q, k, v)]
     y, z = _run(_attention, n, flat, flat[0].shape, flat[0].shape[:2], work=q.size * k.shape[2])
@@ -1198,8 +1202,8 @@ def attention_backward(q, k, v, y, z, y_bar):
 #
 # `memory.SelfModifyingTitans.chunk_in_operations` is the definition of a chunk. Here a thread takes a sequence
 # through all its chunks, each computed whole, with all it needs in the nearest caches. Arrays lie feature by token
-# (F,n); the tokens that fill them up write nothing (x = 0, η = 0, α = 1). Of a chunk its drifts are kept; the way
-# back computes the rest again.
+# (F,n); the tokens that fill them up write nothing (x = 0, η = 0, α = 1). The drifts between chunks are kept (the
+# trail); the way back computes the rest again.
 #
 # Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
 # and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
@@ -1610,7 +1614,7 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 
 @_inner
 def _piece(at, p):
-    """The tables of one chunk: what is read, and its drifts, lie elsewhere in each."""
+    """The tables of piece p: what is read, and the drifts, lie elsewhere in each."""
     return Inputs(at.feeds[p], at.bias, at.readout, at.initial, at.now[p], at.start[p])
 
 
@@ -1689,12 +1693,12 @@ def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
 
 
 @_jit(nogil=True)
-def _titans(start, stop, options, eta_max, moved, pieces, after, like):
+def _titans(start, stop, options, eta_max, moved, tables, after, like):
     """Some of the sequences. options: which memories adapt; l2, given. moved: which have, since their start."""
     adaptive, l2, given = options
     for i in range(start, stop):
         for p in range(len(moved)):
-            at, option = _piece(pieces, p), (adaptive, moved[p], l2, given)
+            at, option = _piece(tables, p), (adaptive, moved[p], l2, given)
             c, o = _chunk(i, at, adaptive, eta_max, like), _of(at.feeds, READ, i, like)
             for m in range(MEMORY + 1):
                 if adaptive[m]:
@@ -1709,12 +1713,12 @@ def _titans(start, stop, options, eta_max, moved, pieces, after, like):
 
 
 @_jit(nogil=True)
-def _titans_backward(start, stop, options, eta_max, moved, pieces, after_bars, bars_of_pieces, like):
+def _titans_backward(start, stop, options, eta_max, moved, tables, after_bar, bars, like):
     adaptive, l2, given = options
     for i in range(start, stop):
         for p in range(len(moved) - 1, -1, -1):
-            at, bars_at, option = _piece(pieces, p), _piece(bars_of_pieces, p), (adaptive, moved[p], l2, given)
-            _chunk_bars(i, at, after_bars[p], bars_at, option, eta_max, like)
+            at, bars_at, option = _piece(tables, p), _piece(bars, p), (adaptive, moved[p], l2, given)
+            _chunk_bars(i, at, after_bar[p], bars_at, option, eta_max, like)
 
 
 # one token alone: it is a row, and no product is one of matrices
@@ -1762,10 +1766,10 @@ def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
 
 
 @_jit(nogil=True)
-def _titans_row(start, stop, options, eta_max, moved_of, pieces, afters, o):
+def _titans_row(start, stop, options, eta_max, moved, tables, after, o):
     """`_titans` where T = 1: the same in the same order, and what `_learn` finds is written at once"""
     (adaptive, l2, given), d, number = options, o.shape[2], o.dtype.type
-    at, after, moved = _piece(pieces, 0), afters[0], moved_of[0]
+    at = _piece(tables, 0)
     for i in range(start, stop):
         asked = np.zeros((5, 1, d), o.dtype)
         for m in range(5):
@@ -1777,7 +1781,7 @@ def _titans_row(start, stop, options, eta_max, moved_of, pieces, afters, o):
         for m in range(MEMORY + 1):
             if adaptive[m]:
                 MZ1, SZ1 = _times_row(at.initial, 2 * m, i, k), _times_row(at.now, 2 * m, i, k)
-                s, hidden = _silu(_sum(MZ1, _times_row(at.start, 2 * m, i, k) if moved[m] else SZ1))
+                s, hidden = _silu(_sum(MZ1, _times_row(at.start, 2 * m, i, k) if moved[0, m] else SZ1))
                 MZ2, SZ2 = _times_row(at.initial, 2 * m + 1, i, hidden), _times_row(at.now, 2 * m + 1, i, hidden)
                 target = v
                 if m in SCALARS:
@@ -1787,14 +1791,14 @@ def _titans_row(start, stop, options, eta_max, moved_of, pieces, afters, o):
                 delta = -target
                 if l2:
                     _accumulate(delta, MZ2)
-                    _accumulate(delta, _times_row(at.start, 2 * m + 1, i, hidden) if moved[m] else SZ2)
+                    _accumulate(delta, _times_row(at.start, 2 * m + 1, i, hidden) if moved[0, m] else SZ2)
                     _accumulate(delta, _times_row(at.readout, m - 3, i, k) if m in SCALARS else k)
                 M, P, D = _of(at.initial, 2 * m + 1, i, k), _of(at.start, 2 * m + 1, i, k), np.zeros_like(hidden)
                 for p in range(len(M)):
                     for j in range(M.shape[1]):
                         D[0, j] += delta[0, p] * (M[p, j] + P[p, j])
-                _write_row(2 * m, i, at, after, alpha, eta, k, _times_slope(D, s, hidden), MZ1, SZ1)
-                _write_row(2 * m + 1, i, at, after, alpha, eta, hidden, delta, MZ2, SZ2)
+                _write_row(2 * m, i, at, after[0], alpha, eta, k, _times_slope(D, s, hidden), MZ1, SZ1)
+                _write_row(2 * m + 1, i, at, after[0], alpha, eta, hidden, delta, MZ2, SZ2)
                 if m == MEMORY:
                     x = _silu(_sum(_times_row(at.initial, 2 * m, i, q), _times_row(at.now, 2 * m, i, q)))[1]
                     _accumulate(o[i], q)
@@ -1864,23 +1868,24 @@ def has_titans(x: Array) -> bool:
 def titans(adaptive, l2, given, eta_max, pieces, *inputs):
     """Read and write T tokens with self-modifying Titans: two-layer memories, exact reads, retention to M₀.
 
-    pieces: for each (n, seen): tokens that are written at once, and by the name of a memory the piece at whose
-    beginning it was as its errors see it; −1: as in `start`.
+    pieces: (n, seen) for each: tokens that are written at once, and by the name of a memory the piece with which
+    its chunk began, whose state at that time its errors see; −1: that in `start`.
     inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
-    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), and as far as a
-    piece sees −1, the drift there. adaptive: names of the memories that learn; l2: the objective, else the
-    dot product; given: the target is v; eta_max: bound of η.
-    → o (B,H,T,d), the drifts after all by name, and those between pieces (P−1,B,H,out,in), for the way back.
+    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), and where the first
+    piece says −1, the drift at that chunk's start. adaptive: names of the memories that learn; l2: the objective,
+    else the dot product; given: the target is v; eta_max: bound of η.
+    → o (B,H,T,d), the drifts after all by name, and the trail for the way back: those between the P pieces,
+    (P−1,B,H,out,in) by name, or {} for a single one.
     Raises ValueError on shapes that do not fit.
     """
     if twin := _REGISTERED.get((type(inputs[0][0]), "titans")):
         return twin(adaptive, l2, given, eta_max, pieces, *inputs)
     table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
-    (B, H, T, d), (feeds, *shared, now, start) = inputs[0][0].shape, inputs
-    o, between = np.zeros((B, H, T, d), table.dtype), [len(pieces) - 1] if len(pieces) > 1 else []
+    (B, H, T, d), (feeds, *shared, now, start), P = inputs[0][0].shape, inputs, len(pieces)
+    o = np.zeros((B, H, T, d), table.dtype)
     after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
-    trail = {name: [np.empty((*between, *x.shape), table.dtype) for x in layers]
-             for name, layers in now.items() if between}
+    trail = {} if P == 1 else {
+        name: [np.empty((P - 1, *x.shape), table.dtype) for x in layers] for name, layers in now.items()}
     flat = o.reshape(B * H, T, d)
     at, after_at = table.inputs([*feeds, flat], *shared, now, start, trail, after)
     split(_titans_row if T == 1 else _titans, B * H, WORK * o.size, options, eta_max, moved, at, after_at, flat)
@@ -1895,6 +1900,11 @@ def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cot
     table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
     (B, H, T, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
     _expect(o_bar=(o_bar, (B, H, T, d)))
+    for name, layers in now.items():
+        for layer, x in enumerate(layers):
+            _expect(after_bar=(after_bar[name][layer], x.shape))
+            if len(pieces) > 1:
+                _expect(trail=(trail[name][layer], (len(pieces) - 1, *x.shape)))
     o_bar = np.require(o_bar, table.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
     shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
     bars = [_zeros(xs, table.dtype) for xs in (feeds, now, start, trail)]
@@ -1918,6 +1928,9 @@ def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, n
         raise ValueError(f"pieces of {lengths} of {T} tokens for memories {', '.join(now)}; each has at least one, "
                          f"together they have all, and there is a state for each of the memories that learn, "
                          f"{', '.join(adaptive)}")
+    if set(start) != {name for name, at in pieces[0][1].items() if at < 0}:
+        raise ValueError(f"a start for {', '.join(start) or 'none'}, where the first piece says {pieces[0][1]}; "
+                         "give one for every -1")
     for p, (_, seen) in enumerate(pieces):
         if set(seen) != set(now) or not all(-(name in start) <= at <= p for name, at in seen.items()):
             raise ValueError(f"errors of piece {p} see {seen}; give for each of {', '.join(now)} a piece from 0 to "

@@ -165,7 +165,7 @@ def split_heads(x, *, heads):
     """(B,T,H·d) → (B,H,T,d), and back"""
     B, T, D = x.shape
     heads_first = np.swapaxes(np.reshape(x.data, (B, T, heads, D // heads)), 1, 2)
-    return np.ascontiguousarray(heads_first, like=x.data), (merge_heads,)  # once, for both ways
+    return np.ascontiguousarray(heads_first, like=x.data), (merge_heads,)  # laid out once, not in every kernel
 
 
 @op

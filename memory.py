@@ -276,7 +276,7 @@ FEW = 8  # pieces that are read in one go where no gradients are wanted: so many
 SCALARS = ("eta", "alpha")  # memories with one output per head; the others return a vector of the head size
 
 Layers = list[Tensor]  # the weights of one memory: [W] for a matrix, [W₂, W₁] for a network of two layers
-Pieces = list[tuple[int, dict[str, int]]]  # tokens that see one state, and at which piece's beginning, see `cut`
+Pieces = list[tuple[int, dict[str, int]]]  # tokens, and for every memory the piece with which its chunk began
 
 
 def chunks_in_operations(*tensors, mixer, pieces):
@@ -492,11 +492,11 @@ class SelfModifyingTitans(Mixer):
         return self.config.memory_chunk if name == "memory" else self.config.projection_chunk
 
     def cut(self, T: int, position: int, seen: dict[str, int]) -> Pieces:
-        """Cut T tokens wherever a memory's chunk ends: how many, and for every memory the piece at whose beginning
-        it was as its errors see it (−1: before the first, as `seen` says of the start).
+        """Cut T tokens wherever a memory's chunk ends: how many, and for every memory the piece with which its
+        present chunk began, whose state at that time its errors see (−1: before the first piece, as in `seen`).
 
-        What a memory was between two of these pieces is known to nobody else. So they end early where one of its
-        chunks would begin there and not end; and without gradients, which need all, after a few.
+        Drifts between pieces stay inside the kernel. So the pieces end early where the chunk that begins there
+        is not over at the end; and without gradients, which need all those drifts, after a few.
         """
         pieces: Pieces = []
         while T and (grad_enabled() or len(pieces) < FEW):

@@ -1,5 +1,7 @@
 """The kernels of `kernels.py` for arrays on a card, with the same names, arguments and results.
 
+(The trail that `titans` leaves for its way back is a list here, of the drifts between pieces by name.)
+
 Each function makes its arrays ready, launches CUDA C++ from kernels.cu, and returns arrays on the card; nothing is
 read back and nobody waits. `register_all(array_type)` hands them to `kernels.launch`. CuPy compiles the source at
 the first call for a precision and head size, and keeps it in its own cache.
@@ -221,7 +223,7 @@ def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cot
     *inputs, o_bar, after_bar = inputs_and_cotangents
     kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
     kernels._expect(o_bar=(o_bar, inputs[0][0].shape))
-    states, t = [inputs[4], *trail, after_bar], o_bar.shape[2]
+    states, t = [inputs[4], *trail], o_bar.shape[2]
     bars: list[dict] = [{} for _ in pieces]  # of the drifts before every piece
     start_bar: dict = {}
     reads, shared, after = [], None, after_bar
@@ -237,7 +239,7 @@ def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cot
             into |= _added({name: into[name]} if name in into else {}, {name: layers})
         t, after = t - n, bars[p]
     feeds_bar = reads[0] if len(reads) == 1 else [np.concatenate(xs[::-1], 2) for xs in zip(*reads, strict=True)]
-    return [feeds_bar, *shared, bars[0], start_bar]
+    return [feeds_bar, *shared, bars[0], {name: start_bar[name] for name in inputs[5]}]
 
 
 def _by_piece(pieces, inputs, states):

@@ -247,7 +247,7 @@ FIVE = ("k", "v", "eta", "alpha", "memory")
 def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
     """o and the drifts after one chunk of two sequences with two heads, and the gradients of all that goes in.
 
-    With `ends`, another chunk begins after so many tokens, for all but the first memory.
+    With `ends`, another chunk begins after so many tokens, for all but the last memory.
     """
     config = Config(width=2 * d, layers=1, heads=2, memory_hidden=h, form=form, **settings)
     rng = np.random.default_rng(0)
@@ -264,7 +264,7 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
     feed, now = {name: normal(2, 2, n, d) for name in mixer.feed}, {name: drift(name) for name in config.adaptive}
     start = {name: drift(name) if name in moved else now[name] for name in now}
     seen = {name: -(name in moved) for name in now}
-    pieces = [(ends, seen), (n - ends, dict.fromkeys(now, 1) | {config.adaptive[0]: seen[config.adaptive[0]]})]
+    pieces = [(ends, seen), (n - ends, dict.fromkeys(now, 1) | {config.adaptive[-1]: seen[config.adaptive[-1]]})]
     o, after = mixer.chunks(feed, pieces if ends else [(n, seen)], start, now)
     outputs = [o, *(S for layers in after.values() for S in layers)]
     tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
@@ -294,6 +294,7 @@ def check_chunk(on, monkeypatch, dtype, *size, **settings):
     ((1, 6, 3), {"adaptive": ("q", "memory"), "objective": "dot", "targets": "value"}),
     ((65, 4, 2), {"adaptive": ("memory", "alpha"), "moved": ("alpha",), "objective": "dot"}),
     ((9, 4, 2), {"ends": 4}),
+    ((9, 4, 2), {"ends": 4, "moved": FIVE}),
     ((9, 4, 2), {"adaptive": ("v", "eta", "memory"), "ends": 5, "moved": ("v", "memory")}),
 ], ids=str)
 def test_a_chunk_of_titans_on_a_card_is_the_one_in_memory(on, size, settings, monkeypatch):

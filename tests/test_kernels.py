@@ -350,6 +350,8 @@ def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
         kernels._add(found, left, B)
         assert_close((found, kernels._product(left, B)), expected, 1e-5 if dtype == np.float32 else 1e-13)
     assert np.array_equal(kernels._turned(C), C.T)
+    for triangle, half in ((1, np.triu(B)), (-1, np.tril(B))):  # the other need not be read
+        assert_close((kernels._product(A, half, triangle),), (A @ half,), 1e-5 if dtype == np.float32 else 1e-13)
 
 
 def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, seed=0):
@@ -420,10 +422,23 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
         with pytest.raises(ValueError, match=r"at least one, .* a state for each of the memories that learn"):
             kernels.titans(*misfit)
     inputs, _ = titans_inputs()
-    for seen in ({"k": -1}, {"eta": 1}, {"other": 0}):
+    for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
+                       ({"eta": 1}, "errors of piece 0 see"), ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
         inputs[4] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
-        with pytest.raises(ValueError, match=r"errors of piece 0 see .* or -1 where there is a start"):
+        with pytest.raises(ValueError, match=said):
             kernels.titans(*inputs)
+
+
+@needs_jit
+def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
+    inputs, (o_bar, after_bar) = titans_inputs()
+    inputs[4] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
+    settings, trail = inputs[:5], kernels.titans(*inputs)[2]
+    short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
+    with pytest.raises(ValueError, match=r"after_bar has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        kernels.titans_backward(*settings, trail, *inputs[5:], o_bar, short)
+    with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
+        kernels.titans_backward(*settings, after_bar, *inputs[5:], o_bar, after_bar)
 
 
 @needs_jit

@@ -1,5 +1,6 @@
 """What memory.py promises: three forms of one rule, and self-modifying Titans as the paper writes them."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from autograd import Tensor, check_grad, concatenate, grad, no_grad
 from autograd import sum as total
 from hope import MIXERS, Config, make_mixer, tree_map
-from memory import FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
+from memory import FEW, FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
 
 MEMORIES = [name for name in MIXERS if name != "attention"]
 FAST = ("chunked", "fused")
@@ -550,14 +551,17 @@ def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():
     assert close(reading(mixer, x, [160])[0], reading(recurrent, x, [160])[0])
 
 
-@given(T=st.integers(1, 200), position=st.integers(0, 99), chunks=st.tuples(*[st.integers(1, 70)] * 2))
-def test_pieces_end_with_every_chunk_and_know_what_errors_see(T, position, chunks):
+@given(T=st.integers(1, 200), position=st.integers(0, 99), chunks=st.tuples(*[st.integers(1, 70)] * 2),
+       training=st.booleans())
+def test_pieces_end_with_every_chunk_and_know_what_errors_see(T, position, chunks, training):
     mixer = make_mixer(None, Config(width=4, heads=1, layers=1, memory_chunk=chunks[0], projection_chunk=chunks[1]))
     sizes = {"k": chunks[1], "memory": chunks[0]}
     begun = {name: position - position % C for name, C in sizes.items()}  # where the present chunk began
     end = position + T
     while position < end:
-        pieces = mixer.cut(end - position, position, {name: -(begun[name] < position) for name in sizes})
+        with nullcontext() if training else no_grad():
+            pieces = mixer.cut(end - position, position, {name: -(begun[name] < position) for name in sizes})
+        assert training or len(pieces) <= FEW
         starts = [position]
         for n, seen in pieces:
             assert 1 <= n <= LONGEST

@@ -423,7 +423,8 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
             kernels.titans(*misfit)
     inputs, _ = titans_inputs()
     for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
-                       ({"eta": 1}, "errors of piece 0 see"), ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
+                       ({"eta": 1}, "errors of piece 0 see"),
+                       ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
         inputs[4] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
         with pytest.raises(ValueError, match=said):
             kernels.titans(*inputs)

@@ -230,8 +230,9 @@ class Others:
             return float("nan")
         me, machine = psutil.Process(), psutil.cpu_times()
         ours = [p.cpu_times() for p in (me, *me.children())]
+        ended = getattr(ours[0], "children_user", 0.0) + getattr(ours[0], "children_system", 0.0)  # Linux counts these
         everybody = machine.user + machine.system + getattr(machine, "steal", 0.0)
-        return everybody - sum(t.user + t.system for t in ours)
+        return everybody - sum(t.user + t.system for t in ours) - ended
 
     def share(self) -> float:
         """Of the whole machine, until now."""

@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks import report
 from benchmarks.__main__ import BENCHMARKS, Options, main, parse
-from benchmarks.harness import Disagreement, Failed, Job, agree, race, ratio, take_turns
+from benchmarks.harness import Disagreement, Failed, Job, Others, agree, race, ratio, take_turns
 from benchmarks.report import Result, Table, Target, cell, page, rewrite
 from benchmarks.worker import Contender
 
@@ -308,3 +310,14 @@ def test_the_delta_rule_is_the_same_in_other_frameworks(make):
     ours, theirs = (getattr(delta, program)(shape, True).answer() for program in ("ours", make))
     for name, value in ours.items():
         np.testing.assert_allclose(theirs[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_what_our_own_processes_spend_is_not_that_of_others_after_they_ended_either(monkeypatch):
+    """A machine of which we used 8 s ourselves, 20 s in a process that runs and 30 s in ended ones; others 2 s."""
+    def spent(user, system, **more):
+        return SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=user, system=system, **more))
+    me = spent(6.0, 2.0, children_user=25.0, children_system=5.0)
+    me.children = lambda: [spent(19.0, 1.0)]
+    machine = SimpleNamespace(user=50.0, system=9.0, steal=1.0)
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: me, cpu_times=lambda: machine))
+    assert Others.used() == pytest.approx(2)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,11 +42,9 @@ from autograd import (
     tanh,
     tensor,
 )
+from config import Config
 from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, normal, rms_norm, split_heads
 from memory import Mixer, delta_rule, expect_batch
-
-if TYPE_CHECKING:
-    from hope import Config
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 

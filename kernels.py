@@ -1087,7 +1087,7 @@ def attention_backward_reference(q, k, v, y, z, y_bar):
 def _scores(q, k):
     """s_ti = q_t·k_i/√d, and −∞ for a key that lies ahead"""
     s = (q @ np.swapaxes(k, 2, 3)) * q.shape[-1] ** -0.5
-    if q.shape[2] == 1:
+    if q.shape[2] == 1:  # nothing lies ahead of the last token
         return s
     seen = np.tril(np.ones_like(s, shape=s.shape[2:], dtype=bool), k.shape[2] - q.shape[2])
     return np.where(seen, s, -np.inf)
@@ -1899,16 +1899,14 @@ def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cot
         return twin(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents)
     table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
     (B, H, T, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
-    _expect(o_bar=(o_bar, (B, H, T, d)))
-    for name, layers in now.items():
-        for layer, x in enumerate(layers):
-            _expect(after_bar=(after_bar[name][layer], x.shape))
-            if len(pieces) > 1:
-                _expect(trail=(trail[name][layer], (len(pieces) - 1, *x.shape)))
+    _expect_cotangents(inputs, o_bar, after_bar)
+    for name, layers in now.items() if len(pieces) > 1 else ():
+        for between, x in zip(trail[name], layers, strict=True):
+            _expect(trail=(between, (len(pieces) - 1, *x.shape)))
     o_bar = np.require(o_bar, table.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
     shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
     bars = [_zeros(xs, table.dtype) for xs in (feeds, now, start, trail)]
-    at, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, now)
+    at, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, now)  # where the drifts after all lay, nobody asks
     bars_at, after_at = table.inputs(bars[0], *shared, *bars[1:], after_bar)
     split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, moved, at, after_at, bars_at, o_bar)
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
@@ -1948,6 +1946,14 @@ def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, n
     options = np.array([name in adaptive for name in MEMORIES]), l2, given
     moved = np.array([[seen.get(name, p) != p for name in MEMORIES] for p, (_, seen) in enumerate(pieces)])
     return _Tables(feeds[0].dtype, pieces), options, moved
+
+
+def _expect_cotangents(inputs, o_bar, after_bar):
+    feeds, *_, now, _ = inputs
+    _expect(o_bar=(o_bar, feeds[0].shape))
+    for name, layers in now.items():
+        for bar, x in zip(after_bar[name], layers, strict=True):
+            _expect(after_bar=(bar, x.shape))
 
 
 PAIRS |= {

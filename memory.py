@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +51,8 @@ from autograd import (
     tensor,
     where,
 )
+from config import Config
 from layers import CausalConv, Linear, Module, Parameter, Rng, merge_heads, normal, rms_norm, split_heads
-
-if TYPE_CHECKING:
-    from hope import Config
 
 # The learning rule ---------------------------------------------------------------------------------------
 #

@@ -50,6 +50,7 @@ import hope
 import kernels
 import optimizers
 from autograd import Tensor, cross_entropy, no_grad
+from config import Config, nearest
 from data import (
     IGNORE,
     VOCABULARY,
@@ -63,7 +64,7 @@ from data import (
     next_words,
     read_stories,
 )
-from hope import Config, Hope, State, nearest
+from hope import Hope, State
 
 
 @dataclass(frozen=True)
@@ -653,7 +654,7 @@ def finish(run: Run) -> bool:
     bits, text = run.evaluate()
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
     if run.training.baseline:
-        other = Run(run.folder / "baseline", run.preset, run.config.transformer(),
+        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config),
                     replace(run.training, minutes=0.0, baseline=False), run.corpus)
         (other.restore if (other.folder / "checkpoint.npz").exists() else other.begin)()
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")

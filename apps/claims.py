@@ -33,8 +33,9 @@ from tqdm import tqdm
 import optimizers
 from apps.evaluate import BIT, LANGUAGES, Drawn, fit, learn_on, share_right, text_batches, transfer, words
 from autograd import Tensor, cross_entropy, no_grad
+from config import Config, nearest
 from data import IGNORE, Corpus, Text, associative_recall, fixed
-from hope import Config, Hope, State, count, nearest
+from hope import Hope, State, count
 from layers import CausalConv, Module
 from train import COLOURS, canvas, write_text
 

@@ -38,8 +38,9 @@ from tqdm import tqdm
 import hope
 import optimizers
 from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad
+from config import Config
 from data import IGNORE, Corpus, Text, encode, fixed, formal_language
-from hope import Config, Hope, State
+from hope import Hope, State
 from train import COLOURS, Parser, canvas, typed
 
 LEARN = ("off", "memory", "levels", "all")

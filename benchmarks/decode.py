@@ -76,8 +76,9 @@ def ours(folder: str) -> Contender:
 def run(options: Options) -> Result:
     """Tokens per second against the context, and the share of the bandwidth limit."""
     import train
+    from hope import transformer
 
-    hope = replace(train.PRESETS["nano"][0], **(SMALL if options.small else {}))
+    nano = replace(train.PRESETS["nano"][0], **(SMALL if options.small else {}))
     contexts = [100, 1000] if options.small else [100, 1000, 10_000, 100_000, 1_000_000]
     longest = {"Hope": contexts[-1], "Transformer, ours": 10_000, "Transformer, PyTorch": 100_000}
     table = Table("Tokens per second of one sequence",
@@ -87,8 +88,8 @@ def run(options: Options) -> Result:
     flats: dict[int, float] = {}
     notes, others = [], []
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        prepare(one, hope, 1, 1)
-        prepare(other, hope.transformer(), 1, 1)
+        prepare(one, nano, 1, 1)
+        prepare(other, transformer(nano), 1, 1)
         programs = {"Hope": Job("benchmarks.decode:ours", {"folder": one}),
                     "Transformer, ours": Job("benchmarks.decode:ours", {"folder": other}),
                     "Transformer, PyTorch": Job("benchmarks.torch_port:decoding", {"folder": other})}

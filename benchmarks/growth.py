@@ -46,7 +46,8 @@ def checkpointed(model: Hope, tokens: np.ndarray, piece: int) -> Tensor:
 
 def ours(settings: dict[str, Any], batch: int, time: int, piece: int = 0) -> Contender:
     """Loss and gradients of random tokens, with checkpoints every `piece` tokens if that is not 0."""
-    from hope import Config, Hope
+    from config import Config
+    from hope import Hope
 
     model = Hope(Config.from_dict(settings), np.random.default_rng(0))
     tokens = np.random.default_rng(1).integers(0, model.config.vocabulary, (batch, time + 1))

@@ -60,13 +60,14 @@ def run(options: Options) -> Result:
     """Bits per byte after so many minutes, and a picture."""
     import train
     from data import Corpus, fixed
+    from hope import transformer
 
-    hope, training = train.PRESETS["nano"]
-    hope = replace(hope, **SMALL) if options.small else hope
+    nano, training = train.PRESETS["nano"]
+    nano = replace(nano, **SMALL) if options.small else nano
     threads, others = max(options.threads), Others()
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        held_out = np.stack(list(fixed(Corpus.default().split("validation"), 4, hope.segment, 16)))
-        for folder, config in ((one, hope), (other, hope.transformer())):
+        held_out = np.stack(list(fixed(Corpus.default().split("validation"), 4, nano.segment, 16)))
+        for folder, config in ((one, nano), (other, transformer(nano))):
             prepare(folder, config, 4, 64 if options.small else 4000)
             np.save(Path(folder) / "held_out.npy", held_out.astype(np.int64))
         makers = {"nano": ("benchmarks.loss:learning", one),

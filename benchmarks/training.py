@@ -24,7 +24,8 @@ from benchmarks.worker import Contender
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
-    from hope import Config, Hope
+    from config import Config
+    from hope import Hope
 
 TOLERANCE = {"float64": 1e-6, "float32": 3e-3}  # AdamW's first steps make much of gradients that are nearly 0
 CEILING = Job("benchmarks.ceiling:product", {"shape": "2048 × 2048 by 2048 × 2048"})
@@ -49,7 +50,8 @@ def prepare(folder: str, config: Config, batch: int, batches: int = 8) -> None:
 
 def load(folder: str, dtype: str = "float32") -> Hope:
     """The model in such a folder."""
-    from hope import Config, Hope
+    from config import Config
+    from hope import Hope
 
     config = Config.from_dict(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
     model = Hope(config, np.random.default_rng(0))
@@ -203,7 +205,7 @@ def compare(options: Options, name: str, config: Config, batch: int
 
 def transformer(options: Options) -> Result:
     """The one-level attention model against the same model in PyTorch."""
-    from hope import Config
+    from config import Config
 
     config = Config(mixer="attention", chunks=(1,), hidden=1024)
     result, found = compare(options, "transformer", replace(config, **SMALL) if options.small else config, 4)

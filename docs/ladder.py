@@ -25,8 +25,9 @@ sys.path.insert(0, str(HERE.parent))
 from tqdm import tqdm  # noqa: E402
 
 import optimizers  # noqa: E402
+from config import Config  # noqa: E402
 from data import Corpus, Segments, Text  # noqa: E402
-from hope import Config, Hope  # noqa: E402
+from hope import Hope  # noqa: E402
 
 RATES = [10 ** (k / 2) for k in range(-7, 2)]  # 3·10⁻⁴, 10⁻³ … 3
 SMALL = Config(width=32, layers=1, heads=2, segment=64, hidden=64, chunks=(1, 4), memory_chunk=32, projection_chunk=32)

@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 import hope  # noqa: E402
 import train  # noqa: E402
 from apps.claims import CLAIMS, measured  # noqa: E402
+from config import Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 
 README = ROOT / "README.md"
-ORDER = ("autograd", "kernels", "layers", "optimizers", "memory", "cms", "hope", "data", "train")
+ORDER = ("config", "autograd", "kernels", "layers", "optimizers", "memory", "cms", "hope", "data", "train")
 PICTURES = ("loss.png", "levels.png")
 
 
@@ -103,7 +104,7 @@ def run(folder: Path) -> str:
     steps, ends = [x for x in lines if "loss" in x], [x for x in lines if "seconds" in x]
     if not ends:
         raise SystemExit(f"{folder} is not finished; end it with python train.py --resume {folder}")
-    config, training = hope.Config.from_dict(about["config"]), about["training"]
+    config, training = Config.from_dict(about["config"]), about["training"]
     read = steps[-1]["step"] * training["batch"] * training["accumulate"] * config.segment
     preset = {f: v for part in train.PRESETS[about["preset"]] for f, v in vars(part).items()}
     same = ("out", "quiet", "data", "options", "threads")  # these change nothing that is said here

@@ -366,8 +366,8 @@ extern "C" __global__ void delta_rule_gather(integer d_k, integer d_v, const rea
 
 // Self-modifying Titans: one piece ----------------------------------------------------------------------------
 //
-// The twin of `titans` in kernels.py for tokens of one chunk, with its names and equations; memory.SelfModifyingTitans.chunk_in_operations
-// is the definition. A block of SIDE × SIDE threads computes the whole chunk of one sequence after the other.
+// The twin of `titans` in kernels.py for tokens of one chunk, with its names and equations;
+// memory.SelfModifyingTitans.chunk_in_operations is the definition. A block of SIDE × SIDE threads computes the whole chunk of one sequence after the other.
 // Matrices lie feature by token (F,n), tokens side by side, in a workspace of the block; a product brings tiles of
 // them to shared memory and adds up in registers, so that any width, hidden size and chunk will do. All threads do
 // the same steps: every function ends where all have come (__syncthreads), and what it wrote can be read.

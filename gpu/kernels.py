@@ -222,7 +222,7 @@ def titans(adaptive, l2, given, eta_max, pieces, *inputs):
 def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
     *inputs, o_bar, after_bar = inputs_and_cotangents
     kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
-    kernels._expect(o_bar=(o_bar, inputs[0][0].shape))
+    kernels._expect_cotangents(inputs, o_bar, after_bar)
     states, t = [inputs[4], *trail], o_bar.shape[2]
     bars: list[dict] = [{} for _ in pieces]  # of the drifts before every piece
     start_bar: dict = {}
@@ -232,11 +232,11 @@ def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cot
         feeds_bar, *found, now_bar, began_bar = _titans_backward_of_piece(
             adaptive, l2, given, eta_max, *part, o_bar[:, :, t - n:t], after)
         reads.append(feeds_bar)
-        shared = found if shared is None else _added(shared, found)
+        shared = _added(shared, found)
         bars[p] = _added(bars[p], now_bar)
         for name, layers in began_bar.items():
             into = start_bar if seen[name] < 0 else bars[seen[name]]
-            into |= _added({name: into[name]} if name in into else {}, {name: layers})
+            into[name] = _added(into.get(name), layers)
         t, after = t - n, bars[p]
     feeds_bar = reads[0] if len(reads) == 1 else [np.concatenate(xs[::-1], 2) for xs in zip(*reads, strict=True)]
     return [feeds_bar, *shared, bars[0], {name: start_bar[name] for name in inputs[5]}]
@@ -273,9 +273,6 @@ def _titans_backward_of_piece(adaptive, l2, given, eta_max, *inputs_and_cotangen
     *inputs, o_bar, after_bar = inputs_and_cotangents
     sizes, inputs, blocks, room, workspace = _chunk(adaptive, l2, given, inputs)
     feeds, bias, readout, initial, now, start = inputs
-    for name, layers in now.items():
-        for bar, x in zip(after_bar[name], layers, strict=True):
-            kernels._expect(after_bar=(bar, x.shape))
     o_bar, after_bar = _cast([o_bar], feeds[0])[0], _cast(after_bar, feeds[0])
     shared, shared_bar = _zeros([bias, readout, initial], o_bar, lead=len(o_bar))  # of every sequence, first
     _, (feeds_bar, now_bar, start_bar) = _zeros([feeds, now, start], o_bar)

@@ -279,7 +279,7 @@ ATTENTION = {"mixer": "attention", "chunks": (1,)}
 def test_the_port_to_pytorch_has_the_same_loss_and_gradients(settings, optimizer, tolerance, tmp_path):
     torch_port = pytest.importorskip("benchmarks.torch_port", reason="PyTorch is not installed")
     from benchmarks import training
-    from hope import Config
+    from config import Config
 
     config = Config(width=16, layers=2, heads=2, segment=70, hidden=16, memory_hidden=12, **settings)
     training.prepare(str(tmp_path), config, batch=2, batches=3)
@@ -295,7 +295,7 @@ def test_the_port_refuses_a_model_that_it_does_not_know():
     torch_port = pytest.importorskip("benchmarks.torch_port", reason="PyTorch is not installed")
     from dataclasses import asdict
 
-    from hope import Config
+    from config import Config
 
     with pytest.raises(ValueError, match="retention is 'zero'; the port knows 'initial'"):
         torch_port.Model(json.loads(json.dumps(asdict(Config(retention="zero")))))

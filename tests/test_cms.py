@@ -12,7 +12,8 @@ import cms
 import optimizers
 from autograd import Tensor, grad, no_grad
 from autograd import sum as total
-from hope import Config, Hope, State, load, save
+from config import Config
+from hope import Hope, State, load, save
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 

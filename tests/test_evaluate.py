@@ -23,8 +23,9 @@ from apps.evaluate import (
     words,
     written_recall,
 )
+from config import Config
 from data import IGNORE, decode
-from hope import Config, Hope, State, count
+from hope import Hope, State, count
 
 CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
                 projection_chunk=8)

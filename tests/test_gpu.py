@@ -21,10 +21,11 @@ import kernels
 import optimizers
 import train
 from autograd import Tensor, grad, host
+from config import Config
 from data import Corpus
 from gpu import kernels as twins
 from gpu import products
-from hope import Config, Hope
+from hope import Hope
 from memory import SelfModifyingTitans
 from train import PRESETS, Run
 

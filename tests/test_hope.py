@@ -10,20 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autograd import Tensor, grad, no_grad
-from hope import (
-    CHOICES,
-    MIXERS,
-    Config,
-    Hope,
-    State,
-    count,
-    flops_per_token,
-    load,
-    sample,
-    save,
-    tree_map,
-    write_npz,
-)
+from config import CHOICES, MIXERS, Config
+from hope import Hope, State, count, flops_per_token, load, sample, save, transformer, tree_map, write_npz
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -140,7 +128,7 @@ def test_the_transformer_of_a_config_is_one_level_of_attention_of_the_same_size(
         cms=variant,
         chunks=(1, 2, 4),
     )
-    twin = config.transformer()
+    twin = transformer(config)
     assert (twin.mixer, twin.chunks, twin.cms) == ("attention", (1,), "sequential")
     assert abs(count(twin) / count(config) - 1) < 0.01
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from autograd import Tensor, check_grad, concatenate, grad, no_grad
 from autograd import sum as total
-from hope import MIXERS, Config, make_mixer, tree_map
+from config import MIXERS, Config
+from hope import make_mixer, tree_map
 from memory import FEW, FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
 
 MEMORIES = [name for name in MIXERS if name != "attention"]

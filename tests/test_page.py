@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 import hope
-from hope import Config, Hope
+from config import Config
+from hope import Hope
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 for package in ("fastapi", "uvicorn", "playwright"):

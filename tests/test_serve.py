@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import hope
-from hope import Config, Hope
+from config import Config
+from hope import Hope
 
 for package in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install -r apps/requirements.txt")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import Tensor, check_grad, grad
-from hope import Config, make_mixer
+from config import Config
+from hope import make_mixer
 from memory import half_lives
 
 SEEDS = ("banks", "cell", "generated")

@@ -19,6 +19,7 @@ Notation: z is the result, x̄ = ∂L/∂x the cotangent of x; shapes as in NumP
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 __all__ = ["OPS", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
-           "host", "no_grad", "op", "tensor"]
+           "host", "no_grad", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
 
 Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
 OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it
@@ -88,7 +89,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad")
-    __array_ufunc__ = None  # ndarray * Tensor defers to Tensor.__rmul__
     data: Array
     grad: Array | None
 
@@ -139,6 +139,13 @@ class Tensor:
                             "use .data or .detach()")
         return np.array(self.data, dtype=dtype, copy=copy)
 
+    def __array_ufunc__(self, function: Callable, method: str, *inputs: Any, **settings: Any) -> Any:
+        """np.exp(x), array * x: the operation that goes by that name."""
+        return _dispatch(function if method == "__call__" else getattr(function, method), inputs, settings)
+
+    def __array_function__(self, function: Callable, types: Any, args: tuple, settings: dict) -> Any:
+        return _dispatch(function, args, settings)
+
     def item(self) -> float:
         """The only element, as a Python number."""
         return self.data.item()
@@ -158,6 +165,8 @@ class Tensor:
         start = _cotangent(self, cotangent)
         taken = {id(start.data)}  # leaves share no array, not even the caller's: somebody may clip in place
         for leaf, g in _pull_back([self], [start], None, False, retain_graph):
+            if g is None:  # a rule said that nothing arrives here
+                continue
             if leaf.grad is not None:
                 leaf.grad += g.data
             else:
@@ -208,6 +217,18 @@ class Tensor:
 
     def astype(self, dtype: Any) -> Tensor:
         return astype(self, dtype=dtype)
+
+
+def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
+    """NumPy's function on tensors: our operation of that name; plain NumPy where nothing requires gradients."""
+    if function in NUMPY:
+        return NUMPY[function](*args, **settings)
+    leaves, rebuild = tree_flatten((args, settings))
+    if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+        raise TypeError(f"np.{getattr(function, '__name__', function)} has no rule of differentiation here; "
+                        "take .data or .detach() for the numbers alone")
+    args, settings = rebuild(_plain(x) for x in leaves)
+    return function(*args, **settings)
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -289,28 +310,101 @@ def op(rule: Callable | None = None, *, output: bool = False, name: str | None =
 
 
 def fused(reference: Callable | str) -> Callable:
-    """Make an operation of `rule(*tensors, **settings) -> (arrays, backward)`, its way back written by hand.
+    """Make an operation of `rule(*arrays, **settings) -> (arrays, backward)`, its way back written by hand.
 
-    `backward` maps the arrays of all cotangents to the arrays of all input cotangents (None for zero).
+    Inputs and results may be trees. `backward` maps the cotangents of the result (one argument for each part, if it
+    is a tuple) to a sequence of cotangents, a tree like each input or None for zero; all of them are arrays.
     `reference` is the same function made of operations: where derivatives are to be differentiated again, the
     way back goes through it. If it is only the name of such a function, there are first derivatives only.
     """
     def decorate(rule: Callable) -> Callable:
         @functools.wraps(rule)
-        def operation(*inputs: Tensor, **settings: Any) -> Any:
-            z, backward = rule(*inputs, **settings)
+        def operation(*trees: Any, **settings: Any) -> Any:
+            leaves, rebuild = tree_flatten(trees)
+            inputs = _as_tensors(tuple(leaves))
+            z, backward = rule(*rebuild(x.data for x in inputs), **settings)
+            arrays, rebuild_z = tree_flatten(z)
 
-            def all_at_once(*cotangents: Tensor) -> Sequence[Tensor | None]:
+            def flat_reference(*leaves: Tensor) -> Any:
+                return tuple(tree_flatten(reference(*rebuild(leaves), **settings))[0])  # type: ignore[operator]
+
+            def to_inputs(*cotangents: Tensor) -> Sequence[Tensor | None]:
                 if not _mode.enabled:
-                    return [g if g is None else Tensor(g) for g in backward(*(g.data for g in cotangents))]
+                    bars = rebuild_z(g.data for g in cotangents)
+                    found = backward(*bars) if isinstance(z, tuple) else backward(bars)
+                    return [g if g is None else Tensor(g) for tree, bar in zip(trees, found, strict=True)
+                            for g in _like(tree, bar)]
                 if not callable(reference):
                     raise RuntimeError(f"'{rule.__name__}' is a fused kernel with first derivatives only; "
                                        f"for higher orders use {reference}")
-                found = _pull_through(functools.partial(reference, **settings), inputs, inputs, cotangents)
-                return [found.pop(_key(x), None) for x in inputs]  # one that is given twice gets all at once
-            return z, all_at_once
-        return op(operation)
+                by_key = _pull_through(flat_reference, inputs, inputs, cotangents)
+                return [by_key.pop(_key(x), None) for x in inputs]  # one that is given twice gets all at once
+            made = _record(rule.__name__, inputs, arrays[0] if len(arrays) == 1 else tuple(arrays), to_inputs)
+            return rebuild_z((made,) if len(arrays) == 1 else made)
+        OPS[rule.__name__] = operation
+        return operation
     return decorate
+
+
+# trees ------------------------------------------------------------------------------------------
+#
+# What belongs together travels together: a tree is a nest of dataclasses, dicts, lists and tuples. Its leaves are
+# tensors or arrays; None, numbers and words in it stay as they are.
+
+def tree_map(f: Callable, tree: Any) -> Any:
+    """The same nest with f applied to its leaves; a leaf that stands in several places is mapped once."""
+    made: dict[int, Any] = {}
+
+    def once(leaf: Any) -> Any:
+        if id(leaf) not in made:
+            made[id(leaf)] = f(leaf)
+        return made[id(leaf)]
+    return _replace(once, tree)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The distinct leaves of a tree, in order."""
+    return list({id(leaf): leaf for leaf in tree_flatten(tree)[0]}.values())
+
+
+def tree_flatten(tree: Any) -> tuple[list[Any], Callable]:
+    """All leaves of a tree, in order, and `rebuild(leaves)`, which puts others in their places."""
+    leaves: list[Any] = []
+    _replace(leaves.append, tree)
+
+    def rebuild(others: Any) -> Any:
+        following = iter(others)
+        return _replace(lambda _: next(following), tree)
+    return leaves, rebuild
+
+
+def _replace(f: Callable, tree: Any) -> Any:
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_replace(f, branch) for branch in tree])
+    if isinstance(tree, dict):
+        return {key: _replace(f, branch) for key, branch in tree.items()}
+    if dataclasses.is_dataclass(tree):
+        return type(tree)(*[_replace(f, getattr(tree, field.name)) for field in dataclasses.fields(tree)])
+    return f(tree)
+
+
+def _like(tree: Any, other: Any) -> Iterator[Any]:
+    """The leaves of another tree at the places of this one's; None for all that is below a None."""
+    if other is None:
+        yield from (None for _ in tree_flatten(tree)[0])
+    elif isinstance(tree, (list, tuple)):
+        for branch, its in zip(tree, other, strict=True):
+            yield from _like(branch, its)
+    elif isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield from _like(branch, other.get(key))
+    elif dataclasses.is_dataclass(tree):
+        for field in dataclasses.fields(tree):
+            yield from _like(getattr(tree, field.name), getattr(other, field.name))
+    elif not (tree is None or isinstance(tree, (bool, int, float, str))):
+        yield other
 
 
 # the walk back ----------------------------------------------------------------------------------
@@ -903,6 +997,36 @@ def solve_triangular(a, b, *, unit=False):
         if not unit:
             z[..., i, :] /= a.data[..., i, i, None]
     return z, rules
+
+
+# NumPy's own words: np.exp(x) of a tensor is exp(x) ---------------------------------------------
+#
+# So a definition written with NumPy's functions is one for arrays of any library and for tensors, which makes it
+# differentiable.
+
+NUMPY: dict[Callable, Callable] = {
+    np.add: add, np.subtract: sub, np.multiply: mul, np.true_divide: div, np.negative: neg, np.power: power,
+    np.exp: exp, np.log: log, np.log1p: log1p, np.sqrt: sqrt, np.tanh: tanh, np.abs: absolute,
+    np.maximum: maximum, np.minimum: minimum, np.matmul: matmul,
+    np.less: lambda x, y: _plain(x) < _plain(y), np.less_equal: lambda x, y: _plain(x) <= _plain(y),
+    np.greater: lambda x, y: _plain(x) > _plain(y), np.greater_equal: lambda x, y: _plain(x) >= _plain(y),
+    np.equal: lambda x, y: _plain(x) == _plain(y), np.not_equal: lambda x, y: _plain(x) != _plain(y),
+    np.where: where, np.concatenate: concatenate, np.stack: stack, np.flip: flip, np.tril: tril, np.triu: triu,
+    np.expand_dims: expand_dims, np.squeeze: squeeze,
+    np.sum: lambda x, axis=None, keepdims=False: sum(x, axis=axis, keepdims=keepdims),
+    np.mean: mean,
+    np.max: lambda x, axis=None, keepdims=False: max(x, axis=axis, keepdims=keepdims),
+    np.cumsum: lambda x, axis: cumsum(x, axis=axis),
+    np.reshape: lambda x, shape: reshape(x, shape=shape),
+    np.transpose: lambda x, axes=None: transpose(x, axes=axes),
+    np.swapaxes: lambda x, axis1, axis2: swapaxes(x, axis1=axis1, axis2=axis2),
+    np.broadcast_to: lambda x, shape: broadcast_to(x, shape=shape),
+    np.take_along_axis: lambda x, indices, axis: take_along_axis(x, indices, axis),
+    np.einsum: lambda subscripts, *operands: contract(subscripts, *operands),
+    np.zeros_like: lambda x, **settings: np.zeros_like(_plain(x), **settings),
+    np.ones_like: lambda x, **settings: np.ones_like(_plain(x), **settings),
+    np.shape: lambda x: x.shape, np.ndim: lambda x: x.ndim, np.size: lambda x: x.size,
+}
 
 
 # the check --------------------------------------------------------------------------------------

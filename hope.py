@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,20 @@ from typing import Any
 import numpy as np
 
 import cms
-from autograd import Tensor, embedding, enable_grad, grad, host, mean, no_grad, stack, sum, tensor
+from autograd import (
+    Tensor,
+    embedding,
+    enable_grad,
+    grad,
+    host,
+    mean,
+    no_grad,
+    stack,
+    sum,
+    tensor,
+    tree_leaves,
+    tree_map,
+)
 from config import Config
 from layers import CausalAttention, Module, RMSNorm, Rng, fused_cross_entropy, linear, normal, rms_norm
 from memory import RULES, MatrixMemory, SelfModifyingTitans, SimpleRecurrent, WeightGenerator
@@ -34,29 +47,6 @@ OTHERS: dict[str, type] = {"generated": WeightGenerator, "banks": cms.Banks, "ce
                            "rnn": SimpleRecurrent}
 
 # The running state ------------------------------------------------------------------------------------------
-
-def tree_map(f: Callable[[Tensor], Any], tree: Any, memo: dict[int, Any] | None = None) -> Any:
-    """The same nest of dicts and lists with f applied to its tensors, each distinct tensor once."""
-    memo = {} if memo is None else memo
-    if isinstance(tree, dict):
-        return {k: tree_map(f, v, memo) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [tree_map(f, v, memo) for v in tree]
-    if isinstance(tree, Tensor):
-        if id(tree) not in memo:
-            memo[id(tree)] = f(tree)
-        return memo[id(tree)]
-    return tree
-
-
-def walk(tree: Any) -> Iterator[Tensor]:
-    """The tensors of such a nest, one after another."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (dict, list, tuple)):
-        for branch in tree.values() if isinstance(tree, dict) else tree:
-            yield from walk(branch)
-
 
 @dataclass
 class State:
@@ -73,7 +63,7 @@ class State:
 
     def leaves(self) -> list[Tensor]:
         """Its distinct tensors; the first axis of each is the batch."""
-        return list({id(t): t for t in walk(self.blocks)}.values())
+        return tree_leaves(self.blocks)
 
     def detach(self) -> State:
         """The same values without history: gradients end here."""
@@ -217,7 +207,7 @@ class Hope(Module):
         if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
                              f"{self.config.vocabulary}; these lie in {tokens.min()}..{tokens.max()}")
-        for t in walk(state.blocks) if state else ():
+        for t in state.leaves() if state else ():
             if len(t) != len(tokens):
                 raise ValueError(f"the state is of {len(t)} sequences and the tokens are of {len(tokens)}; "
                                  "every sequence needs its own state")

@@ -128,14 +128,14 @@ class Linear(Module):
 @fused(reference=autograd.gelu)
 def fused_gelu(x):
     """½x(1 + tanh(√(2/π)(x + 0.044715x³)))"""
-    return kernels.launch("gelu", x.data), lambda g: (kernels.launch("gelu_backward", x.data, g),)
+    return kernels.launch("gelu", x), lambda g: (kernels.launch("gelu_backward", x, g),)
 
 
 @fused(reference=lambda x, w: rms_normalize(x) * w)
 def fused_rms_norm(x, w):
     """w·x/√(mean x² + ε).  x (…,D), w (D,)"""
-    y, r = kernels.launch("rms_norm", x.data, w.data)
-    return y, lambda g: kernels.launch("rms_norm_backward", x.data, w.data, r, g)
+    y, r = kernels.launch("rms_norm", x, w)
+    return y, lambda g: kernels.launch("rms_norm_backward", x, w, r, g)
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -146,8 +146,8 @@ def rms_norm(x: Tensor) -> Tensor:
 @fused(reference=lambda x, *, targets: autograd.cross_entropy(x, targets, reduction="none"))
 def fused_cross_entropy(x, *, targets):
     """−log softmax(x)[target], in nats; 0 where the target is −100.  x (…,V), integer targets (…) → (…)"""
-    loss, z = kernels.launch("cross_entropy", x.data, targets)
-    return loss, lambda g: (kernels.launch("cross_entropy_backward", x.data, targets, z, g),)
+    loss, z = kernels.launch("cross_entropy", x, targets)
+    return loss, lambda g: (kernels.launch("cross_entropy_backward", x, targets, z, g),)
 
 
 class RMSNorm(Module):
@@ -188,8 +188,8 @@ def causal_conv(x: Tensor, tail: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 @fused(reference=causal_conv)
 def fused_causal_conv(x, tail, w):
     """`causal_conv`, compiled"""
-    return (kernels.launch("causal_conv", x.data, tail.data, w.data),
-            lambda g, next_g: kernels.launch("causal_conv_backward", x.data, tail.data, w.data, g, next_g))
+    return (kernels.launch("causal_conv", x, tail, w),
+            lambda g, next_g: kernels.launch("causal_conv_backward", x, tail, w, g, next_g))
 
 
 class CausalConv(Module):
@@ -219,8 +219,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @fused(reference=attention)
 def fused_attention(q, k, v):
     """`attention` in one kernel, block by block; of all scores only z_t = log Σ_i exp(q_t·k_i/√d) is kept."""
-    y, z = kernels.launch("attention", q.data, k.data, v.data)
-    return y, lambda g: kernels.launch("attention_backward", q.data, k.data, v.data, y, z, g)
+    y, z = kernels.launch("attention", q, k, v)
+    return y, lambda g: kernels.launch("attention_backward", q, k, v, y, z, g)
 
 
 class CausalAttention(Module):

@@ -138,7 +138,7 @@ def fused_writes(k, v, log_a, b, c, S):
 def _flat(*inputs: Tensor) -> list[Any]:
     """The arrays of (…, k, v, log_a, b, c, S) with all leading axes in one."""
     axes = inputs[-1].ndim - 2
-    return [np.reshape(x.data, (math.prod(x.shape[:axes]), *x.shape[axes:])) for x in inputs]
+    return [np.reshape(x, (math.prod(x.shape[:axes]), *x.shape[axes:])) for x in inputs]
 
 
 def _fused(q, *rest):
@@ -291,7 +291,7 @@ def fused_chunks(*tensors, mixer, pieces):
     Feeds q, k, v, gate; biases and readouts of eta and alpha; both layers of every memory's initial state, of
     its drift now, and of its drift at its chunk's start if that began before. → o, all drifts after.
     """
-    c, arrays = mixer.config, iter([x.data for x in tensors])
+    c, arrays = mixer.config, iter(tensors)
     flat = [[next(arrays) for _ in range(n)] for n in (4, 2, 2)]
     states = [{name: [next(arrays), next(arrays)] for name in names}
               for names in (c.adaptive, c.adaptive, looking_back(pieces))]

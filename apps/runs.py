@@ -30,7 +30,7 @@ import numpy as np
 
 import cms
 import hope
-from autograd import no_grad
+from autograd import no_grad, tree_map
 from hope import Hope, State
 
 READ = 128  # tokens read at once; others get their turn in between
@@ -187,7 +187,7 @@ class Row(State):
     @cached_property
     def blocks(self) -> list[dict[str, Any]]:
         i = self.index
-        blocks = hope.tree_map(lambda t: hope.Tensor(t.data[i:i + 1].copy()), self.batch.state.blocks)
+        blocks = tree_map(lambda t: hope.Tensor(t.data[i:i + 1].copy()), self.batch.state.blocks)
         for block, position in zip(blocks, self.positions, strict=True):
             if position is not None:
                 block["mixer"]["position"] = position
@@ -204,7 +204,7 @@ def positions(state: State) -> list[int | None]:
 def layout(blocks: Any) -> str:
     """The shapes of all arrays in a state, without the first axis, B."""
     shapes: list[Any] = []
-    hope.tree_map(lambda t: shapes.append(t.shape[1:]), blocks)
+    tree_map(lambda t: shapes.append(t.shape[1:]), blocks)
     return str(shapes)
 
 

@@ -29,8 +29,8 @@ PUBLIC = ("Public figures: a cached PyTorch Transformer 270 tokens/s after 512 t
 
 def ours(folder: str) -> Contender:
     """One more token by our model, after each context that is asked for."""
-    from autograd import Tensor, no_grad
-    from hope import State, tree_map
+    from autograd import Tensor, no_grad, tree_map
+    from hope import State
 
     model = load(folder)
     read, states = State.start(model.config), {0: State.start(model.config)}

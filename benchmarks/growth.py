@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def checkpointed(model: Hope, tokens: np.ndarray, piece: int) -> Tensor:
     """`model.loss(tokens)`, of which only the states between pieces of so many tokens are kept."""
-    from autograd import checkpoint
-    from hope import State, tree_map
+    from autograd import checkpoint, tree_map
+    from hope import State
 
     state, total = State.start(model.config), 0.0
     for t in range(0, tokens.shape[1] - 1, piece):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from autograd import host
+from autograd import host, tree_map
 from gpu import kernels, products
-from hope import State, tree_map
+from hope import State
 from layers import Module
 from optimizers import Optimizer
 

@@ -1,5 +1,6 @@
 """The engine: operations equal NumPy, rules equal finite differences, and the checker would notice if not."""
 
+import dataclasses
 import functools
 import gc
 import inspect
@@ -8,6 +9,7 @@ import operator
 import threading
 import tracemalloc
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import autograd as ag
-from autograd import Tensor, check_grad, checkpoint, enable_grad, fused, grad, grad_enabled, no_grad, op
+from autograd import (
+    Tensor,
+    check_grad,
+    checkpoint,
+    enable_grad,
+    fused,
+    grad,
+    grad_enabled,
+    no_grad,
+    op,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+)
 
 
 def normal(*shape, seed=0):
@@ -413,7 +428,7 @@ def test_numpy_arrays_work_on_both_sides_of_every_operator():
 
 def test_a_tensor_becomes_an_array_only_without_gradients():
     x = leaf([1.0, 2.0])
-    for convert in (np.asarray, np.array, np.exp, lambda x: np.ones(2) + np.asarray(x)):
+    for convert in (np.asarray, np.array, np.arctan, lambda x: np.ones(2) + np.asarray(x)):
         with pytest.raises(TypeError):
             convert(x)
     assert np.asarray(x.detach()) is x.data
@@ -727,14 +742,14 @@ def products(x, y, *, scale):
 def fused_products(reference, calls=None):
     @fused(reference=reference)
     def fused_products(x, y, *, scale):
-        e = np.exp(x.data)
+        e = np.exp(x)
 
         def backward(z_bar, rest_bar):
             if calls is not None:
                 calls.append("backward")
-            return (z_bar * y.data * scale + rest_bar * e * y.data,
-                    z_bar * x.data * scale + rest_bar * e)
-        return (x.data * y.data * scale, e * y.data), backward
+            return (z_bar * y * scale + rest_bar * e * y,
+                    z_bar * x * scale + rest_bar * e)
+        return (x * y * scale, e * y), backward
     return functools.partial(fused_products, scale=2.0)
 
 
@@ -808,3 +823,78 @@ def test_the_file_explains_itself(capsys):
     ag.main()
     printed = capsys.readouterr().out
     assert "recorded: tanh" in printed and "d²y/dx²" in printed
+
+
+# trees and NumPy's own words -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    left: Any
+    right: Any
+    count: int = 3
+
+
+def test_a_tree_keeps_its_shape_and_maps_a_leaf_that_stands_twice_once():
+    x, y = Tensor([1.0]), np.array([2.0])
+    tree = {"a": [x, (y, None, "word")], "b": Pair(x, {"c": 1.5})}
+    called = []
+    mapped = tree_map(lambda leaf: called.append(leaf) or leaf * 2, tree)
+    assert mapped["a"][0] is mapped["b"].left and len(called) == 2
+    assert mapped["a"][1][1:] == (None, "word") and mapped["b"].right == {"c": 1.5} and mapped["b"].count == 3
+    assert [id(leaf) for leaf in tree_leaves(tree)] == [id(x), id(y)]
+    leaves, rebuild = tree_flatten(tree)
+    assert len(leaves) == 3 and rebuild([1, 2, 3]) == {"a": [1, (2, None, "word")], "b": Pair(3, {"c": 1.5})}
+
+
+def _scaled(pair, factors):
+    return Pair(pair.left * factors["l"], [pair.right * factors["r"] * pair.left])
+
+
+@fused(reference=_scaled)
+def fused_scaled(pair, factors):
+    left, right = factors["l"], factors["r"]
+
+    def backward(bars):
+        L, (R,) = bars.left, bars.right
+        return (Pair(L * left + R * pair.right * right, R * right * pair.left),
+                {"l": np.sum(L * pair.left), "r": np.sum(R * pair.right * pair.left)})
+    return Pair(pair.left * left, [pair.right * right * pair.left]), backward
+
+
+del ag.OPS["fused_scaled"]  # not one of the engine's
+
+
+def test_fused_operations_take_trees_and_return_trees_with_derivatives_of_any_order():
+    def f(x, y, left, right):
+        out = fused_scaled(Pair(x, y), {"l": left, "r": right})
+        return out.left, out.right[0]
+    check_grad(f, np.array([0.3, -1.2]), np.array([2.0, 0.7]), np.array(1.5), np.array(-0.4), order=3, tolerance=1e-4)
+
+
+def test_a_fused_operation_may_say_none_for_a_whole_tree():
+    @fused(reference="nothing")
+    def half(tree, x):
+        return x * 0.5, lambda g: (None, g * 0.5)
+    leaf, x = Tensor([1.0], requires_grad=True), Tensor([2.0], requires_grad=True)
+    half({"leaf": leaf}, x).backward()
+    assert leaf.grad is None and x.grad == 0.5
+    del ag.OPS["half"]
+
+
+def test_a_definition_in_numpys_words_runs_on_arrays_and_on_tensors_with_derivatives():
+    def f(x, w):
+        y = np.where(x > 0, np.tanh(x), np.exp(x)) @ np.swapaxes(w, 0, 1)
+        top = np.max(y, axis=-1, keepdims=True)
+        return np.sum(np.sqrt(1 + y * y), axis=-1) + np.log(np.sum(np.exp(y - top), axis=-1)) + np.mean(
+            np.concatenate([y, np.ones_like(y)], axis=-1), axis=-1)
+    x, w = np.random.default_rng(0).standard_normal((3, 2)), np.random.default_rng(1).standard_normal((4, 2))
+    assert np.allclose(f(Tensor(x), Tensor(w)).data, f(x, w))
+    check_grad(f, x, w)
+
+
+def test_what_numpy_cannot_differentiate_here_is_said_in_one_line():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"np.arctan2 has no rule .* \.data"):
+        np.arctan2(x, 1.0)
+    assert np.allclose(np.arctan2(x.detach(), 1.0), np.arctan2(np.float32([1, 2]), 1))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autograd import Tensor, grad, no_grad
+from autograd import Tensor, grad, no_grad, tree_map
 from config import CHOICES, MIXERS, Config
-from hope import Hope, State, count, flops_per_token, load, sample, save, transformer, tree_map, write_npz
+from hope import Hope, State, count, flops_per_token, load, sample, save, transformer, write_npz
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autograd import Tensor, check_grad, concatenate, grad, no_grad
+from autograd import Tensor, check_grad, concatenate, grad, no_grad, tree_map
 from autograd import sum as total
 from config import MIXERS, Config
-from hope import make_mixer, tree_map
+from hope import make_mixer
 from memory import FEW, FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
 
 MEMORIES = [name for name in MIXERS if name != "attention"]

@@ -11,9 +11,9 @@ One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the
 that one step of the optimiser takes in.
 
 The clocks tick in two places. In training, the optimiser holds one parameter group per chunk size, and
-changes the initial states. While reading with learning on, `learn` changes the running state: each level's
+changes the initial states. While reading with learning on, `CMS.learn` changes the running state: each level's
 drift from its initial state, one per sequence. (Nested levels learn in this second way while they are trained
-as well, and the initial states are learned through it; their steps are the pieces of one window.)
+as well, and the initial states are learned through it; their steps are the parts of one window.)
 
 Legend: B batch, T time, D width, F hidden size, k levels, C chunk size (in steps), i clock.
 """
@@ -21,34 +21,27 @@ Legend: B batch, T time, D width, F hidden size, k levels, C chunk size (in step
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from autograd import (
-    Tensor,
-    concatenate,
-    grad,
-    log1p,
-    mean,
-    minimum,
-    reshape,
-    sigmoid,
-    softmax,
-    sqrt,
-    stack,
-    sum,
-    tanh,
-    tensor,
-)
+from autograd import Tensor, grad, mean, minimum, softmax, sqrt, stack, sum
 from config import Config
-from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, normal, rms_norm, split_heads
-from memory import Mixer, delta_rule, expect_batch
+from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, rms_norm
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
 Drift = dict[str, Tensor]  # what one level has drifted from its initial state, a weight (B,out,in) per name
+
+
+@dataclass(frozen=True)
+class LevelState:
+    """What one level has learned from one text."""
+
+    drift: Drift | None = None  # W − W₀; None: it stands at its initial state
+    pending: Drift | None = None  # the gradients it has gathered since it last moved
 
 
 def due(clock: int, chunk: int) -> bool:
@@ -84,7 +77,7 @@ class CMS(Module):
 
     sequential   h ← h + MLP_ℓ(norm h), level after level [A 70, 73]
     nested       the same function; the levels differ in how their initial states are learned [A 72]:
-    `Hope.nested_loss`
+                 `Hope.nested_loss`
     independent  x + Σ_ℓ w_ℓ MLP_ℓ(norm x), w = softmax of learned weights [A 74]
     spread       one level per block, the chunk sizes spread over the depth of the model, fast to slow [§7.3]
 
@@ -100,8 +93,12 @@ class CMS(Module):
         if self.variant == "independent":
             self.mix = Parameter(np.zeros(len(self.levels), dtype=np.float32))
 
-    def __call__(self, x: Tensor, drift: Sequence[Drift | None] | None = None) -> Tensor:
-        drift = drift or [None] * len(self.levels)
+    def start(self) -> tuple[LevelState, ...]:
+        """Before the first segment: every level at its initial state."""
+        return tuple(LevelState() for _ in self.levels)
+
+    def __call__(self, x: Tensor, states: Sequence[LevelState] | None = None) -> Tensor:
+        drift = [state.drift for state in states or self.start()]
         if self.variant == "independent":
             h, weight = rms_norm(x), softmax(self.mix)
             for i, level in enumerate(self.levels):
@@ -111,19 +108,30 @@ class CMS(Module):
             x = x + level(rms_norm(x), moved)
         return x
 
-    def tick(self, n: int, clock: int, drift: Drift, pending: Drift | None, grads: Drift,
-             rate: float) -> tuple[Drift | None, Drift | None]:
-        """One step of the clock of level n: its drift (None: none) and what it has gathered, after it.
+    def learnable(self, states: Sequence[LevelState], batch: int) -> list[Drift]:
+        """The drift of every level, none as zeros, in a form that gradients can be taken of."""
+        return [level.zero_drift(batch) if state.drift is None else
+                {name: Tensor(d.data, requires_grad=True) for name, d in state.drift.items()}
+                for level, state in zip(self.levels, states, strict=True)]
 
-        It gathers its clipped gradient, and if it is due moves by all it has gathered [A 71]. A nested level
-        returns to its initial state when the next slower one is due, which ends its context [A 72].
+    def learn(self, states: Sequence[LevelState], drifts: Sequence[Drift], grads: Sequence[Drift], clock: int,
+              rates: Sequence[float]) -> tuple[LevelState, ...]:
+        """One step of the clock, for the levels of one block: from their drifts and gradients to their next states.
+
+        A level gathers its clipped gradient, and if it is due moves by all it has gathered [A 71]. A nested level
+        returns to its initial state when the next slower one is due, which ends its context [A 72]. (There may be
+        fewer drifts than levels: those that have none stand still.)
         """
-        pending = gather(pending, clip(grads))
-        if not due(clock, self.levels[n].chunk):
-            return drift, pending
-        if self.variant == "nested" and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
-            return None, None
-        return move(drift, pending, rate), None
+        after = list(states)
+        for n, (state, drift, g) in enumerate(zip(states, drifts, grads, strict=False)):
+            pending = gather(state.pending, clip(g))
+            if not due(clock, self.levels[n].chunk):
+                after[n] = LevelState(drift, pending)
+            elif self.variant == "nested" and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
+                after[n] = LevelState()
+            else:
+                after[n] = LevelState(move(drift, pending, rates[n]))
+        return tuple(after)
 
 
 def clip(grads: Drift, bound: float = 1.0) -> Drift:
@@ -169,136 +177,22 @@ def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> di
     return stacked
 
 
-# Memories that hold vectors ---------------------------------------------------------------------------------
-#
-# A level holds weights. The same clock can move what holds no weights, but a few vectors.
-
-
-class Banks(Mixer):
-    """Memories of many spans, ultra-short to episodic: each holds one vector and moves on its own clock.
-
-        m_ℓ ← m_ℓ + (1/C_ℓ) Σ_{last C_ℓ tokens} g_t (v_t − m_ℓ)     if t ≡ 0 (mod C_ℓ), else unchanged
-        o_t = Σ_ℓ softmax_ℓ(q_t·m_ℓ/√d + s_ℓ) m_ℓ
-
-    per head: [A 71] for states, with the chunk sizes of `config.spans`, in tokens. It is Hebbian learning
-    with retention, one write per chunk with the constant key 1: a = 1 − ḡ and c v = mean g v, g_t < 0.99;
-    so `delta_rule` computes all chunks at once.
-
-    x (B,T,D) → (B,T,D). State: the convolution's tail; the position; per bank the vector m (B,H,d,1) and the
-    sums of g v and g over a chunk that is not yet full.
-    """
-
-    def __init__(self, rng: Rng | None, config: Config):
-        super().__init__(rng, config, ("q", "v"))
-        self.spans, self.form = config.spans, config.form
-        d = config.width // config.heads
-        self.gate = Linear(rng, config.width, config.heads * len(self.spans))
-        self.initial = normal(rng, (len(self.spans), config.heads, d, 1), 1.0)
-        self.share = Parameter(np.zeros((config.heads, len(self.spans)), dtype=np.float32))
-
-    def start(self, x: Tensor) -> dict[str, Any]:
-        """The state before the first token."""
-        def zeros(*shape: int) -> Tensor:
-            return Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.heads, *shape)))
-        d = self.initial.shape[2]
-        banks = [{"m": self.initial[i] + zeros(1, 1), "write": zeros(d), "gate": zeros()}
-                 for i in range(len(self.spans))]
-        return {"tail": None, "position": 0, "banks": banks}
-
-    def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        state = state or self.start(x)
-        feed, x, tail = self.feeds(x, state["tail"])
-        gates = split_heads(sigmoid(self.gate(x)) * 0.99, heads=self.heads)  # (B,H,T,banks)
-        v, read, banks = rms_norm(feed["v"]), [], []
-        for i, span in enumerate(self.spans):
-            seen, bank = self.bank(span, v, gates[..., i], state["position"], state["banks"][i])
-            read.append(seen)
-            banks.append(bank)
-        m = stack(read, axis=-2)  # (B,H,T,banks,d)
-        scores = (m @ feed["q"][..., None])[..., 0] * m.shape[-1] ** -0.5 + self.share[:, None]
-        o = (softmax(scores)[..., None, :] @ m)[..., 0, :]
-        return self.merge(o), {"tail": tail, "position": state["position"] + x.shape[1], "banks": banks}
-
-    def bank(self, span: int, v: Tensor, g: Tensor, position: int, state: dict[str, Tensor]
-             ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What one bank holds when each token comes (B,H,T,d), and its next state; v (B,H,T,d), g (B,H,T)."""
-        filled, time = position % span, v.shape[2]
-        chunks = -(-(filled + time) // span)
-        each, tokens = np.arange(chunks, like=v.data), np.arange(time, like=v.data)
-        of = (tokens + filled) // span  # the chunk of each token
-        member = (of == each[:, None]).astype(v.dtype)  # (chunks,T)
-        write, gate = member @ (g[..., None] * v), (member @ g[..., None])[..., 0]  # (B,H,chunks,d), no d
-        first = (each == 0).astype(v.dtype)
-        write = write + first[:, None] * state["write"][..., None, :]
-        gate = gate + first * state["gate"][..., None]
-        full = (filled + time) // span  # chunks that are complete
-        one = np.ones_like(v.data, shape=(*v.shape[:2], full, 1))
-        log_a = log1p(gate[..., :full] * (-1 / span))
-        m, last = delta_rule(tensor(one), tensor(one), write[..., :full, :], log_a, tensor(one[..., 0] * 0),
-                             tensor(one[..., 0] / span), state["m"], self.form)
-        rest = float(full < chunks)
-        held = concatenate([m, last.mT], axis=2) if rest else m
-        return held[:, :, of], {"m": last, "write": write[:, :, -1] * rest, "gate": gate[..., -1] * rest}
-
-
-class Cell(Module):
-    """A recurrent cell with one state per rate, fast to slow, all moving towards one shared idea.
-
-        idea = tanh(W_x x_t + W_m [m_1 … m_k])                                      the controller
-        r_ℓ  = rate_ℓ (1 + reach_ℓ tanh(u_ℓ·[x_t, m_1 … m_k]))                       the rate adapter, bounded
-        m_ℓ ← (1 − r_ℓ) m_ℓ + r_ℓ idea,        o_t = W_o mean_ℓ m_ℓ
-
-    with `config.rates`, 0.8, 0.2 and 0.05 by default. reach_ℓ is ½, or less where the rate would rise above 1.
-    The slowest state is protected: its 1 is 1 − reach, so that its rate lies between 0 and its own.
-
-    x (B,T,D) → (B,T,D). State: m (B,k,D).
-    """
-
-    def __init__(self, rng: Rng | None, config: Config):
-        D, k = config.width, len(config.rates)
-        rates = np.array(config.rates)
-        self.rates = rates
-        self.reach = np.minimum(0.5, 1 / rates - 1)  # the adapter's range, so that no rate is above 1 …
-        self.middle = np.where(np.arange(k) < k - 1, 1, 1 - self.reach)  # … nor the slowest above its own
-        self.see, self.recall = Linear(rng, D, D + k), Linear(rng, k * D, D + k)
-        self.output = Linear(rng, D, D, (2 * config.layers) ** -0.5)
-        self.initial = normal(rng, (k, D), 0.1)
-
-    def __call__(self, x: Tensor, state: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        B, T, D = x.shape
-        m = state["m"] if state else self.initial + np.zeros_like(x.data, shape=(B, 1, 1))
-        expect_batch(m, x)
-        seen, rates, reach, middle = self.see(x), *(np.asarray(c, dtype=x.dtype, like=x.data)
-                                                    for c in (self.rates, self.reach, self.middle))
-        states = []
-        for t in range(T):
-            z = tanh(seen[:, t] + self.recall(reshape(m, shape=(B, -1))))  # (B,D+k)
-            r = (rates * (middle + reach * z[:, D:]))[:, :, None]  # (B,k,1)
-            m = m + r * (z[:, None, :D] - m)
-            states.append(m)
-        return self.output(mean(stack(states, axis=1), axis=2)), {"m": m}
-
-
 def main() -> None:
     """A hand-sized trace: eight segments of 64 tokens, two levels, which weights move when."""
     rng = np.random.default_rng(0)
     config: Any = SimpleNamespace(width=8, hidden=32, layers=1, cms="sequential",
                                   block_chunks=lambda block: (1, 4))
     chain, A = CMS(rng, config, 0), (rng.standard_normal((8, 8)) / np.sqrt(8)).astype(np.float32)
-    drift: list[Any] = [level.zero_drift(1) for level in chain.levels]
-    pending: list[Any] = [None, None]
+    states = chain.start()
     print("Two levels, chunk sizes 1 and 4 (in segments), learn y = A x while they read eight segments:\n")
     print("segment   loss    |drift| chunk 1   |drift| chunk 4   moved")
     for clock in range(1, 9):
-        x, moved = rng.standard_normal((1, 64, 8), dtype=np.float32), []
-        loss = mean((chain(Tensor(x), drift) - x @ A.T) ** 2)
-        leaves = [w for d in drift for w in d.values()]
-        found = iter(grad(loss, leaves))
-        for n, d in enumerate(drift):
-            after, pending[n] = chain.tick(n, clock, d, pending[n], {name: next(found) for name in d}, 0.5)
-            moved += [f"chunk {chain.levels[n].chunk}"] * (after is not d)
-            drift[n] = {name: Tensor(w.data, requires_grad=True) for name, w in (after or d).items()}
-        sizes = [float(np.sqrt(np.sum([np.sum(w.data ** 2) for w in d.values()]))) for d in drift]
+        x, drifts = rng.standard_normal((1, 64, 8), dtype=np.float32), chain.learnable(states, 1)
+        loss = mean((chain(Tensor(x), [LevelState(d) for d in drifts]) - x @ A.T) ** 2)
+        found = iter(grad(loss, [w for d in drifts for w in d.values()]))
+        states = chain.learn(states, drifts, [{name: next(found) for name in d} for d in drifts], clock, (0.5, 0.5))
+        moved = [f"chunk {level.chunk}" for level in chain.levels if due(clock, level.chunk)]
+        sizes = [float(np.sqrt(np.sum([np.sum(w.data ** 2) for w in (s.drift or {}).values()]))) for s in states]
         print(f"{clock:7d}   {loss.item():.4f}  {sizes[0]:15.6f}   {sizes[1]:15.6f}   {', '.join(moved)}")
 
 

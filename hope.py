@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cms
+import mixers
 from autograd import (
     Tensor,
     embedding,
@@ -33,51 +34,75 @@ from autograd import (
     host,
     mean,
     no_grad,
-    stack,
     sum,
     tensor,
+    tree_flatten,
     tree_leaves,
     tree_map,
 )
+from cms import LevelState
 from config import Config
-from layers import CausalAttention, Module, RMSNorm, Rng, fused_cross_entropy, linear, normal, rms_norm
-from memory import RULES, MatrixMemory, SelfModifyingTitans, SimpleRecurrent, WeightGenerator
+from layers import (
+    AttentionState,
+    CausalAttention,
+    Mixer,
+    Module,
+    RMSNorm,
+    Rng,
+    fused_cross_entropy,
+    linear,
+    normal,
+    rms_norm,
+)
+from memory import RULES, MatrixMemory, MatrixState
+from titans import SelfModifyingTitans, TitansState
 
-OTHERS: dict[str, type] = {"generated": WeightGenerator, "banks": cms.Banks, "cell": cms.Cell,
-                           "rnn": SimpleRecurrent}
+OTHERS: dict[str, type] = {"generated": mixers.WeightGenerator, "banks": mixers.Banks, "cell": mixers.Cell,
+                           "rnn": mixers.SimpleRecurrent}
 
 # The running state ------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class BlockState:
+    """What reading has changed in one block."""
+
+    mixer: Any  # its mixer's state; None before the first token
+    levels: tuple[LevelState, ...]
+
+
 @dataclass
 class State:
-    """What reading has changed: per block the mixer's memories, each level's drift and what it gathered."""
+    """What reading has changed, in every block."""
 
-    blocks: list[dict[str, Any]]
+    blocks: list[BlockState]
     clock: int = 0  # segments learned from
 
     @classmethod
     def start(cls, config: Config) -> State:
         """The state before the first token."""
-        return cls([{"mixer": None, "drift": [None] * len(config.block_chunks(b)),
-                     "pending": [None] * len(config.block_chunks(b))} for b in range(config.layers)])
+        return cls([BlockState(None, tuple(LevelState() for _ in config.block_chunks(b)))
+                    for b in range(config.layers)])
 
     def leaves(self) -> list[Tensor]:
         """Its distinct tensors; the first axis of each is the batch."""
         return tree_leaves(self.blocks)
 
+    def map(self, f: Callable) -> State:
+        """The same state with f applied to every tensor."""
+        return State(tree_map(f, self.blocks), self.clock)
+
     def detach(self) -> State:
         """The same values without history: gradients end here."""
-        return State(tree_map(Tensor.detach, self.blocks), self.clock)
+        return self.map(Tensor.detach)
 
     def reset(self, what: str = "all") -> State:
         """A state without its memories ("memory"), what its levels learned ("levels"), or both ("all")."""
         if what not in ("all", "memory", "levels"):
             raise ValueError(f"reset {what!r}; choose all, memory or levels")
-        blocks = []
-        for b in self.blocks:
-            none = [None] * len(b["drift"])
-            levels = {} if what == "memory" else {"drift": none, "pending": none}
-            blocks.append({**b, **levels, "mixer": b["mixer"] if what == "levels" else None})
+        blocks = [BlockState(b.mixer if what == "levels" else None,
+                             b.levels if what == "memory" else tuple(LevelState() for _ in b.levels))
+                  for b in self.blocks]
         return State(blocks, self.clock if what == "memory" else 0)
 
     @property
@@ -86,30 +111,40 @@ class State:
         return int(np.sum([t.data.nbytes for t in self.leaves()]))
 
     def pack(self) -> dict[str, np.ndarray]:
-        """Flat arrays for an .npz: every distinct tensor, and the shape of the nest as JSON."""
-        arrays: list[np.ndarray] = []
+        """Flat arrays for an .npz: every distinct tensor, and the shape of the tree as JSON."""
+        leaves = self.leaves()
+        number = {id(t): i for i, t in enumerate(leaves)}
 
-        def number(t: Tensor) -> dict[str, int]:
-            arrays.append(np.asarray(host(t.data)))
-            return {"array": len(arrays) - 1}
-        text = json.dumps({"blocks": tree_map(number, self.blocks), "clock": self.clock})
-        return {"state": np.array(text)} | {f"state.{i}": a for i, a in enumerate(arrays)}
+        def spell(tree: Any) -> Any:
+            if isinstance(tree, Tensor):
+                return {"array": number[id(tree)]}
+            if is_dataclass(tree):
+                return {"is": type(tree).__name__} | {f.name: spell(getattr(tree, f.name)) for f in fields(tree)}
+            if isinstance(tree, dict):
+                return {key: spell(branch) for key, branch in tree.items()}
+            return [spell(branch) for branch in tree] if isinstance(tree, (list, tuple)) else tree
+        text = json.dumps({"blocks": spell(self.blocks), "clock": self.clock})
+        return {"state": np.array(text)} | {f"state.{i}": np.asarray(host(t.data)) for i, t in enumerate(leaves)}
 
     @classmethod
     def unpack(cls, arrays: Any) -> State:
         """The state that `pack` flattened; tensors that were shared are shared again."""
         tensors: dict[int, Tensor] = {}
 
-        def restore(tree: Any) -> Any:
-            if isinstance(tree, dict) and "array" in tree:
+        def read(tree: Any) -> Any:
+            if isinstance(tree, list):
+                return tuple(read(branch) for branch in tree)
+            if not isinstance(tree, dict):
+                return tree
+            if "array" in tree:
                 i = tree["array"]
                 tensors.setdefault(i, Tensor(arrays[f"state.{i}"]))
                 return tensors[i]
-            if isinstance(tree, dict):
-                return {k: restore(v) for k, v in tree.items()}
-            return [restore(v) for v in tree] if isinstance(tree, list) else tree
+            branches = {key: read(branch) for key, branch in tree.items() if key != "is"}
+            return STATES[tree["is"]](**branches) if "is" in tree else branches
         found = json.loads(str(arrays["state"]))
-        return cls(restore(found["blocks"]), found["clock"])
+        blocks = [read(block) for block in found["blocks"]]
+        return cls([b if isinstance(b, BlockState) else block_before_types(b) for b in blocks], found["clock"])
 
     def save(self, path: str | Path) -> None:
         """Write the state to an .npz file (beside it first, then renamed)."""
@@ -120,6 +155,32 @@ class State:
         """Read a state that `save` wrote."""
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return cls.unpack(arrays)
+
+
+STATES = {kind.__name__: kind for kind in (
+    BlockState, LevelState, AttentionState, MatrixState, TitansState, mixers.GeneratorState, mixers.Bank,
+    mixers.BanksState, mixers.CellState, mixers.RecurrentState)}
+
+
+def block_before_types(block: dict[str, Any]) -> BlockState:
+    """A block's state from a file written when states were plain dicts."""
+    def typed(mixer: Any) -> Any:
+        if isinstance(mixer, tuple):
+            return tuple(typed(one) for one in mixer)
+        if "now" in mixer:  # what is not shared with the state now is of a chunk that is not over
+            begun = {name: list(layers) for name, layers in mixer["start"].items()
+                     if layers[0] is not mixer["now"][name][0]}
+            drift = {name: list(layers) for name, layers in mixer["now"].items()}
+            return TitansState(mixer["tail"], mixer["position"], drift, begun)
+        if "banks" in mixer:
+            banks = tuple(mixers.Bank(**bank) for bank in mixer["banks"])
+            return mixers.BanksState(mixer["tail"], mixer["position"], banks)
+        for kind in (AttentionState, MatrixState, mixers.GeneratorState, mixers.CellState, mixers.RecurrentState):
+            if {f.name for f in fields(kind)} == set(mixer):
+                return kind(**mixer)
+        raise ValueError(f"a state with {', '.join(mixer)} is of no mixer")
+    levels = zip(block["drift"], block["pending"], strict=True)
+    return BlockState(block["mixer"] and typed(block["mixer"]), tuple(LevelState(*level) for level in levels))
 
 
 def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
@@ -138,31 +199,20 @@ def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
 
 # The model --------------------------------------------------------------------------------------------------
 
-def make_mixer(rng: Rng | None, config: Config) -> Module:
+def make_mixer(rng: Rng | None, config: Config) -> Mixer:
     """What stands before the levels in a block, by `config.mixer`; plain Titans are [A 76–78]."""
+    if "+" in config.mixer:
+        names = config.mixer.split("+")
+        return mixers.SideBySide([make_mixer(rng, replace(config, mixer=name)) for name in names])
     if config.mixer == "attention":
         return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5)
-    if "+" in config.mixer:
-        return SideBySide([make_mixer(rng, replace(config, mixer=name)) for name in config.mixer.split("+")])
     if config.mixer in OTHERS:
         return OTHERS[config.mixer](rng, config)
     if config.mixer in RULES:
         return MatrixMemory(rng, config, config.mixer)
-    if config.mixer == "plain-titans":  # one memory that learns, fed by projections that do not [Titans]
+    if config.mixer == "plain-titans":  # one memory that learns, with projections that do not [Titans]
         config = replace(config, adaptive=("memory",), targets="value")
     return SelfModifyingTitans(rng, config)
-
-
-class SideBySide(Module):
-    """Several mixers that read the same; their answers are added.  x (B,T,D); state: theirs, in order"""
-
-    def __init__(self, mixers: Sequence[Any]):
-        self.mixers = list(mixers)
-
-    def __call__(self, x: Tensor, state: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
-        pasts = state or [None] * len(self.mixers)
-        read = [mixer(x, past) for mixer, past in zip(self.mixers, pasts, strict=True)]
-        return sum(stack([y for y, _ in read]), axis=0), [present for _, present in read]
 
 
 class Block(Module):
@@ -172,9 +222,23 @@ class Block(Module):
         self.mixer: Any = make_mixer(rng, config)
         self.cms = cms.CMS(rng, config, index)
 
-    def __call__(self, x: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        y, mixed = self.mixer(rms_norm(x), state["mixer"])
-        return self.cms(x + y, state["drift"]), {**state, "mixer": mixed}
+    def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        y, mixed = self.mixer(rms_norm(x), state.mixer)
+        return self.cms(x + y, state.levels), BlockState(mixed, state.levels)
+
+
+def drifted(state: State, drifts: Sequence[Sequence[cms.Drift]]) -> State:
+    """The state with these drifts for its levels; a level without one stands at its initial state."""
+    blocks = []
+    for block, known in zip(state.blocks, drifts, strict=True):
+        rest = [LevelState()] * (len(block.levels) - len(known))
+        blocks.append(BlockState(block.mixer, (*map(LevelState, known), *rest)))
+    return State(blocks, state.clock)
+
+
+def standing(state: State) -> State:
+    """The state with all levels at their initial states."""
+    return drifted(state, [() for _ in state.blocks])
 
 
 class Hope(Module):
@@ -221,13 +285,6 @@ class Hope(Module):
 
     # learning while reading ---------------------------------------------------------------------------------
 
-    def drifts(self, state: State, batch: int) -> list[list[dict[str, Tensor]]]:
-        """The drift of every level of every block, none as zeros, in a form that gradients can be taken of."""
-        return [[level.zero_drift(batch) if moved is None else
-                 {name: Tensor(d.data, requires_grad=True) for name, d in moved.items()}
-                 for level, moved in zip(block.cms.levels, past["drift"], strict=True)]
-                for block, past in zip(self.blocks, state.blocks, strict=True)]
-
     @enable_grad()
     def learn(self, tokens: Any, state: State | None = None, rate: float | None = None
               ) -> tuple[float, State]:
@@ -241,59 +298,55 @@ class Hope(Module):
         rate = self.config.learn_rate if rate is None else rate
         state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
         batch, time = tokens.shape[0], tokens.shape[1] - 1
-        drift = self.drifts(state, batch)
-        asked = [{**past, "drift": moved} for past, moved in zip(state.blocks, drift, strict=True)]
-        logits, after = self(tokens[:, :-1], State(asked, state.clock))
+        drifts = [block.cms.learnable(past.levels, batch)
+                  for block, past in zip(self.blocks, state.blocks, strict=True)]
+        logits, after = self(tokens[:, :-1], drifted(state, drifts))
         losses = fused_cross_entropy(logits, targets=tokens[:, 1:])  # (B,T)
-        leaves = [d for moved in drift for level in moved for d in level.values()]
-        found = iter(grad(sum(losses) * (1 / time), leaves))
-        clock = state.clock + 1
-        blocks = []
-        for block, past, read, moved in zip(self.blocks, state.blocks, after.blocks, drift, strict=True):
-            ticks = [block.cms.tick(n, clock, d, pending, {name: next(found) for name in d}, rate)
-                     for n, (d, pending) in enumerate(zip(moved, past["pending"], strict=True))]
-            blocks.append({**read, "drift": [d for d, _ in ticks], "pending": [p for _, p in ticks]})
-        return float(np.mean(losses.data)), State(blocks, clock).detach()
+        leaves, rebuild = tree_flatten(drifts)
+        grads = rebuild(grad(sum(losses) * (1 / time), leaves))
+        state = self.move_levels(state, after, drifts, grads, state.clock + 1, [rate] * len(self.config.chunks))
+        return float(np.mean(losses.data)), State(state.blocks, state.clock + 1).detach()
+
+    def move_levels(self, before: State, after: State, drifts: list, grads: list, clock: int,
+                    rates: Sequence[float]) -> State:
+        """The state after reading, with levels that have learned by the gradients of the drifts they had meanwhile."""
+        return State([BlockState(read.mixer, block.cms.learn(past.levels, d, g, clock, rates))
+                      for block, past, read, d, g in zip(
+                          self.blocks, before.blocks, after.blocks, drifts, grads, strict=True)], before.clock)
 
     @enable_grad()
     def nested_loss(self, tokens: Any, state: State | None = None, first_order: bool = False
                     ) -> tuple[Tensor, State]:
         """The loss of the nested variant [A 72]: tokens (B,T+1), one window, in which all clocks run.
 
-        The window is cut into C_k pieces (C_k the slowest chunk size), the unit of its clocks. A level moves
+        The window is cut into C_k parts (C_k the slowest chunk size), the unit of its clocks. A level moves
         by its own gradient when its clock is due, as in `learn`, and goes back to its initial state at the
         end of its context, the chunk of the next slower level. Its initial state is what that slower process
         learns: the gradient of the whole window's loss runs through all these moves (`first_order` leaves out
         their second derivatives).
         """
         state = state or State.start(self.config)
-        chunks, rate, tokens = self.config.chunks, self.config.learn_rate, self._checked(tokens, state)
-        pieces, batch = chunks[-1], tokens.shape[0]
-        length = (tokens.shape[1] - 1) // pieces
-        if length < 1 or length * pieces + 1 != tokens.shape[1]:
-            raise ValueError(f"a nested window has a multiple of {pieces} tokens and one more, "
+        chunks, tokens = self.config.chunks, self._checked(tokens, state)
+        rates = [self.config.learn_rate] * len(chunks)
+        parts, batch = chunks[-1], tokens.shape[0]
+        length = (tokens.shape[1] - 1) // parts
+        if length < 1 or length * parts + 1 != tokens.shape[1]:
+            raise ValueError(f"a nested window has a multiple of {parts} tokens and one more, "
                              f"not {tokens.shape[1]}")
-        drift: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
-        pending: list[list[Any]] = [[None] * (len(chunks) - 1) for _ in self.blocks]
+        state = standing(state)
         total = Tensor(np.zeros_like(self.embedding.data, shape=()))
-        for i in range(1, pieces + 1):
-            # a copy, so that each piece's gradient is that of the drift as this piece used it
-            drift = [[level.zero_drift(batch) if d is None else {name: w * 1 for name, w in d.items()}
-                      for level, d in zip(block.cms.levels, moved, strict=False)]
-                     for block, moved in zip(self.blocks, drift, strict=True)]
-            state = State([{**past, "drift": [*moved, None]}
-                           for past, moved in zip(state.blocks, drift, strict=True)], state.clock)
-            loss, state = self.loss(tokens[:, (i - 1) * length:i * length + 1], state)
-            total = total + loss * (1 / pieces)
-            if i == pieces:
-                break
-            leaves = [w for moved in drift for d in moved for w in d.values()]
-            found = iter(grad(loss * batch, leaves, create_graph=not first_order, retain_graph=True))
-            for block, moved, gathered in zip(self.blocks, drift, pending, strict=True):
-                for n, d in enumerate(moved):
-                    g = {name: next(found) for name in d}
-                    moved[n], gathered[n] = block.cms.tick(n, i, d, gathered[n], g, rate)
-        return total, State([{**b, "drift": [None] * len(chunks)} for b in state.blocks], state.clock)
+        for i in range(1, parts + 1):
+            # a copy, so that each part's gradient is that of the drift as this part used it; the slowest has none
+            drifts = [[level.zero_drift(batch) if its.drift is None else {name: w * 1 for name, w in its.drift.items()}
+                       for level, its in zip(block.cms.levels[:-1], past.levels, strict=False)]
+                      for block, past in zip(self.blocks, state.blocks, strict=True)]
+            loss, after = self.loss(tokens[:, (i - 1) * length:i * length + 1], drifted(state, drifts))
+            total = total + loss * (1 / parts)
+            if i < parts:
+                leaves, rebuild = tree_flatten(drifts)
+                grads = rebuild(grad(loss * batch, leaves, create_graph=not first_order, retain_graph=True))
+                state = self.move_levels(state, after, drifts, grads, i, rates)
+        return total, standing(after)
 
     # writing ------------------------------------------------------------------------------------------------
 
@@ -347,13 +400,13 @@ class Hope(Module):
         with no_grad(), np.errstate(all="ignore"):
             x = embedding(self.embedding, self._checked(tokens, state)) * self.config.width ** 0.5
             for i, (block, past) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-                y, _ = block.mixer(rms_norm(x), past["mixer"])
+                y, _ = block.mixer(rms_norm(x), past.mixer)
                 if not np.all(np.isfinite(y.data)):
                     return f"block {i}, {self.config.mixer}"
                 for n, level in enumerate(block.cms.levels):
-                    if not np.all(np.isfinite(level(rms_norm(x + y), past["drift"][n]).data)):
+                    if not np.all(np.isfinite(level(rms_norm(x + y), past.levels[n].drift).data)):
                         return f"block {i}, the level with chunk size {level.chunk}"
-                x = block.cms(x + y, past["drift"])
+                x = block.cms(x + y, past.levels)
             logits = linear(self.norm(x), self.embedding)
         return "" if np.all(np.isfinite(logits.data)) else "the unembedding"
 
@@ -389,31 +442,10 @@ def count(config: Config) -> int:
 
 def flops_per_token(config: Config) -> int:
     """Floating-point operations of matrix products per token, forward; training takes three times as many."""
-    dense = int(np.sum([p.size for p in Hope(config, None).parameters() if p.ndim == 2]))
-    memories = int(np.sum([memory_products(name, config) for name in config.mixer.split("+")]))
-    return 2 * (dense + config.layers * memories)
-
-
-def memory_products(mixer: str, config: Config) -> int:
-    """Multiplications per token in what a mixer remembers; its projections are counted elsewhere."""
-    H, d, rank, generator = (config.heads, config.width // config.heads, config.generator_rank,
-                             config.generator_hidden)
-    if mixer == "attention":
-        return config.width * config.segment  # of q·k and of the sum of v, half is masked
-    if mixer in RULES:
-        return H * 3 * d * d
-    if mixer == "generated":
-        return H * (d * d + 2 * d * generator + rank * d * (2 * generator + d) // config.generator_chunk)
-    if mixer == "banks":
-        return H * len(config.spans) * 2 * d
-    if mixer in ("cell", "rnn"):  # all of it is weights, counted with the rest
-        return 0
-    adaptive, h = config.adaptive if mixer == "titans" else ("memory",), config.memory_hidden or d
-    vectors = [name for name in adaptive if name not in ("eta", "alpha")]
-    scalars = len(adaptive) - len(vectors)
-    first, second = (d * h, h * d) if config.memory == "mlp" else (d * d, 0)
-    # project, predict, target; back through the second layer; read along k, write, pull to M₀ in each
-    return H * (len(vectors) * (6 * (first + second) + second) + scalars * 6 * first)
+    model = Hope(config, None)
+    dense = int(np.sum([p.size for p in model.parameters() if p.ndim == 2]))
+    remembering = int(np.sum([block.mixer.cost(config.segment).products for block in model.blocks]))
+    return 2 * (dense + remembering)
 
 
 # Files ------------------------------------------------------------------------------------------------------
@@ -436,7 +468,8 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "
                          "it may be damaged or not one of this program's") from error
-    weights = {n.removeprefix("weights."): a for n, a in arrays.items() if n.startswith("weights.")}
+    weights = {n.removeprefix("weights.").replace(".feed.", ".projection."): a  # as it was once called
+               for n, a in arrays.items() if n.startswith("weights.")}
     model = Hope(config, np.random.default_rng(0))
     model.astype(weights["embedding"].dtype if "embedding" in weights else np.float32)
     model.load_state_dict(weights)

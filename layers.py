@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -203,10 +204,47 @@ class CausalConv(Module):
         self.taps = taps
         self.weight = normal(rng, (taps, width), taps ** -0.5)
 
+    def start(self, x: Tensor) -> Tensor:
+        """Zeros, as if nothing had been heard before.  → (B,W−1,D)"""
+        return Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.taps - 1, x.shape[2])))
+
     def __call__(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if tail is None:
-            tail = Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.taps - 1, x.shape[2])))
-        return fused_causal_conv(x, tail, self.weight)
+        return fused_causal_conv(x, self.start(x) if tail is None else tail, self.weight)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What remembering takes, for one sequence and one mixer (its projections are counted with all weights)."""
+
+    products: int  # multiplications per token
+    numbers: int  # in the running state
+
+
+class Mixer(Module):
+    """What stands before the levels of a block: it reads tokens, and keeps in a state what it has read.
+
+        state = mixer.start(x);   y, state = mixer(x, state)          x, y (B,T,D)
+
+    A state is a frozen dataclass of tensors whose first axis is the batch; a whole number in it counts tokens.
+    """
+
+    clocks: tuple[int, ...] = ()  # chunk sizes in tokens; at the end of a chunk something moves that rests within it
+
+    def start(self, x: Tensor) -> Any:
+        """The state before the first token of a batch like x."""
+        raise AttributeError(f"{type(self).__name__} has no start()")
+
+    def position(self, state: Any) -> int:
+        """How many tokens have been read; 0 where nobody counts."""
+        return getattr(state, "position", 0)
+
+    def drift(self, state: Any) -> dict[str, list[tuple[Any, Any]]]:
+        """What each kind of memory holds beyond its initial state: arrays (B,…), each with that initial state (…)."""
+        return {}
+
+    def cost(self, tokens: int) -> Cost:
+        """What remembering takes once so many tokens have been read."""
+        return Cost(0, 0)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -223,12 +261,20 @@ def fused_attention(q, k, v):
     return y, lambda g: kernels.launch("attention_backward", q, k, v, y, z, g)
 
 
-class CausalAttention(Module):
+@dataclass(frozen=True)
+class AttentionState:
+    """All that attention has read."""
+
+    key: Tensor  # (B,H,T,d), turned by their positions
+    value: Tensor  # (B,H,T,d)
+
+
+class CausalAttention(Mixer):
     """Softmax attention over the past, with rotary positions [Su 2021].
 
         y_t = W_o Σ_{i≤t} softmax_i(q_t·k_i/√d) v_i
 
-    x (B,T,D) → (B,T,D); the state is all keys and values so far, (B,H,T,d).
+    x (B,T,D) → (B,T,D).
     """
 
     def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0):
@@ -236,13 +282,24 @@ class CausalAttention(Module):
         self.query, self.key, self.value = (Linear(rng, width, width) for _ in range(3))
         self.output = Linear(rng, width, width, scale)
 
-    def __call__(self, x: Tensor, state: dict | None = None) -> tuple[Tensor, dict]:
-        past = 0 if state is None else state["key"].shape[2]
+    def start(self, x: Tensor) -> AttentionState:
+        nothing = Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.heads, 0, x.shape[2] // self.heads)))
+        return AttentionState(nothing, nothing)
+
+    def __call__(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
+        past = 0 if state is None else self.position(state)
         q, k, v = (split_heads(f(x), heads=self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
         q, k = rotate(q, start=past), rotate(k, start=past)
-        if state is not None:
-            k, v = concatenate([state["key"], k], axis=2), concatenate([state["value"], v], axis=2)
-        return self.output(merge_heads(fused_attention(q, k, v))), {"key": k, "value": v}
+        if state is not None and past:
+            k, v = concatenate([state.key, k], axis=2), concatenate([state.value, v], axis=2)
+        return self.output(merge_heads(fused_attention(q, k, v))), AttentionState(k, v)
+
+    def position(self, state: AttentionState) -> int:
+        return state.key.shape[2]
+
+    def cost(self, tokens: int) -> Cost:
+        width = self.query.weight.shape[0]
+        return Cost(width * tokens, 2 * width * tokens)  # of q·k and of the sum of v, half is masked
 
 
 @op

@@ -304,26 +304,6 @@ def from_sections(found: dict[str, Any]) -> dict[str, Any]:
 # A run ------------------------------------------------------------------------------------------------------
 
 
-def changes(mixer: Any, state: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """What each memory of a mixer holds beyond its initial state."""
-    if isinstance(state, list):  # mixers side by side
-        for one, its in zip(mixer.mixers, state, strict=True):
-            yield from changes(one, its)
-    elif "now" in state:
-        literal = mixer.config.retention == "zero"  # only then the state includes the initial one
-        for name, layers in state["now"].items():
-            for now, initial in zip(layers, mixer.initial[name], strict=True):
-                yield name, now.data - (initial.data if literal else 0)
-    elif "banks" in state:
-        for span, bank, initial in zip(mixer.spans, state["banks"], mixer.initial.data, strict=True):
-            yield f"bank {span}", bank["m"].data - initial
-    elif "drift" in state:
-        yield "weights", state["drift"].data
-    elif "S" in state or "m" in state:
-        yield ("memory", state["S"].data - mixer.initial.data) if "S" in state else (
-            "cell", state["m"].data - mixer.initial.data)
-
-
 class Run:
     """A model in training, and the folder it lives in."""
 
@@ -495,8 +475,8 @@ class Run:
         """Root mean square of what each kind of memory holds beyond its initial state after a segment."""
         found: dict[str, list[np.ndarray]] = {}
         for block, state in zip(self.model.blocks, self.last.blocks, strict=True):
-            for name, change in changes(block.mixer, state["mixer"]):
-                found.setdefault(name, []).append(change)
+            for name, pairs in (block.mixer.drift(state.mixer) if state.mixer else {}).items():
+                found.setdefault(name, []).extend(change for change, _ in pairs)
         return {name: norm(arrays) / sum(a.size for a in arrays) ** 0.5 for name, arrays in found.items()}
 
     def sample(self) -> str:
@@ -947,16 +927,11 @@ def fitting(run: Run) -> str:
 
 
 def state_bytes(model: Hope) -> tuple[int, int]:
-    """Running state of a sequence: its memories, within a chunk, and what its levels add when they learn."""
-    config, levels = model.config, 0
-    one = Hope(replace(config, layers=1, chunks=(1,), cms="sequential"), np.random.default_rng(0))
-    with no_grad():
-        before, after = (one(np.zeros((1, n), int))[1].nbytes for n in (1, 2))
-    memories = before + (after - before) * (config.segment - 1)  # what attention keeps grows by every token
-    for block in model.blocks:
-        for level in block.cms.levels:  # the drift, and what is gathered until the level is due
-            levels += sum(p.size * (1 + (level.chunk > 1)) for p in level.parameters())
-    return memories * config.layers, 4 * levels
+    """Running state of a sequence after a segment: its memories, and what its levels add when they learn."""
+    memories = sum(block.mixer.cost(model.config.segment).numbers for block in model.blocks)
+    levels = sum(p.size * (1 + (level.chunk > 1))  # the drift, and what is gathered until the level is due
+                 for block in model.blocks for level in block.cms.levels for p in level.parameters())
+    return 4 * memories, 4 * levels
 
 
 def optimizer_bytes(model: Hope, training: Training) -> int:

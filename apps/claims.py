@@ -33,10 +33,11 @@ from tqdm import tqdm
 import optimizers
 from apps.evaluate import BIT, LANGUAGES, Drawn, fit, learn_on, share_right, text_batches, transfer, words
 from autograd import Tensor, cross_entropy, no_grad
+from cms import LevelState
 from config import Config, nearest
 from data import IGNORE, Corpus, Text, associative_recall, fixed
-from hope import Hope, State, count
-from layers import CausalConv, Module
+from hope import BlockState, Hope, State, count
+from layers import CausalConv, Mixer
 from train import COLOURS, canvas, write_text
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "claims"
@@ -120,16 +121,20 @@ def bits_per_byte(model: Hope, batches: int = 8) -> float:
 # 1. Recall ------------------------------------------------------------------------------------------------
 
 
-class Filtered(Module):
-    """A mixer that reads through a short causal filter, as the memories do by themselves."""
+class Filtered(Mixer):
+    """A mixer that reads through a short causal filter, as the memories do by themselves; state: (tail, the mixer's)"""
 
     def __init__(self, rng: np.random.Generator, width: int, mixer: Any):
         self.conv, self.mixer = CausalConv(rng, width), mixer
 
-    def __call__(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        x, tail = self.conv(x, state and state["tail"])
-        y, mixed = self.mixer(x, state and state["mixer"])
-        return y, {"tail": tail, "mixer": mixed}
+    def start(self, x: Tensor) -> tuple[Tensor, Any]:
+        return self.conv.start(x), self.mixer.start(x)
+
+    def __call__(self, x: Tensor, state: tuple[Tensor, Any] | None = None) -> tuple[Tensor, tuple[Tensor, Any]]:
+        tail, mixed = state or self.start(x)
+        x, tail = self.conv(x, tail)
+        y, mixed = self.mixer(x, mixed)
+        return y, (tail, mixed)
 
 
 def looking_back(config: Config, seed: int, back: bool = True) -> Hope:
@@ -318,8 +323,7 @@ def by_levels(study: Study, family: Family, tasks: int, segments: int, steps: in
         curve.append(known(model, state, ask))
         if not (mean or asked or wide):
             curves[name, seed] = np.array(curve)
-            for block in state.blocks:
-                block["drift"][0] = None
+            state = State([replace(b, levels=(LevelState(), *b.levels[1:])) for b in state.blocks], state.clock)
             slow[name, seed] = known(model, state, ask)
         return curve[-1]
 
@@ -455,11 +459,9 @@ def reading(study: Study) -> dict[str, Any]:
             window = text.stack([s + t for s in starts], segment)
             if learning:
                 loss, state = model.learn(window, state, rate)
-                for block, past in zip(model.blocks, state.blocks, strict=True):
-                    past["mixer"] = None
-                    for i, level in enumerate(block.cms.levels):
-                        if level.chunk not in learning:
-                            past["drift"][i] = past["pending"][i] = None
+                state = State([BlockState(None, tuple(its if chunk in learning else LevelState()
+                                                      for chunk, its in zip(chunks, past.levels, strict=False)))
+                               for past in state.blocks], state.clock)
             else:
                 with no_grad():
                     loss = model.loss(window)[0].item()

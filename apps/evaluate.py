@@ -37,10 +37,10 @@ from tqdm import tqdm
 
 import hope
 import optimizers
-from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad
+from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad, tree_flatten
 from config import Config
 from data import IGNORE, Corpus, Text, encode, fixed, formal_language
-from hope import Hope, State
+from hope import Hope, State, drifted
 from train import COLOURS, Parser, canvas, typed
 
 LEARN = ("off", "memory", "levels", "all")
@@ -106,20 +106,16 @@ def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, 
     is held still (first order). The mixer begins anew with every segment, so what is known of earlier ones is
     what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
     """
-    state = state or State.start(model.config)
-    drift = model.drifts(state, len(tokens))
-    blocks = [{"mixer": None, "drift": moved, "pending": past["pending"]}
-              for moved, past in zip(drift, state.blocks, strict=True)]
-    logits = model(tokens[:, :-1], State(blocks))[0]
+    state = (state or State.start(model.config)).reset("memory")
+    drifts = [block.cms.learnable(past.levels, len(tokens))
+              for block, past in zip(model.blocks, state.blocks, strict=True)]
+    logits = model(tokens[:, :-1], drifted(state, drifts))[0]
     nats = cross_entropy(logits, tokens[:, 1:], reduction="sum") * (1 / (tokens.shape[1] - 1))
-    found = iter(grad(nats, [d for moved in drift for level in moved for d in level.values()], retain_graph=True))
-    for block, past in zip(model.blocks, blocks, strict=True):
-        ticks = [block.cms.tick(n, state.clock + 1, d, pending, {name: next(found) for name in d},
-                                rate / level.chunk if mean else rate)
-                 for n, (level, d, pending) in enumerate(zip(block.cms.levels, past["drift"], past["pending"],
-                                                             strict=True))]
-        past["drift"], past["pending"] = [d for d, _ in ticks], [p for _, p in ticks]
-    return logits, State(blocks, state.clock + 1).detach()
+    leaves, rebuild = tree_flatten(drifts)
+    grads = rebuild(grad(nats, leaves, retain_graph=True))
+    rates = [rate / chunk if mean else rate for chunk in model.config.chunks]
+    after = model.move_levels(state, state, drifts, grads, state.clock + 1, rates)
+    return logits, State(after.blocks, state.clock + 1).detach()
 
 
 def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -> float:

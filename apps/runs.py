@@ -19,9 +19,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ import numpy as np
 
 import cms
 import hope
-from autograd import no_grad, tree_map
-from hope import Hope, State
+from autograd import no_grad
+from hope import BlockState, Hope, State
 
 READ = 128  # tokens read at once; others get their turn in between
 LEARN = 32  # CHOICE: tokens in a segment while talking; every clock ticks once per so many bytes of text
@@ -92,7 +92,7 @@ class Place:
         """Whether levels have learned, so that this sequence has weights of its own."""
         if self.state is None or isinstance(self.state, Row):  # who has drifted goes alone, not in a batch
             return False
-        return any(d is not None for block in self.state.blocks for d in block["drift"])
+        return any(level.drift is not None for block in self.state.blocks for level in block.levels)
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +163,7 @@ def predict(model: Hope, places: Sequence[Place]) -> list[tuple[np.ndarray, Stat
     states = [place.state for place in places]
     with no_grad():
         logits, after = model(np.array([[place.last] for place in places]), stack(states))
-    batch = Batch(after, len(states), layout(after.blocks))
+    batch = Batch(after, len(states), layout(after))
     rows = [after] if batch.size == 1 else [Row(batch, i, past) for i, past in enumerate(states) if past]
     return list(zip(logits.data[:, -1], rows, strict=True))
 
@@ -182,30 +182,44 @@ class Row(State):
 
     def __init__(self, batch: Batch, index: int, past: State):
         self.batch, self.index, self.clock = batch, index, past.clock
-        self.positions = [None if p is None else p + 1 for p in positions(past)]
+        self.counts = [n + 1 for n in counts(past)]
 
     @cached_property
-    def blocks(self) -> list[dict[str, Any]]:
-        i = self.index
-        blocks = tree_map(lambda t: hope.Tensor(t.data[i:i + 1].copy()), self.batch.state.blocks)
-        for block, position in zip(blocks, self.positions, strict=True):
-            if position is not None:
-                block["mixer"]["position"] = position
-        return blocks
+    def blocks(self) -> list[BlockState]:
+        i, own = self.index, iter(self.counts)
+        return [branch(lambda t: hope.Tensor(t.data[i:i + 1].copy()), lambda _: next(own), block)
+                for block in self.batch.state.blocks]
 
 
-def positions(state: State) -> list[int | None]:
-    """How many tokens each block's memories have read; None for mixers that do not count."""
+def branch(of_tensor: Callable, of_count: Callable, *trees: Any) -> Any:
+    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs."""
+    first = trees[0]
+    if isinstance(first, hope.Tensor):
+        return of_tensor(*trees)
+    if isinstance(first, int):
+        return of_count(*trees)
+    if isinstance(first, dict):
+        return {key: branch(of_tensor, of_count, *(tree[key] for tree in trees)) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)([branch(of_tensor, of_count, *row) for row in zip(*trees, strict=True)])
+    if is_dataclass(first):
+        return type(first)(*[branch(of_tensor, of_count, *(getattr(tree, f.name) for tree in trees))
+                             for f in fields(first)])
+    return first
+
+
+def counts(state: State) -> list[int]:
+    """Every count of tokens in a state, in order."""
     if isinstance(state, Row):
-        return state.positions
-    return [block["mixer"].get("position") for block in state.blocks]
+        return state.counts
+    found: list[int] = []
+    branch(lambda t: t, lambda n: found.append(n) or n, state.blocks)  # type: ignore[func-returns-value]
+    return found
 
 
-def layout(blocks: Any) -> str:
-    """The shapes of all arrays in a state, without the first axis, B."""
-    shapes: list[Any] = []
-    tree_map(lambda t: shapes.append(t.shape[1:]), blocks)
-    return str(shapes)
+def layout(state: State) -> str:
+    """The shape of a state's tree, with the shapes of all arrays in it without the first axis, B."""
+    return str(branch(lambda t: t.shape[1:], lambda _: 0, state.blocks))
 
 
 def alike(model: Hope, place: Place) -> Any:
@@ -216,24 +230,15 @@ def alike(model: Hope, place: Place) -> Any:
     save no time in a batch.
     """
     state = place.state
-    if state is None or place.drifted or (not isinstance(state, Row) and state.blocks[0]["mixer"] is None):
+    if state is None or place.drifted or (not isinstance(state, Row) and state.blocks[0].mixer is None):
         return id(place)
-    sizes = (model.config.memory_chunk, model.config.projection_chunk)
-    ends = [position and [(position + 1) % size == 0 for size in sizes] for position in positions(state)]
-    return f"{ends} {state.batch.layout if isinstance(state, Row) else layout(state.blocks)}"
+    position, clocks = max(counts(state), default=0), model.blocks[0].mixer.clocks
+    ends = [(position + 1) % C == 0 for C in clocks]
+    return f"{ends} {state.batch.layout if isinstance(state, Row) else layout(state)}"
 
 
 def stack(states: Sequence[State | None]) -> State | None:
-    """One state for a batch; whole numbers in it (positions) are those of the first row."""
-    def join(rows: Sequence[Any]) -> Any:
-        first = rows[0]
-        if isinstance(first, dict):
-            return {key: join([row[key] for row in rows]) for key in first}
-        if isinstance(first, list):
-            return [join(column) for column in zip(*rows, strict=True)]
-        if isinstance(first, hope.Tensor):
-            return hope.Tensor(np.concatenate([row.data for row in rows]))
-        return first
+    """One state for a batch; counts of tokens in it are those of the first row."""
     first = states[0]
     if first is None or len(states) == 1:
         return first
@@ -241,7 +246,8 @@ def stack(states: Sequence[State | None]) -> State | None:
             isinstance(state, Row) and state.batch is first.batch and state.index in (0, i)
             for i, state in enumerate(states)):
         return first.batch.state  # the same rows as before; those that only fill it up may be anything
-    return State(join([state.blocks for state in states if state]), first.clock)
+    return State(branch(lambda *rows: hope.Tensor(np.concatenate([row.data for row in rows])), lambda n, *_: n,
+                        *(state.blocks for state in states if state)), first.clock)
 
 
 def padding(model: Hope, places: int = 12) -> int:
@@ -277,16 +283,12 @@ def distances(model: Hope, state: State | None) -> dict[str, float]:
         sums[0] += float(np.vdot(drift, drift))
         sums[1] += float(np.vdot(initial, initial))
     for block, past in zip(model.blocks, state.blocks if state else (), strict=state is not None):
-        mixed, mixer = past["mixer"] or {}, block.mixer
-        if "S" in mixed:
-            add("memory", mixed["S"].data[0] - mixer.initial.data, mixer.initial.data)
-        for name, layers in mixed.get("now", {}).items():
-            for now, initial in zip(layers, mixer.initial[name], strict=True):
-                literal = model.config.retention == "zero"  # only then the state includes the initial one
-                add(name, now.data[0] - initial.data if literal else now.data[0], initial.data)
-        for level, drift in zip(block.cms.levels, past["drift"], strict=True):
+        for name, pairs in (block.mixer.drift(past.mixer) if past.mixer else {}).items():
+            for change, initial in pairs:
+                add(name, change[0], initial)
+        for level, its in zip(block.cms.levels, past.levels, strict=True):
             for name, weight in level.weights().items():
-                add(f"level {level.chunk}", drift[name].data if drift else 0.0, weight.data)
+                add(f"level {level.chunk}", its.drift[name].data if its.drift else 0.0, weight.data)
     return {name: math.sqrt(moved / size) for name, (moved, size) in found.items()}
 
 

@@ -29,7 +29,7 @@ PUBLIC = ("Public figures: a cached PyTorch Transformer 270 tokens/s after 512 t
 
 def ours(folder: str) -> Contender:
     """One more token by our model, after each context that is asked for."""
-    from autograd import Tensor, no_grad, tree_map
+    from autograd import Tensor, no_grad
     from hope import State
 
     model = load(folder)
@@ -40,7 +40,7 @@ def ours(folder: str) -> Contender:
         """The state after a context: read on from the longest one before, or, of attention, made up."""
         if attention:
             one = model(np.zeros((1, 1), np.int64), State.start(model.config))[1]
-            return State(tree_map(lambda t: Tensor(np.repeat(t.data, context, axis=2)), one.blocks))
+            return one.map(lambda t: Tensor(np.repeat(t.data, context, axis=2)))
         past = max(n for n in states if n <= context)
         read = states[past]
         while past < context:

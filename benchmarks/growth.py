@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def checkpointed(model: Hope, tokens: np.ndarray, piece: int) -> Tensor:
     """`model.loss(tokens)`, of which only the states between pieces of so many tokens are kept."""
-    from autograd import checkpoint, tree_map
+    from autograd import checkpoint
     from hope import State
 
     state, total = State.start(model.config), 0.0
@@ -34,12 +34,12 @@ def checkpointed(model: Hope, tokens: np.ndarray, piece: int) -> Tensor:
         def read(*leaves: Tensor, part: np.ndarray = part, state: State = state, found: list[State] = found
                  ) -> tuple[Tensor, ...]:
             given = iter(leaves)
-            loss, after = model.loss(part, State(tree_map(lambda _: next(given), state.blocks)))
+            loss, after = model.loss(part, state.map(lambda _: next(given)))
             found.append(after)
             return loss, *after.leaves()
         loss, *leaves = checkpoint(read, *state.leaves(), parameters=model.parameters())
         given = iter(leaves)
-        state = State(tree_map(lambda _, given=given: next(given), found[0].blocks))
+        state = found[0].map(lambda _, given=given: next(given))
         total = total + loss * ((part.shape[1] - 1) / (tokens.shape[1] - 1))
     return total
 

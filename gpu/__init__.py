@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import host, tree_map
+from autograd import host
 from gpu import kernels, products
 from hope import State
 from layers import Module
@@ -121,5 +121,5 @@ def move(thing: Any, f: Callable) -> Any:
         thing.state = [{key: f(x) if np.ndim(x) else x for key, x in state.items()} for state in thing.state]
         return thing
     if isinstance(thing, State):
-        return State(tree_map(lambda t: type(t)(f(t.data)), thing.blocks), thing.clock)
+        return thing.map(lambda t: type(t)(f(t.data)))
     return f(thing)

@@ -39,14 +39,14 @@ class Refusing(NDArrayOperatorsMixin):
         raise TypeError("implicit conversion to a NumPy array")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple = (), **settings: Any) -> Any:
-        if method != "__call__":
+        if method != "__call__" or any(strange(type(x)) for x in inputs):
             return NotImplemented
         z = ufunc(*map(inner, inputs), **settings, **({"out": tuple(map(inner, out))} if out else {}))
         return out[0] if out else outer(z)
 
     def __array_function__(self, function: Any, types: Any, args: tuple, settings: dict) -> Any:
         name = ".".join([*function.__module__.split(".")[1:], function.__name__])
-        if name not in KNOWN:
+        if name not in KNOWN or any(map(strange, types)):
             return NotImplemented
         if name in CREATION:  # where NumPy arrays may come in: on purpose
             if isinstance(args[0], (np.ndarray, np.generic, list, tuple)):
@@ -106,6 +106,11 @@ class Refusing(NDArrayOperatorsMixin):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.inside[inner(index)] = inner(value)
+
+
+def strange(kind: type) -> bool:
+    """Whether somebody else speaks NumPy's protocols, too, and may know what to do."""
+    return hasattr(kind, "__array_ufunc__") and not issubclass(kind, (Refusing, np.ndarray, np.generic))
 
 
 def inner(x: Any) -> Any:

@@ -12,8 +12,9 @@ import cms
 import optimizers
 from autograd import Tensor, grad, no_grad
 from autograd import sum as total
+from cms import LevelState
 from config import Config
-from hope import Hope, State, load, save
+from hope import BlockState, Hope, State, load, save
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -172,9 +173,9 @@ def drifts(state: State) -> dict[tuple[int, int, str], np.ndarray]:
     return {
         (b, n, name): d.data
         for b, block in enumerate(state.blocks)
-        for n, level in enumerate(block["drift"])
-        if level
-        for name, d in level.items()
+        for n, level in enumerate(block.levels)
+        if level.drift
+        for name, d in level.drift.items()
     }
 
 
@@ -222,16 +223,16 @@ def numeric_drift_gradients(model: Hope, tokens: np.ndarray, state: State) -> di
     drift = [
         [
             {
-                name: np.zeros((batch, *w.shape)) if past is None else past[name].data.copy()
+                name: np.zeros((batch, *w.shape)) if past.drift is None else past.drift[name].data.copy()
                 for name, w in level.weights().items()
             }
-            for level, past in zip(block.cms.levels, b["drift"], strict=True)
+            for level, past in zip(block.cms.levels, b.levels, strict=True)
         ]
         for block, b in zip(model.blocks, state.blocks, strict=True)
     ]
     asked = State(
         [
-            {**b, "drift": [{name: Tensor(a) for name, a in level.items()} for level in levels]}
+            BlockState(b.mixer, tuple(LevelState({name: Tensor(a) for name, a in level.items()}) for level in levels))
             for b, levels in zip(state.blocks, drift, strict=True)
         ],
         state.clock,
@@ -394,7 +395,10 @@ def nested_by_hand(model: Hope, tokens: np.ndarray, rate: float, held: list | No
             [{name: Tensor(d, requires_grad=True) for name, d in level.items()} for level in block]
             for block in drift
         ]
-        asked = [{**past, "drift": [*block, None]} for past, block in zip(state.blocks, leaf, strict=True)]
+        asked = [
+            BlockState(past.mixer, (*map(LevelState, block), LevelState()))
+            for past, block in zip(state.blocks, leaf, strict=True)
+        ]
         loss, state = model.loss(tokens[:, (i - 1) * length : i * length + 1], State(asked))
         losses.append(loss.item())
         found = {}
@@ -429,7 +433,8 @@ def test_nested_levels_learn_while_reading_as_they_do_in_their_window():
     for i in range(0, 8, 2):
         loss, state = model.learn(tokens[:, i : i + 3], state)
         losses.append(loss)
-        moved.append([level is not None and np.any(level["up"].data) for level in state.blocks[0]["drift"]])
+        levels = state.blocks[0].levels
+        moved.append([level.drift is not None and np.any(level.drift["up"].data) for level in levels])
     assert np.mean(losses) == pytest.approx(model.nested_loss(tokens)[0].item(), abs=1e-12)
     assert moved == [[True, False, False], [False, True, False], [True, True, False], [False, False, True]]
 
@@ -454,7 +459,7 @@ def test_nested_loss_is_its_explicit_loop(mixer, chunks):
     loss, state = model.nested_loss(tokens)
     assert abs(loss.item() - expected) < 1e-12
     assert abs(model.nested_loss(tokens, first_order=True)[0].item() - expected) < 1e-12
-    assert all(level is None for block in state.blocks for level in block["drift"])
+    assert all(level.drift is None for block in state.blocks for level in block.levels)
 
 
 def test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context():
@@ -463,7 +468,7 @@ def test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context()
     read = model.loss
 
     def watched(tokens, state):
-        drift.append([[np.any(level["up"].data) for level in b["drift"][:-1]] for b in state.blocks])
+        drift.append([[np.any(level.drift["up"].data) for level in b.levels[:-1]] for b in state.blocks])
         return read(tokens, state)
 
     model.loss = watched  # type: ignore[method-assign]

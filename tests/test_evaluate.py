@@ -74,8 +74,8 @@ def test_only_what_may_learn_outlasts_a_segment(mixer):
     assert states["off"] is None
     for learn, state in states.items():
         if state is not None:
-            assert (state.blocks[0]["mixer"] is not None) == (learn in ("memory", "all"))
-            drift = state.blocks[0]["drift"]
+            assert (state.blocks[0].mixer is not None) == (learn in ("memory", "all"))
+            drift = [level.drift for level in state.blocks[0].levels]
             moved = [d is not None and any(np.any(w.data) for w in d.values()) for d in drift]
             assert moved == [learn in ("levels", "all")] * 2
 
@@ -298,7 +298,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line):
 
 
 def drifts(state):
-    return [d.data for block in state.blocks for level in block["drift"] for d in level.values()]
+    return [d.data for block in state.blocks for level in block.levels for d in level.drift.values()]
 
 
 def test_learning_on_is_learn():

@@ -21,12 +21,12 @@ import kernels
 import optimizers
 import train
 from autograd import Tensor, grad, host
-from config import Config
+from config import CHOICES, MIXERS, Config
 from data import Corpus
 from gpu import kernels as twins
 from gpu import products
 from hope import Hope
-from memory import SelfModifyingTitans
+from titans import SelfModifyingTitans, Span
 from train import PRESETS, Run
 
 WHY_NO_CARD = gpu.problem()
@@ -79,8 +79,8 @@ def assert_close(ours, theirs, tolerance=1e-9):
 
 # The root on any device ----------------------------------------------------------------------------------------
 
-KINDS = [*({"mixer": name} for name in (*hope.MIXERS, "attention+banks+generated")),
-         *({"cms": name, "layers": 2} for name in hope.CHOICES["cms"]),
+KINDS = [*({"mixer": name} for name in (*MIXERS, "attention+banks+generated")),
+         *({"cms": name, "layers": 2} for name in CHOICES["cms"]),
          {"memory": "matrix"}, {"retention": "zero"}, {"reads": "chunk"}, {"through_writes": False},
          {"objective": "dot"}, {"targets": "value"}, {"form": "chunked"}, {"form": "recurrent"},
          *({"optimizer": name, "mixer": "gated"} for name in optimizers.OPTIMIZERS)]
@@ -262,11 +262,13 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
         return [normal(2, *m.shape) * 0.2 for m in mixer.initial[name]]
     for p in mixer.parameters():
         p.data = on((p.data + 0.3 * rng.standard_normal(p.shape)).astype(dtype))
-    feed, now = {name: normal(2, 2, n, d) for name in mixer.feed}, {name: drift(name) for name in config.adaptive}
-    start = {name: drift(name) if name in moved else now[name] for name in now}
+    asked = {name: normal(2, 2, n, d) for name in mixer.projection}
+    now = {name: drift(name) for name in config.adaptive}
+    start = {name: drift(name) for name in now if name in moved}
     seen = {name: -(name in moved) for name in now}
-    pieces = [(ends, seen), (n - ends, dict.fromkeys(now, 1) | {config.adaptive[-1]: seen[config.adaptive[-1]]})]
-    o, after = mixer.chunks(feed, pieces if ends else [(n, seen)], start, now)
+    last = dict.fromkeys(now, 1) | {config.adaptive[-1]: seen[config.adaptive[-1]]}
+    spans = [Span(ends, seen), Span(n - ends, last)]
+    o, after = mixer.read(asked, spans if ends else [Span(n, seen)], start, now)
     outputs = [o, *(S for layers in after.values() for S in layers)]
     tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
     weights = [Tensor(on(rng.standard_normal(x.shape).astype(dtype))) for x in outputs]

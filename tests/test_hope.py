@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autograd import Tensor, grad, no_grad, tree_map
+from cms import LevelState
 from config import CHOICES, MIXERS, Config
-from hope import Hope, State, count, flops_per_token, load, sample, save, transformer, write_npz
+from hope import BlockState, Hope, State, count, flops_per_token, load, sample, save, transformer, write_npz
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -219,11 +220,10 @@ def reading_on(model: Hope, tokens: np.ndarray, state: State) -> tuple[Tensor, S
 
 def test_what_shares_memory_shares_it_again_after_a_file(tmp_path):
     model = model_of(small(mixer="titans"))
-    _, state = reading(model, text(model.config, length=4), [4])  # on a chunk's edge `start` is `now`
+    _, state = reading(model, text(model.config, length=6), [6])  # in a first chunk its start is the state before it
     state.save(tmp_path / "state.npz")
     for found in (state, state.detach(), State.load(tmp_path / "state.npz")):
-        mixer = found.blocks[0]["mixer"]
-        assert mixer["start"]["memory"][0] is mixer["now"]["memory"][0]
+        assert found.blocks[0].mixer.chunk_start
         assert found.nbytes == sum({id(a): a.nbytes for a in leaves(found)}.values()) == state.nbytes
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one_whole(tmp_path):
 def test_detaching_ends_gradients_and_keeps_values():
     model = model_of(small(mixer="titans"))
     _, state = model(text(model.config))
-    first = state.blocks[0]["mixer"]["now"]["memory"][0]
+    first = state.blocks[0].mixer.drift["memory"][0]
     assert first.requires_grad and np.any(grad(first.sum(), [model.embedding])[0].data)
     assert same(state.detach(), state)
     assert not any(requires(t) for t in (state.detach().blocks,))
@@ -284,11 +284,9 @@ def test_reading_moves_the_memories_and_neither_the_levels_nor_their_clock(mixer
     _, learned = model.learn(text(model.config))
     _, read = model(text(model.config, seed=1), learned)
     for before, after in zip(learned.blocks, read.blocks, strict=True):
-        assert after["drift"] == before["drift"] and after["pending"] == before["pending"]
-        assert (
-            leaves(State([{"mixer": before["mixer"]}]))[-1].sum()
-            != leaves(State([{"mixer": after["mixer"]}]))[-1].sum()
-        )
+        assert all(a is b for a, b in zip(after.levels, before.levels, strict=True))
+        sums = [leaves(State([BlockState(block.mixer, ())]))[-1].sum() for block in (before, after)]
+        assert sums[0] != sums[1]
     assert read.clock == learned.clock == 1
 
 
@@ -298,13 +296,9 @@ def test_reset_forgets_exactly_what_it_is_told_to():
     _, state = model.learn(text(config))
     memory, levels, everything = (state.reset(what) for what in ("memory", "levels", "all"))
     for b in range(2):
-        assert memory.blocks[b]["mixer"] is None and memory.blocks[b]["drift"] == state.blocks[b]["drift"]
-        assert memory.blocks[b]["pending"] == state.blocks[b]["pending"]
-        assert levels.blocks[b]["mixer"] is state.blocks[b]["mixer"] and levels.blocks[b]["drift"] == [
-            None,
-            None,
-        ]
-        assert levels.blocks[b]["pending"] == [None, None]
+        assert memory.blocks[b].mixer is None and memory.blocks[b].levels is state.blocks[b].levels
+        assert levels.blocks[b].mixer is state.blocks[b].mixer
+        assert levels.blocks[b].levels == (LevelState(None, None), LevelState(None, None))
     assert (memory.clock, levels.clock, everything.clock) == (1, 0, 0)
     fresh = model(text(config, seed=2))[0].data
     assert np.array_equal(model(text(config, seed=2), everything)[0].data, fresh)
@@ -505,7 +499,7 @@ def test_generation_is_lazy_and_records_nothing_outside_itself():
     stream = model.generate([1], 10**9)
     next(stream)
     assert model.loss(text(model.config))[0].requires_grad  # no_grad does not leak between two tokens
-    assert not next(stream)[1].blocks[0]["mixer"]["tail"].requires_grad
+    assert not next(stream)[1].blocks[0].mixer.tail.requires_grad
 
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2])).astype(np.float32)
@@ -592,10 +586,10 @@ def test_the_first_number_that_is_not_finite_is_found(mixer):
     weight.data[0, 0] = 0
     _, state = model.learn(tokens)
     state = state.detach()
-    state.blocks[1]["drift"][1]["up"].data[0, 0, 0] = np.inf
+    state.blocks[1].levels[1].drift["up"].data[0, 0, 0] = np.inf
     assert model.first_non_finite(tokens, state) == "block 1, the level with chunk size 2"
     _, state = model.learn(tokens)
-    tree_map(lambda t: t.data.fill(np.nan), state.blocks[0]["mixer"])
+    tree_map(lambda t: t.data.fill(np.nan), state.blocks[0].mixer)
     assert model.first_non_finite(tokens, state) == f"block 0, {mixer}"
     model.norm.weight.data[...] = 3e38
     assert model.first_non_finite(tokens) == "the unembedding"

@@ -254,7 +254,7 @@ def test_attention_through_its_cache_is_attention_over_the_whole(lengths):
         parts.append(y.data)
         t += n
     assert np.allclose(np.concatenate(parts, axis=1), layer(Tensor(x))[0].data, atol=1e-12)
-    assert state["key"].shape == state["value"].shape == (2, 2, t, 4)
+    assert state.key.shape == state.value.shape == (2, 2, t, 4)
 
 
 def test_no_bit_of_attention_depends_on_a_later_token():

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import memory as rules
+import titans
 from autograd import Tensor, check_grad, concatenate, grad, no_grad, tree_map
 from autograd import sum as total
 from config import MIXERS, Config
 from hope import make_mixer
-from memory import FEW, FORMS, LONGEST, RULES, delta_rule, half_lives, main, proximal
+from memory import FORMS, RULES, delta_rule, half_lives, proximal
+from titans import FEW, LONGEST, Span
 
 MEMORIES = [name for name in MIXERS if name != "attention"]
 FAST = ("chunked", "fused")
@@ -200,7 +203,7 @@ def matrix_by_hand(mixer, x: np.ndarray) -> np.ndarray:
     for h in range(mixer.heads):
         rows, S = slice(h * d, (h + 1) * d), P["initial"][h]
         for t in range(len(x)):
-            q, k, v = (P[f"feed.{name}.weight"][rows] @ x[t] for name in "qkv")
+            q, k, v = (P[f"projection.{name}.weight"][rows] @ x[t] for name in "qkv")
             q, k, v = unit(q), unit(k), rms(v)
             gate = [
                 logistic(P[f"gate.{name}.weight"][h] @ x[t] + P[f"bias.{name}"][h])
@@ -299,7 +302,7 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
                 if t % (config.memory_chunk if name == "memory" else config.projection_chunk) == 0:
                     start[name] = list(W[name])
             rows = slice(h * d, (h + 1) * d)
-            fed = {name: P[f"feed.{name}.weight"][rows] @ x[t] for name in ("q", "k", "v", "gate")}
+            fed = {name: P[f"projection.{name}.weight"][rows] @ x[t] for name in ("q", "k", "v", "gate")}
             q, k, v = (M(name, start.get(name), fed[name]) for name in "qkv")
             q, k, v = unit(q), unit(k), rms(v)
             eta, alpha = (
@@ -333,7 +336,7 @@ def weights_of(mixer, state: dict, sequence: int) -> dict:
     pull = mixer.config.retention == "initial"
     return {
         (name, i, h): S.data[sequence, h] + (mixer.initial[name][i].data[h] if pull else 0)
-        for name, layers in state["now"].items()
+        for name, layers in state.drift.items()
         for i, S in enumerate(layers)
         for h in range(mixer.heads)
     }
@@ -400,7 +403,7 @@ def test_a_matrix_memory_of_given_values_is_delta_gradient_descent():
         dgd.state_dict()[name][...] = W[name]
     dgd.initial.data[...] = W["initial.memory.0"]
     for name in ("eta", "alpha"):
-        gate = W["feed.gate.weight"].reshape(2, 4, 8)
+        gate = W["projection.gate.weight"].reshape(2, 4, 8)
         dgd.gate[name].weight.data[...] = np.einsum("hoi,hij->hj", W[f"readout.{name}"], gate)
     x = Tensor(draw(3, 2, 11, 8))
     assert close(titans(x)[0].data, dgd(x)[0].data)
@@ -461,7 +464,7 @@ def test_gradients_of_the_whole_mixer_pass_through_every_write(setting):
 @pytest.mark.parametrize("form", FAST)
 def test_second_derivatives_pass_through_the_writes_too(form):
     mixer = shaken(small(memory_chunk=2, projection_chunk=2, form=form))
-    names = ["initial.memory.0", "initial.k.1", "feed.v.weight", "bias.alpha"]
+    names = ["initial.memory.0", "initial.k.1", "projection.v.weight", "bias.alpha"]
     parameters = [p for name, p in mixer.named_parameters() if name in names]
 
     def squared():
@@ -512,7 +515,7 @@ def outcome(mixer, x: np.ndarray, lengths) -> list[np.ndarray]:
         y, state = mixer(whole[:, t : t + n], state)
         t += n
         found.append(y)
-    for layers in state["now"].values():
+    for layers in state.drift.values():
         found += layers
     bars = [Tensor(draw(90 + i, *y.shape).astype(x.dtype)) for i, y in enumerate(found)]
     return [z.data for z in found] + [g.data for g in grad(found, [whole, *mixer.parameters()], bars)]
@@ -554,18 +557,19 @@ def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():
 
 @given(T=st.integers(1, 200), position=st.integers(0, 99), chunks=st.tuples(*[st.integers(1, 70)] * 2),
        training=st.booleans())
-def test_pieces_end_with_every_chunk_and_know_what_errors_see(T, position, chunks, training):
+def test_spans_end_with_every_chunk_and_know_what_errors_see(T, position, chunks, training):
     mixer = make_mixer(None, Config(width=4, heads=1, layers=1, memory_chunk=chunks[0], projection_chunk=chunks[1]))
     sizes = {"k": chunks[1], "memory": chunks[0]}
     begun = {name: position - position % C for name, C in sizes.items()}  # where the present chunk began
     end = position + T
     while position < end:
         with nullcontext() if training else no_grad():
-            pieces = mixer.cut(end - position, position, {name: -(begun[name] < position) for name in sizes})
-        assert training or len(pieces) <= FEW
+            spans = mixer.cut(end - position, position, [name for name in sizes if begun[name] < position])
+        assert training or len(spans) <= FEW
         starts = [position]
-        for n, seen in pieces:
-            assert 1 <= n <= LONGEST
+        for span in spans:
+            n, seen = span.tokens, span.seen
+            assert 1 <= n <= LONGEST and set(seen) == set(mixer.config.adaptive)
             for name, C in sizes.items():
                 assert (position + n - 1) // C == position // C  # all its tokens lie in one chunk
                 since = begun[name] if seen[name] < 0 else starts[seen[name]]
@@ -579,12 +583,12 @@ def test_pieces_end_with_every_chunk_and_know_what_errors_see(T, position, chunk
 
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch():
     mixer = make_mixer(np.random.default_rng(0), Config(width=128, heads=2, layers=1, form="fused"))
-    feed = {name: draw(i, 3, 2, 64, 64).astype(np.float32) for i, name in enumerate(mixer.feed)}
+    asked = {name: draw(i, 3, 2, 64, 64).astype(np.float32) for i, name in enumerate(mixer.projection)}
 
     def run(n) -> list[np.ndarray]:
-        start = mixer.start(Tensor(np.zeros((len(feed["q"][n]), 1, 128), np.float32)))["now"]
-        inputs = {name: Tensor(z[n], requires_grad=True) for name, z in feed.items()}
-        o, after = mixer.chunks(inputs, [(64, dict.fromkeys(start, 0))], start, start)
+        drift = mixer.start(Tensor(np.zeros((len(asked["q"][n]), 1, 128), np.float32))).drift
+        inputs = {name: Tensor(z[n], requires_grad=True) for name, z in asked.items()}
+        o, after = mixer.read(inputs, [Span(64, dict.fromkeys(drift, 0))], {}, drift)
         outputs = [o, *(S for layers in after.values() for S in layers)]
         return [z.data for z in outputs] + [g.data for g in grad(outputs, [*inputs.values()], outputs)]
 
@@ -604,15 +608,15 @@ def test_a_state_of_another_batch_is_refused_by_its_numbers(name):
 def test_a_state_keeps_no_segment_alive():
     for form in FORMS:
         _, state = shaken(small(form=form))(Tensor(draw(1, 2, 12, 8)))
-        assert state["tail"].data.base is None or state["tail"].data.base.size == state["tail"].data.size
+        assert state.tail.data.base is None or state.tail.data.base.size == state.tail.data.size
 
 
 def test_the_trace_shows_every_rule_and_when_each_memory_moves(capsys):
-    main()
-    out = capsys.readouterr().out
-    lines = out.splitlines()
+    rules.main()
+    lines = capsys.readouterr().out.splitlines()
     assert all(any(line.startswith(rule) for line in lines) for rule in RULES)
-    moved = [line.split("   ")[-1] for line in lines[-8:]]
+    titans.main()
+    moved = [line.split("   ")[-1] for line in capsys.readouterr().out.splitlines()[-8:]]
     assert [("memory" in m, "alpha" in m) for m in moved] == [(t % 4 == 0, t % 2 == 0) for t in range(1, 9)]
 
 
@@ -649,7 +653,7 @@ def test_any_split_of_a_sequence_reads_the_same_and_leaves_the_same_state(name, 
         assert close(whole, parts) and all(
             close(a, b) for a, b in zip(leaves(state), leaves(split), strict=True)
         )
-        assert state.get("position") == split.get("position")
+        assert mixer.position(state) == mixer.position(split)
 
     holds()
     x = draw(1, 2, 15, 8)
@@ -700,15 +704,16 @@ def test_every_memory_is_written_exactly_as_often_as_its_chunk_size_says(chunks)
     config = small(memory_chunk=chunks[0], projection_chunk=chunks[1], adaptive=(*FIVE, "q"))
     mixer, x, state = shaken(config), draw(1, 1, 24, 8), None
     moved: dict[str, list[int]] = {name: [] for name in config.adaptive}
-    before = mixer.start(Tensor(x[:, :1]))["start"]
+    before = mixer.start(Tensor(x[:, :1])).drift
     for t in range(24):
         _, state = mixer(Tensor(x[:, t : t + 1]), state)
-        for name, layers in state["start"].items():
+        seen = {**state.drift, **state.chunk_start}
+        for name, layers in seen.items():
             changed = [not np.array_equal(a.data, b.data) for a, b in zip(layers, before[name], strict=True)]
             assert len(set(changed)) == 1
             if changed[0]:
                 moved[name].append(t + 1)
-        before = state["start"]
+        before = seen
     for name, steps in moved.items():
         period = chunks[0] if name == "memory" else chunks[1]
         assert steps == list(range(period, 25, period))

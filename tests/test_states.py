@@ -1,6 +1,7 @@
 """What the seed memories promise: banks and cells hold vectors, a generator proposes weights."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import Tensor, check_grad, grad
-from config import Config
-from hope import make_mixer
+from autograd import Tensor, check_grad, grad, tree_leaves
+from config import MIXERS, Config
+from hope import load, make_mixer
 from memory import half_lives
 
 SEEDS = ("banks", "cell", "generated")
@@ -51,7 +52,7 @@ def convolved(mixer, x: np.ndarray) -> np.ndarray:
 def banks_by_hand(mixer, spans, x: np.ndarray) -> np.ndarray:
     """Token by token: every bank gathers, and moves when its clock is due."""
     x = convolved(mixer, x)
-    q, v = (heads(x @ mixer.feed[name].weight.data.T) for name in "qv")
+    q, v = (heads(x @ mixer.projection[name].weight.data.T) for name in "qv")
     g = 0.99 * sigmoid(heads(x @ mixer.gate.weight.data.T))
     m = [start[..., 0].copy() for start in mixer.initial.data]  # (H,d)
     gathered: list[list] = [[] for _ in spans]
@@ -83,7 +84,7 @@ def cell_by_hand(mixer, rates, x: np.ndarray) -> np.ndarray:
 
 
 def generated_by_hand(mixer, config: Config, x: np.ndarray) -> np.ndarray:
-    q = heads(convolved(mixer, x) @ mixer.feed["q"].weight.data.T)
+    q = heads(convolved(mixer, x) @ mixer.projection["q"].weight.data.T)
     d, N, R = q.shape[-1], config.generator_chunk, config.generator_rank
     alpha = sigmoid(mixer.bias["alpha"].data)
     M, seen, out = mixer.initial.data.copy(), np.zeros((2, config.generator_hidden)), []
@@ -163,7 +164,7 @@ def test_a_bank_moves_at_the_tokens_its_span_says_and_at_no_other():
     for t in range(20):
         _, state = model(Tensor(x[:, t:t + 1]), state)
         for i, span in enumerate(spans):
-            m = state["banks"][i]["m"].data
+            m = state.banks[i].m.data
             if before[i] is not None:
                 assert np.array_equal(m, before[i]) == ((t + 1) % span != 0)
             before[i] = m.copy()
@@ -176,7 +177,7 @@ def test_a_generator_changes_its_weights_every_n_tokens_and_by_no_more_than_its_
     alpha = 1 / (1 + np.exp(-half_lives(2)))
     for t in range(12):
         _, state = model(Tensor(x[:, t:t + 1]), state)
-        drift = state["drift"].data
+        drift = state.drift.data
         if (t + 1) % config.generator_chunk:
             assert np.array_equal(drift, before)
         else:
@@ -197,7 +198,7 @@ def test_the_cells_rates_stay_in_their_bounds_and_the_slow_one_below_its_own(sca
     for t in range(12):
         z = np.tanh(model.see.weight.data @ x[0, t] + model.recall.weight.data @ m.reshape(-1))
         _, state = model(Tensor(x[:, t:t + 1]), state)
-        new = state["m"].data[0]
+        new = state.m.data[0]
         for i, (least, most) in enumerate([(0.6, 1.0), (0.1, 0.3), (0.0, 0.05)]):  # (1 − r) m + r idea
             moved, way = new[i] - m[i], z[:8] - m[i]
             assert np.all(moved * np.sign(way) >= least * np.abs(way) - 1e-12)
@@ -212,7 +213,7 @@ def test_mixers_side_by_side_are_added_and_keep_their_own_states():
     alone = [mixer(x) for mixer in model.mixers]
     assert np.allclose(y.data, np.sum([a.data for a, _ in alone], axis=0)) and len(states) == 3
     _, again = model(x, states)
-    assert again[0]["position"] == 18
+    assert again[0].position == 18
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -222,3 +223,48 @@ def test_mixers_side_by_side_are_added_and_keep_their_own_states():
 def test_settings_of_the_seed_memories_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         small(**{"mixer": "banks", **settings})
+
+
+# what every mixer has ---------------------------------------------------------------------------------------
+
+PAIRS = ("attention+banks", "titans+rnn", "delta+cell+generated")
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, *PAIRS])
+@pytest.mark.parametrize("form", ["chunked", "fused"])
+def test_a_state_begins_as_start_says_and_counts_what_it_read(mixer, form):
+    model, x = made(small(mixer, form=form)), Tensor(draw(2, 7, 8))
+    start = model.start(x)
+    assert np.array_equal(model(x)[0].data, model(x, start)[0].data) and model.position(start) == 0
+    assert all(len(t) == 2 for t in tree_leaves(start))
+    _, state = model(x, start)
+    assert model.position(state) in (0, 7)  # whoever has clocks counts
+    assert not model.clocks or model.position(state) == 7
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, *PAIRS])
+def test_drift_is_nothing_before_the_first_token_and_something_after_it(mixer):
+    model, x = made(small(mixer, generator_chunk=1)), Tensor(draw(2, 5, 8))
+    before, after = (model.drift(model.start(x)), model.drift(model(x)[1]))
+    assert set(before) == set(after)
+    for name, pairs in after.items():
+        for (change, initial), (none, same) in zip(pairs, before[name], strict=True):
+            assert change.shape == (2, *initial.shape) and np.array_equal(same, initial)
+            assert np.any(change) and not np.any(none)
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, *PAIRS])
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+def test_the_cost_of_a_mixer_is_the_size_of_its_state(mixer, tokens):
+    model = made(small(mixer, memory_chunk=4, projection_chunk=2))
+    _, state = model(Tensor(draw(1, tokens, 8)))
+    assert model.cost(tokens).numbers == sum(t.size for t in tree_leaves(state))
+
+
+@pytest.mark.parametrize("mixer", ["titans", "delta", "attention+banks+cell+generated+rnn"])
+def test_a_checkpoint_from_before_states_had_types_goes_on_as_it_would_have(mixer):
+    path = Path(__file__).parent / "data" / f"written-before-states-had-types-{mixer.replace('+', '-')}.npz"
+    model, state, arrays = load(path)
+    assert state.clock == 2
+    logits, _ = model(arrays["tokens"], state)
+    np.testing.assert_allclose(logits.data, arrays["answer"], rtol=2e-4, atol=2e-5)

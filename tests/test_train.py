@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import hope
 import train
-from config import Config
+from config import MIXERS, Config
 from data import Corpus, Segments
 from hope import Hope
 from train import PRESETS, Run, Training
@@ -471,7 +471,7 @@ def test_consecutive_segments_carry_the_state_until_the_text_begins_anew(text, t
     for _ in range(count + 2):
         run.advance()
     assert [past is None for past in pasts] == [True, *[False] * (count - 1), True, False]
-    assert pasts[1].blocks[0]["mixer"]["S"].node is None  # no gradient runs from one segment into the last
+    assert pasts[1].blocks[0].mixer.S.node is None  # no gradient runs from one segment into the last
 
 
 def test_shuffled_segments_and_attention_carry_nothing(text, tmp_path):
@@ -514,7 +514,7 @@ def test_the_papers_sizes_are_met_within_one_percent(preset, parameters):
 
 @pytest.mark.parametrize("config", [{}, {"memory": "matrix", "adaptive": ("k", "memory")},
                                     {"projection_chunk": 1}, {"layers": 3, "mixer": "attention+banks+generated"},
-                                    *({"mixer": mixer} for mixer in hope.MIXERS)])
+                                    *({"mixer": mixer} for mixer in MIXERS)])
 def test_the_states_size_is_known_before_the_first_token(config):
     config = replace(PRESETS["tiny"][0], chunks=(1, 4), segment=33, **config)
     model, rng = Hope(config, np.random.default_rng(0)), np.random.default_rng(0)

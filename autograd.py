@@ -385,7 +385,7 @@ def _replace(f: Callable, tree: Any) -> Any:
         return type(tree)([_replace(f, branch) for branch in tree])
     if isinstance(tree, dict):
         return {key: _replace(f, branch) for key, branch in tree.items()}
-    if dataclasses.is_dataclass(tree):
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return type(tree)(*[_replace(f, getattr(tree, field.name)) for field in dataclasses.fields(tree)])
     return f(tree)
 
@@ -400,7 +400,7 @@ def _like(tree: Any, other: Any) -> Iterator[Any]:
     elif isinstance(tree, dict):
         for key, branch in tree.items():
             yield from _like(branch, other.get(key))
-    elif dataclasses.is_dataclass(tree):
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             yield from _like(getattr(tree, field.name), getattr(other, field.name))
     elif not (tree is None or isinstance(tree, (bool, int, float, str))):

@@ -331,7 +331,7 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
     return reads @ P["output.weight"].T, ends
 
 
-def weights_of(mixer, state: dict, sequence: int) -> dict:
+def weights_of(mixer, state, sequence: int) -> dict:
     """(memory, layer, head) → the weights a sequence has arrived at."""
     pull = mixer.config.retention == "initial"
     return {

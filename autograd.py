@@ -656,6 +656,10 @@ def absolute(x):
     """z = |x|;  x̄ = z̄·sign x"""
     return np.abs(x.data), (lambda g: g * np.sign(x.data),)
 
+def sign(x: Tensor) -> Array:
+    """−1, 0 or 1: its derivative is 0 wherever it has one, so it is a plain array"""
+    return np.sign(_plain(x))
+
 @op
 def maximum(x, y):
     """z = max(x, y);  the larger input takes z̄, equal ones share it"""

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, grad, mean, minimum, softmax, sqrt, stack, sum
+from autograd import Tensor, exp, grad, mean, minimum, softmax, sqrt, stack, sum
 from config import Config
 from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, rms_norm
 
@@ -77,9 +77,11 @@ class CMS(Module):
 
     sequential   h ← h + MLP_ℓ(norm h), level after level [A 70, 73]
     nested       the same function; the levels differ in how their initial states are learned [A 72]:
-                 `Hope.nested_loss`
+                 `Hope.context_loss`
     independent  x + Σ_ℓ w_ℓ MLP_ℓ(norm x), w = softmax of learned weights [A 74]
     spread       one level per block, the chunk sizes spread over the depth of the model, fast to slow [§7.3]
+
+    Each level has an inner learning rate η_ℓ of its own, which is learned where levels move in the context.
 
     CHOICE: every level is residual behind its own norm, so that one level is the Transformer's MLP and a
     chain of untrained ones passes its input on.
@@ -90,6 +92,10 @@ class CMS(Module):
         self.variant = config.cms
         self.levels = [Level(rng, config.width, config.hidden, chunk, scale)
                        for chunk in config.block_chunks(block)]
+        self.ends = self.variant == "nested" or config.level_drift == "ends"
+        self.fixed_rates = config.block_rates(block)
+        if config.moves == "context":  # the rates are learned, too
+            self.log_rate = Parameter(np.log(np.array(self.fixed_rates, dtype=np.float32)))
         if self.variant == "independent":
             self.mix = Parameter(np.zeros(len(self.levels), dtype=np.float32))
 
@@ -108,26 +114,35 @@ class CMS(Module):
             x = x + level(rms_norm(x), moved)
         return x
 
-    def learnable(self, states: Sequence[LevelState], batch: int) -> list[Drift]:
-        """The drift of every level, none as zeros, in a form that gradients can be taken of."""
+    def rates(self) -> Any:
+        """η_ℓ of every level."""
+        return exp(self.log_rate) if hasattr(self, "log_rate") else self.fixed_rates
+
+    def drifts(self, states: Sequence[LevelState], batch: int, history: bool = False) -> list[Drift]:
+        """The drift of every level, none as zeros, in a form that gradients can be taken of.
+
+        With `history` a copy that remembers where it came from: a gradient is then that of the drift as it was used
+        here, and itself can be differentiated.
+        """
         return [level.zero_drift(batch) if state.drift is None else
-                {name: Tensor(d.data, requires_grad=True) for name, d in state.drift.items()}
+                {name: d * 1 if history else Tensor(d.data, requires_grad=True) for name, d in state.drift.items()}
                 for level, state in zip(self.levels, states, strict=True)]
 
     def learn(self, states: Sequence[LevelState], drifts: Sequence[Drift], grads: Sequence[Drift], clock: int,
-              rates: Sequence[float]) -> tuple[LevelState, ...]:
+              rates: Any = None) -> tuple[LevelState, ...]:
         """One step of the clock, for the levels of one block: from their drifts and gradients to their next states.
 
-        A level gathers its clipped gradient, and if it is due moves by all it has gathered [A 71]. A nested level
-        returns to its initial state when the next slower one is due, which ends its context [A 72]. (There may be
-        fewer drifts than levels: those that have none stand still.)
+        A level gathers its clipped gradient, and if it is due moves by all it has gathered, at its own rate [A 71]. A
+        nested level returns to its initial state when the next slower one is due, which ends its context [A 72]; in
+        other variants it does so by `level_drift="ends"`. (There may be fewer drifts than levels: those that have none
+        stand still.)
         """
-        after = list(states)
+        rates, after = self.rates() if rates is None else rates, list(states)
         for n, (state, drift, g) in enumerate(zip(states, drifts, grads, strict=False)):
             pending = gather(state.pending, clip(g))
             if not due(clock, self.levels[n].chunk):
                 after[n] = LevelState(drift, pending)
-            elif self.variant == "nested" and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
+            elif self.ends and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
                 after[n] = LevelState()
             else:
                 after[n] = LevelState(move(drift, pending, rates[n]))
@@ -146,7 +161,7 @@ def gather(pending: Drift | None, grads: Drift) -> Drift:
     return grads if pending is None else {name: pending[name] + g for name, g in grads.items()}
 
 
-def move(drift: Drift, pending: Drift, rate: float) -> Drift:
+def move(drift: Drift, pending: Drift, rate: Any) -> Drift:
     """The change that is due [A 71]: θ ← θ − η Σ f."""
     return {name: d - pending[name] * rate for name, d in drift.items()}
 
@@ -181,16 +196,17 @@ def main() -> None:
     """A hand-sized trace: eight segments of 64 tokens, two levels, which weights move when."""
     rng = np.random.default_rng(0)
     config: Any = SimpleNamespace(width=8, hidden=32, layers=1, cms="sequential",
-                                  block_chunks=lambda block: (1, 4))
+                                  block_chunks=lambda block: (1, 4), block_rates=lambda block: (0.5, 0.5),
+                                  moves="optimizer", level_drift="kept")
     chain, A = CMS(rng, config, 0), (rng.standard_normal((8, 8)) / np.sqrt(8)).astype(np.float32)
     states = chain.start()
     print("Two levels, chunk sizes 1 and 4 (in segments), learn y = A x while they read eight segments:\n")
     print("segment   loss    |drift| chunk 1   |drift| chunk 4   moved")
     for clock in range(1, 9):
-        x, drifts = rng.standard_normal((1, 64, 8), dtype=np.float32), chain.learnable(states, 1)
+        x, drifts = rng.standard_normal((1, 64, 8), dtype=np.float32), chain.drifts(states, 1)
         loss = mean((chain(Tensor(x), [LevelState(d) for d in drifts]) - x @ A.T) ** 2)
         found = iter(grad(loss, [w for d in drifts for w in d.values()]))
-        states = chain.learn(states, drifts, [{name: next(found) for name in d} for d in drifts], clock, (0.5, 0.5))
+        states = chain.learn(states, drifts, [{name: next(found) for name in d} for d in drifts], clock)
         moved = [f"chunk {level.chunk}" for level in chain.levels if due(clock, level.chunk)]
         sizes = [float(np.sqrt(np.sum([np.sum(w.data ** 2) for w in (s.drift or {}).values()]))) for s in states]
         print(f"{clock:7d}   {loss.item():.4f}  {sizes[0]:15.6f}   {sizes[1]:15.6f}   {', '.join(moved)}")

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-RULES = ("linear", "retention", "delta", "signed", "gated", "dgd", "dgd-l2")  # of one matrix per head: memory.py
-MIXERS = ("titans", "plain-titans", "attention", *RULES, "generated", "banks", "cell", "rnn")
+RULES = ("linear", "retention", "delta", "signed", "gated", "oja", "dgd", "dgd-l2")  # of one matrix per head: memory.py
+MIXERS = ("titans", "plain-titans", "attention", *RULES, "omega", "generated", "banks", "cell", "rnn")
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # of self-modifying Titans: titans.py
 CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "memory": ("mlp", "matrix"),
            "objective": ("l2", "dot"), "targets": ("self", "value"), "reads": ("exact", "chunk"),
-           "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent")}
+           "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent"),
+           "moves": ("optimizer", "context"), "level_drift": ("kept", "ends"),
+           "step": ("proximal", "printed"), "features": ("identity", "relu", "elu", "square")}
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,14 @@ class Config:
     reads: str = "exact"        # the main memory is read as of the last token, or as of the chunk's start
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
     projection_chunk: int = 64  # tokens over which k, v, η and α are read of one frozen state
-    eta_max: float = 0.1        # bound of the inner learning rate
-    eta_start: float = 0.02     # where it starts
+    eta_max: float = 0.5        # bound of the inner learning rate
+    eta_start: float = 0.134    # where it starts
+    step: str = "proximal"      # of a write: the exact η/(1 + η‖z‖²), or η as the paper prints it
+    momentum: bool = False      # what is written goes on, with a retention β of its own
+    beta_start: float = 0.5     # where β starts
+    error_power: float = 2.0    # p of ‖M(k) − v̂‖ᵖ, where the objective is l2
+    features: str = "identity"  # φ of keys and queries of a matrix memory: identity, relu, elu (+ 1), square
+    omega_window: int = 4       # c, the tokens that every write of an omega memory learns from
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero
     through_writes: bool = True  # gradients through the memories' own writes; False cuts them there
     spans: tuple[int, ...] = (2, 8, 32, 128, 512)  # of banks: tokens between two moves of each
@@ -55,7 +63,11 @@ class Config:
     generator_rank: int = 2     # rank of a proposal
     generator_hidden: int = 128  # hidden size of the network that proposes
     form: str = "fused"         # how the delta rule is computed: fused, chunked or recurrent
+    moves: str = "optimizer"    # in training, levels move with the optimiser, or in the context, too, as in reading
+    tick: int = 0               # tokens in a tick of the clocks in the context; 0 = the segment over the slowest chunk
     learn_rate: float = 0.1     # inner learning rate of the levels while reading
+    level_rates: tuple[float, ...] = ()  # … of each level, fast to slow, where they differ
+    level_drift: str = "kept"   # what a level has learned is kept, or ends when the next slower one moves
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,8 +83,8 @@ class Config:
                                  "or several with + between")
         for name in ("width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk",
                      "projection_chunk", "memory_hidden", "generator_chunk", "generator_rate",
-                     "generator_rank", "generator_hidden", "learn_rate"):
-            least = 0 if name in ("memory_hidden", "generator_rate", "learn_rate") else 1
+                     "generator_rank", "generator_hidden", "learn_rate", "omega_window", "error_power", "tick"):
+            least = 0 if name in ("memory_hidden", "generator_rate", "learn_rate", "tick") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -91,19 +103,38 @@ class Config:
             raise ValueError(f"adaptive {self.adaptive}; choose from q, k, v, eta, alpha and memory, memory among them")
         if not 0 < self.eta_start < self.eta_max:
             raise ValueError(f"eta_start {self.eta_start} must lie between 0 and eta_max {self.eta_max}")
+        if not 0 < self.beta_start < 1:
+            raise ValueError(f"beta_start {self.beta_start} must lie between 0 and 1")
         if self.cms == "nested" and (any(b % a for a, b in zip(self.chunks, self.chunks[1:], strict=False))
                                      or self.segment % self.chunks[-1]):
             raise ValueError("nested levels need chunk sizes that divide one another and the segment; "
                              f"chunks {self.chunks} and segment {self.segment} do not")
+        if self.level_rates and (len(self.level_rates) != len(self.chunks) or min(self.level_rates) <= 0):
+            raise ValueError(f"level_rates {self.level_rates}; give each of the {len(self.chunks)} levels one, above 0")
+        if self.moves == "context" and (self.segment % self.tick if self.tick else self.segment % self.chunks[-1]):
+            raise ValueError(f"a segment of {self.segment} tokens cannot be cut into ticks of "
+                             f"{self.tick or self.segment / self.chunks[-1]:g}; choose a tick that divides it")
         if self.cms == "spread" and len(self.chunks) > self.layers:
             raise ValueError(f"spread levels take a block each; {len(self.chunks)} chunk sizes do not fit in "
                              f"{self.layers} layers")
 
+    def block_levels(self, block: int) -> tuple[int, ...]:
+        """Which levels stand in a block: all, or one when they are spread over the depth."""
+        levels = len(self.chunks)
+        return tuple(range(levels)) if self.cms != "spread" else (block * levels // self.layers,)
+
     def block_chunks(self, block: int) -> tuple[int, ...]:
-        """The chunk sizes of one block's levels: all, or its share when they are spread over the depth."""
-        if self.cms != "spread":
-            return self.chunks
-        return (self.chunks[block * len(self.chunks) // self.layers],)
+        """The chunk sizes of one block's levels."""
+        return tuple(self.chunks[n] for n in self.block_levels(block))
+
+    def block_rates(self, block: int) -> tuple[float, ...]:
+        """Where the inner learning rates of one block's levels start."""
+        return tuple((self.level_rates or [self.learn_rate] * len(self.chunks))[n] for n in self.block_levels(block))
+
+    @property
+    def ticks(self) -> int:
+        """Ticks of the levels' clocks in one segment, where levels move in the context."""
+        return max(1, self.segment // self.tick) if self.tick else self.chunks[-1]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -125,7 +156,7 @@ def setting(name: str, value: Any, like: Any) -> Any:
     if isinstance(like, tuple):
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{name} is {value!r}; it must be a list, such as {list(like)}")
-        return tuple(setting(name, v, like[0]) for v in value)
+        return tuple(setting(name, v, like[0] if like else 1.0) for v in value)
     allowed, words = KINDS[type(like)]
     fits = isinstance(value, allowed) and isinstance(value, (bool, np.bool_)) == isinstance(like, bool)
     if not fits or (isinstance(like, float) and not np.isfinite(value)):

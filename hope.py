@@ -54,11 +54,11 @@ from layers import (
     normal,
     rms_norm,
 )
-from memory import RULES, MatrixMemory, MatrixState
+from memory import RULES, MatrixMemory, MatrixState, OmegaMemory, OmegaState
 from titans import SelfModifyingTitans, TitansState
 
-OTHERS: dict[str, type] = {"generated": mixers.WeightGenerator, "banks": mixers.Banks, "cell": mixers.Cell,
-                           "rnn": mixers.SimpleRecurrent}
+OTHERS: dict[str, type] = {"omega": OmegaMemory, "generated": mixers.WeightGenerator, "banks": mixers.Banks,
+                           "cell": mixers.Cell, "rnn": mixers.SimpleRecurrent}
 
 # The running state ------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class State:
 
 
 STATES = {kind.__name__: kind for kind in (
-    BlockState, LevelState, AttentionState, MatrixState, TitansState, mixers.GeneratorState, mixers.Bank,
+    BlockState, LevelState, AttentionState, MatrixState, OmegaState, TitansState, mixers.GeneratorState, mixers.Bank,
     mixers.BanksState, mixers.CellState, mixers.RecurrentState)}
 
 
@@ -171,7 +171,7 @@ def block_before_types(block: dict[str, Any]) -> BlockState:
             begun = {name: list(layers) for name, layers in mixer["start"].items()
                      if layers[0] is not mixer["now"][name][0]}
             drift = {name: list(layers) for name, layers in mixer["now"].items()}
-            return TitansState(mixer["tail"], mixer["position"], drift, begun)
+            return TitansState(mixer["tail"], mixer["position"], drift, begun, {})
         if "banks" in mixer:
             banks = tuple(mixers.Bank(**bank) for bank in mixer["banks"])
             return mixers.BanksState(mixer["tail"], mixer["position"], banks)
@@ -295,58 +295,59 @@ class Hope(Module):
         gradient). Nested levels return to their initial states when the clock of the next slower level is due
         [A 72]. Returns the mean loss before learning, and the state after it.
         """
-        rate = self.config.learn_rate if rate is None else rate
         state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
         batch, time = tokens.shape[0], tokens.shape[1] - 1
-        drifts = [block.cms.learnable(past.levels, batch)
+        drifts = [block.cms.drifts(past.levels, batch)
                   for block, past in zip(self.blocks, state.blocks, strict=True)]
         logits, after = self(tokens[:, :-1], drifted(state, drifts))
         losses = fused_cross_entropy(logits, targets=tokens[:, 1:])  # (B,T)
         leaves, rebuild = tree_flatten(drifts)
         grads = rebuild(grad(sum(losses) * (1 / time), leaves))
-        state = self.move_levels(state, after, drifts, grads, state.clock + 1, [rate] * len(self.config.chunks))
-        return float(np.mean(losses.data)), State(state.blocks, state.clock + 1).detach()
+        rates = None if rate is None else [rate] * len(self.config.chunks)
+        moved = self.move_levels(state, after, drifts, grads, state.clock + 1, rates)
+        return float(np.mean(losses.data)), moved.detach()
 
-    def move_levels(self, before: State, after: State, drifts: list, grads: list, clock: int,
-                    rates: Sequence[float]) -> State:
+    def move_levels(self, before: State, after: State, drifts: list, grads: list, clock: int, rates: Any = None
+                    ) -> State:
         """The state after reading, with levels that have learned by the gradients of the drifts they had meanwhile."""
         return State([BlockState(read.mixer, block.cms.learn(past.levels, d, g, clock, rates))
                       for block, past, read, d, g in zip(
-                          self.blocks, before.blocks, after.blocks, drifts, grads, strict=True)], before.clock)
+                          self.blocks, before.blocks, after.blocks, drifts, grads, strict=True)], clock)
 
     @enable_grad()
-    def nested_loss(self, tokens: Any, state: State | None = None, first_order: bool = False
-                    ) -> tuple[Tensor, State]:
-        """The loss of the nested variant [A 72]: tokens (B,T+1), one window, in which all clocks run.
+    def context_loss(self, tokens: Any, state: State | None = None, first_order: bool = False, carry: bool = False
+                     ) -> tuple[Tensor, State]:
+        """The loss of a window in which the levels move, as they do in reading [A 71–73]: tokens (B,T+1).
 
-        The window is cut into C_k parts (C_k the slowest chunk size), the unit of its clocks. A level moves
-        by its own gradient when its clock is due, as in `learn`, and goes back to its initial state at the
-        end of its context, the chunk of the next slower level. Its initial state is what that slower process
-        learns: the gradient of the whole window's loss runs through all these moves (`first_order` leaves out
-        their second derivatives).
+        The window is cut into ticks of the levels' clocks. After each, a level gathers the gradient of its own loss,
+        and moves when its clock is due, at its own rate; the next tick is predicted by what it is then. The initial
+        states are learned by the gradient of the whole window's loss through all these moves (`first_order` leaves
+        out their second derivatives), and so are the rates, in every variant [A 73]. In the nested one a window is a
+        context of the slowest level, which therefore rests in it [A 72].
+
+        With `carry` the window goes on from the drifts of the state, and the state after it has moved at its end, too;
+        otherwise levels begin and end at their initial states.
         """
-        state = state or State.start(self.config)
-        chunks, tokens = self.config.chunks, self._checked(tokens, state)
-        rates = [self.config.learn_rate] * len(chunks)
-        parts, batch = chunks[-1], tokens.shape[0]
-        length = (tokens.shape[1] - 1) // parts
-        if length < 1 or length * parts + 1 != tokens.shape[1]:
-            raise ValueError(f"a nested window has a multiple of {parts} tokens and one more, "
+        state, nested = state or State.start(self.config), self.config.cms == "nested"
+        tokens, carry = self._checked(tokens, state), carry and not nested
+        ticks, batch = self.config.chunks[-1] if nested else self.config.ticks, tokens.shape[0]
+        length = (tokens.shape[1] - 1) // ticks
+        if length < 1 or length * ticks + 1 != tokens.shape[1]:
+            raise ValueError(f"a window in which levels move has a multiple of {ticks} tokens and one more, "
                              f"not {tokens.shape[1]}")
-        state = standing(state)
-        total = Tensor(np.zeros_like(self.embedding.data, shape=()))
-        for i in range(1, parts + 1):
-            # a copy, so that each part's gradient is that of the drift as this part used it; the slowest has none
-            drifts = [[level.zero_drift(batch) if its.drift is None else {name: w * 1 for name, w in its.drift.items()}
-                       for level, its in zip(block.cms.levels[:-1], past.levels, strict=False)]
+        clock, total = state.clock, Tensor(np.zeros_like(self.embedding.data, shape=()))
+        state = state if carry else State(standing(state).blocks, 0)
+        for i in range(1, ticks + 1):
+            drifts = [block.cms.drifts(past.levels, batch, history=True)[:-1 if nested else None]
                       for block, past in zip(self.blocks, state.blocks, strict=True)]
-            loss, after = self.loss(tokens[:, (i - 1) * length:i * length + 1], drifted(state, drifts))
-            total = total + loss * (1 / parts)
-            if i < parts:
+            part = tokens[:, (i - 1) * length:i * length + 1]
+            loss, after = self.loss(part, drifted(state, drifts))
+            total = total + loss * (1 / ticks)
+            if i < ticks or carry:
                 leaves, rebuild = tree_flatten(drifts)
                 grads = rebuild(grad(loss * batch, leaves, create_graph=not first_order, retain_graph=True))
-                state = self.move_levels(state, after, drifts, grads, i, rates)
-        return total, standing(after)
+                state = self.move_levels(state, after, drifts, grads, state.clock + 1)
+        return total, state if carry else State(standing(after).blocks, clock)
 
     # writing ------------------------------------------------------------------------------------------------
 
@@ -377,11 +378,11 @@ class Hope(Module):
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: one per clock; what has two axes with weight decay, the rest by AdamW.
 
-        CHOICE: a nested window holds one chunk of the slowest level, so that all clocks of `nested_loss` are
-        due at its end. There the process that learns the initial states steps, once per window, for every
-        level [A 72].
+        CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
+        for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end [A 72].
         """
-        levels = [] if self.config.cms == "nested" else [n for block in self.blocks for n in block.cms.levels]
+        in_context = self.config.cms == "nested" or self.config.moves == "context"
+        levels = [] if in_context else [n for block in self.blocks for n in block.cms.levels]
         period = {id(p): level.chunk for level in levels for p in level.parameters()}
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for p in self.parameters():

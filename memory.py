@@ -25,7 +25,9 @@ from autograd import (
     cumsum,
     exp,
     fused,
+    minimum,
     normalize,
+    relu,
     rms_normalize,
     sigmoid,
     softplus,
@@ -76,20 +78,25 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
     reads = []
     for t in range(0, k.shape[-2], chunk):
         K, V = (x[..., t:t + chunk, :] for x in (k, v))
-        log_at, forget, write = (x[..., t:t + chunk] for x in (log_a, b, c))
-        log_g = cumsum(log_at, axis=-1)
-        before = concatenate([log_at[..., :1] * 0, log_g[..., :-1]], axis=-1)  # log g_{t−1}
-        earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
-        # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
-        ratio = exp(where(earlier, before[..., :, None] - log_g[..., None, :], -np.inf))
-        U = solve_triangular(K @ K.mT * ratio * forget[..., None],
-                             write[..., None] * V - (forget * exp(before))[..., None] * (K @ S.mT), unit=True)
+        U, ratio, before, after, whole = written(K, V, *(x[..., t:t + chunk] for x in (log_a, b, c)), S)
         if q is not None:
             Q = q[..., t:t + chunk, :]
-            reads.append(exp(before)[..., None] * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
-        last = log_g[..., -1:]
-        S = exp(last)[..., None] * S + (U * exp(last - log_g)[..., None]).mT @ K
+            reads.append(before * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
+        S = whole * S + (U * after).mT @ K
     return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S
+
+
+def written(K: Tensor, V: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor) -> tuple[Tensor, ...]:
+    """U of one chunk; and the decays g_{t−1}/g_i (…,C,C), g_{t−1} and g_C/g_i (…,C,1), g_C (…,1,1)."""
+    log_g = cumsum(log_a, axis=-1)
+    log_before = concatenate([log_a[..., :1] * 0, log_g[..., :-1]], axis=-1)
+    earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
+    # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
+    ratio = exp(where(earlier, log_before[..., :, None] - log_g[..., None, :], -np.inf))
+    before, last = exp(log_before)[..., None], log_g[..., -1:]
+    U = solve_triangular(K @ K.mT * ratio * b[..., None], c[..., None] * V - b[..., None] * before * (K @ S.mT),
+                         unit=True)
+    return U, ratio, before, exp(last - log_g)[..., None], exp(last)[..., None]
 
 
 @fused(reference=chunked)
@@ -130,6 +137,84 @@ def _fused(q, *rest):
 
 
 FORMS: dict[str, Callable] = {"recurrent": recurrent, "chunked": chunked, "fused": _fused}
+
+# With momentum -------------------------------------------------------------------------------------------
+#
+#     N_t = β_t N_{t−1} + c_t v_t k_tᵀ,      S_t = S_{t−1}(a_t I − b_t k_t k_tᵀ) + d_t k_tᵀ + N_t
+#
+# What is written goes on: N is a memory of writes, with a retention β of its own. d_t is written once, without it.
+
+
+def momentum_rule(q: Tensor | None, k: Tensor, v: Tensor, d: Tensor, log_a: Tensor, b: Tensor, c: Tensor,
+                  log_beta: Tensor, S: Tensor, N: Tensor, form: str = "chunked") -> tuple[Any, Tensor, Tensor]:
+    """All reads o_t = S_{t−1} q_t (None without queries), S_T and N_T; d like v, log_beta like log_a, N like S.
+
+    CHOICE: Table 6 shows what momentum is worth, but no equation holds it. As in Titans, S ← β S − η ∇L and then
+    M ← M(α I − η k kᵀ) + S; β_t is given per token and head, and what is forgotten along k gathers no momentum.
+    """
+    if form == "recurrent":
+        return momentum_recurrent(q, k, v, d, log_a, b, c, log_beta, S, N)
+    return momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N)
+
+
+def momentum_recurrent(q, k, v, d, log_a, b, c, log_beta, S, N):
+    """The definition, token by token."""
+    reads = []
+    for t in range(k.shape[-2]):
+        key, value, once = (x[..., t, :, None] for x in (k, v, d))  # columns
+        a, beta, forget, write = (x[..., t, None, None] for x in (exp(log_a), exp(log_beta), b, c))
+        if q is not None:
+            reads.append((S @ q[..., t, :, None])[..., 0])
+        N = N * beta + write * value @ key.mT
+        S = S * a - forget * (S @ key) @ key.mT + once @ key.mT + N
+    return None if q is None else stack(reads, axis=-2) if reads else v * 1, S, N
+
+
+def momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N, chunk=64):
+    """The same, exactly, a chunk at a time. With g_t = ∏ a_i, h_t = ∏ β_i, R_tj = g_t/g_j, H_tj = h_t/h_j for j ≤ t:
+
+        S_t = g_t S₀ + (R h)_t N₀ + Σ_{j≤t} (R_tj u_j + (R H)_tj w_j) k_jᵀ,     w_j = c_j v_j,
+        N_t = h_t N₀ + Σ_{j≤t} H_tj w_j k_jᵀ,                                   u_j = d_j − b_j S_{j−1} k_j
+
+    so that U solves one triangular system again, and everything else is a product.
+    """
+    reads = []
+    for t in range(0, k.shape[-2], chunk):
+        K, V, once = (x[..., t:t + chunk, :] for x in (k, v, d))
+        log_at, forget, write, log_beta_t = (x[..., t:t + chunk] for x in (log_a, b, c, log_beta))
+        R, g = ratios(log_at)
+        H, h = ratios(log_beta_t)
+        RH, Rh, W = R @ H, R @ h, write[..., None] * V
+        R_, RH_, Rh_ = (later(x) for x in (R, RH, Rh))  # of S_{t−1}
+        g_ = later(g) + first(g)
+        gram = K @ K.mT
+        seen = g_ * (K @ S.mT) + Rh_ * (K @ N.mT) + (gram * RH_) @ W
+        U = solve_triangular(gram * R_ * forget[..., None], once - forget[..., None] * seen, unit=True)
+        if q is not None:
+            Q = q[..., t:t + chunk, :]
+            QK = Q @ K.mT
+            reads.append(g_ * (Q @ S.mT) + Rh_ * (Q @ N.mT) + (QK * R_) @ U + (QK * RH_) @ W)
+        S, N = (g[..., -1:, :] * S + Rh[..., -1:, :] * N + (R[..., -1, :, None] * U + RH[..., -1, :, None] * W).mT @ K,
+                h[..., -1:, :] * N + (H[..., -1, :, None] * W).mT @ K)
+    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S, N
+
+
+def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
+    """g_t/g_j for j ≤ t, else 0 (…,C,C), and g_t (…,C,1), from log a (…,C)"""
+    log_g = cumsum(log_a, axis=-1)
+    upto = np.tril(np.ones_like(log_a.data, shape=(log_a.shape[-1],) * 2, dtype=bool))
+    return exp(where(upto, log_g[..., :, None] - log_g[..., None, :], -np.inf)), exp(log_g)[..., None]
+
+
+def later(x: Tensor) -> Tensor:
+    """Every row one further down, above them zeros: what is known before token t.  x (…,C,n)"""
+    return concatenate([x[..., :1, :] * 0, x[..., :-1, :]], axis=-2)
+
+
+def first(x: Tensor) -> Any:
+    """1 in the first row, else 0"""
+    return np.concatenate([np.ones_like(x.data[..., :1, :]), np.zeros_like(x.data[..., 1:, :])], -2)
+
 
 # What mixers with a memory share --------------------------------------------------------------------------
 
@@ -188,25 +273,60 @@ class MemoryMixer(Mixer):
 
 # One matrix per head, written at every token ------------------------------------------------------------
 
-RULES = {  # (log a, b, c) from the gates (log α, η) of a token
-    "linear":    lambda log_alpha, eta: (0.0, 0.0, 1.0),                     # Hebbian [A 14–18; N 12–16]
-    "retention": lambda log_alpha, eta: (log_alpha, 0.0, 1.0),               # Hebbian with retention [A 5, 64]
-    "delta":     lambda log_alpha, eta: (0.0, eta, eta),                     # DeltaNet [A 65]
-    "signed":    lambda log_alpha, eta: (0.0, eta * 2, eta * 2),             # 1 − 2η may be negative [Grazzi 2024]
-    "gated":     lambda log_alpha, eta: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
-    # by the exact step η′: u = v, of −⟨Mk, v⟩ [A 92]; and u = v − Mk, of ½‖Mk − v‖² [A 93]
-    "dgd":       lambda log_alpha, eta: (log_alpha, proximal(eta), proximal(eta)),
-    "dgd-l2":    lambda log_alpha, eta: (log_alpha, proximal(eta) * 2, proximal(eta)),
-}
-GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("eta",)}  # the others have both
 
-
-def proximal(eta: Tensor, squared: Any = 1.0) -> Tensor:
+def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
     """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121].
 
     It is stable for any η if the target is given.
     """
     return eta / (1 + eta * squared)
+
+
+def printed(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
+    """The plain η of [A 88–96]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets, too (ℓ₂), else 1.
+
+    CHOICE: no step goes below an eigenvalue of −1, which is what state tracking needs: η ≤ (1 + α)/(p‖k‖²).
+    """
+    return minimum(eta, (1 + alpha) / (power * squared + 1e-12))
+
+
+STEPS = {"proximal": proximal, "printed": printed}
+FEATURES = {  # φ of [A 5, 64], element by element, before keys and queries are brought to length 1
+    "identity": lambda x: x, "relu": relu, "elu": lambda x: where(x > 0, x + 1, exp(minimum(x, 0.0))),
+    "square": lambda x: x * x}
+
+RULES = {  # (log a, b, c) from the gates (log α, η) of a token
+    "linear":    lambda log_alpha, eta, step=proximal: (0.0, 0.0, 1.0),             # Hebbian [A 14–18; N 12–16]
+    "retention": lambda log_alpha, eta, step=proximal: (log_alpha, 0.0, 1.0),       # … with retention [A 5, 64]
+    "delta":     lambda log_alpha, eta, step=proximal: (0.0, eta, eta),             # DeltaNet [A 65]
+    "signed":    lambda log_alpha, eta, step=proximal: (0.0, eta * 2, eta * 2),     # 1 − 2η < 0, too [Grazzi 2024]
+    "gated":     lambda log_alpha, eta, step=proximal: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
+    "oja":       lambda log_alpha, eta, step=proximal: (log_alpha, eta, eta),       # of Sᵀ, see `oja` [A 66–67]
+    # by the step η′ or η: u = v, of −⟨Mk, v⟩ [A 92]; and u = v − Mk, of ½‖Mk − v‖² [A 93]
+    "dgd":       lambda log_alpha, eta, step=proximal: (log_alpha, *(step(eta, 1.0, exp(log_alpha)),) * 2),
+    "dgd-l2":    lambda log_alpha, eta, step=proximal: l2_rates(log_alpha, step(eta, 1.0, exp(log_alpha), 2.0)),
+}
+GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("eta",)}  # the others have both
+
+
+def l2_rates(log_alpha: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Forgotten by the retention and once more by the error: −η k kᵀ − η (M k − v) kᵀ."""
+    return log_alpha, rate * 2, rate
+
+
+def oja(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor, chunk: int = 64
+        ) -> tuple[Tensor, Tensor]:
+    """Oja's rule [A 66–67]: S ← α S + η v(k − Sᵀv)ᵀ, read o = S q. It is the delta rule of Sᵀ, v being the key:
+
+        Sᵀ ← Sᵀ(α I − η v vᵀ) + η k vᵀ        (b = c = η; the printed α S loses a transpose)
+    """
+    X, reads = S.mT, []  # (…,d_k,d_v)
+    for t in range(0, k.shape[-2], chunk):
+        Q, K, V = (x[..., t:t + chunk, :] for x in (q, k, v))
+        U, ratio, before, after, whole = written(V, K, *(x[..., t:t + chunk] for x in (log_a, b, c)), X)
+        reads.append(before * (Q @ X) + (Q @ U.mT * ratio) @ V)
+        X = whole * X + (U * after).mT @ V
+    return concatenate(reads, axis=-2), X.mT
 
 
 @dataclass(frozen=True)
@@ -227,7 +347,7 @@ class MatrixMemory(MemoryMixer):
 
     def __init__(self, rng: Rng | None, config: Config, rule: str):
         super().__init__(rng, config, ("q", "k", "v"))
-        self.rule, self.form = rule, config.form
+        self.rule, self.form, self.step, self.phi = rule, config.form, STEPS[config.step], FEATURES[config.features]
         d = self.head_size
         starts = {"alpha": half_lives(config.heads), "eta": np.zeros(config.heads, dtype=np.float32)}
         gates = GATES.get(rule, ("eta", "alpha"))
@@ -238,24 +358,77 @@ class MatrixMemory(MemoryMixer):
     def start(self, x: Tensor) -> MatrixState:
         return MatrixState(self.conv.start(x), self.initial + zeros(x, 1, 1, 1))
 
-    def __call__(self, x: Tensor, state: MatrixState | None = None) -> tuple[Tensor, MatrixState]:
-        state = state or self.start(x)
-        asked, x, tail = self.project(x, state.tail)
-        gate = {name: swapaxes(f(x) + self.bias[name], axis1=1, axis2=2)  # (B,H,T)
-                for name, f in self.gate.items()}
+    def asked(self, x: Tensor, tail: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """q, k, v (B,H,T,d); log α and η (B,H,T), of those that the rule has; the filter's next tail."""
+        asked, x, tail = self.project(x, tail)
+        gate = {name: swapaxes(f(x) + self.bias[name], axis1=1, axis2=2) for name, f in self.gate.items()}
         log_alpha = log_sigmoid(gate["alpha"]) if "alpha" in gate else None
         eta = sigmoid(gate["eta"]) if "eta" in gate else None
-        always = np.zeros_like(x.data, shape=asked["k"].shape[:3])
-        log_a, b, c = (tensor(always + value) for value in RULES[self.rule](log_alpha, eta))
-        q, k, v = normalize(asked["q"]), normalize(asked["k"]), rms_normalize(asked["v"])
-        reads, S = delta_rule(q, k, v, log_a, b, c, state.S, self.form)
+        q, k = (normalize(self.phi(asked[name])) for name in "qk")
+        return [q, k, rms_normalize(asked["v"])], [log_alpha, eta], tail  # type: ignore[list-item]
+
+    def __call__(self, x: Tensor, state: MatrixState | None = None) -> tuple[Tensor, MatrixState]:
+        state = state or self.start(x)
+        (q, k, v), gates, tail = self.asked(x, state.tail)
+        always = np.zeros_like(x.data, shape=k.shape[:3])
+        log_a, b, c = (tensor(always + value) for value in RULES[self.rule](*gates, self.step))
+        if self.rule == "oja":  # the value is the key that is forgotten along
+            reads, S = oja(q, k, normalize(v), log_a, b, c, state.S)
+        else:
+            reads, S = delta_rule(q, k, v, log_a, b, c, state.S, self.form)
         return self.merge(reads), MatrixState(tail, S)
 
-    def drift(self, state: MatrixState) -> dict[str, list[tuple[Any, Any]]]:
+    def drift(self, state: Any) -> dict[str, list[tuple[Any, Any]]]:
         return {"memory": [(state.S.data - self.initial.data, self.initial.data)]}
 
     def cost(self, tokens: int) -> Cost:
         return Cost(3 * self.initial.size, self.tail_size + self.initial.size)
+
+
+@dataclass(frozen=True)
+class OmegaState:
+    """What an Omega memory has read."""
+
+    tail: Tensor  # (B,W−1,D), the filter's last inputs
+    S: Tensor  # (B,H,d,d)
+    k: Tensor  # (B,H,c−1,d), the last keys …
+    v: Tensor  # (B,H,c−1,d), … and values
+    eta: Tensor  # (B,H,c−1), … and rates; 0 before the first token
+
+
+class OmegaMemory(MatrixMemory):
+    """A matrix that learns from the last c pairs at every token [A 68], one token after the other.
+
+        o_t = S_{t−1} q_t,   S_t = α_t S_{t−1} − Σ_{t−c<i≤t} γ_i (S_{t−1} k_i − v_i) k_iᵀ,   γ_i = η_i/c
+
+    With c = 1 it is the gated delta rule, but for where α stands. The printed sum has lost ∇ and S_{t−1}.
+    CHOICE: a pair counts as much as when it came, a c-th of its η, so that c pairs together step no further than one.
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        super().__init__(rng, config, "omega")
+        self.window = config.omega_window
+
+    def start(self, x: Tensor) -> Any:
+        H, d, c = self.heads, self.head_size, self.window - 1
+        return OmegaState(self.conv.start(x), self.initial + zeros(x, 1, 1, 1), zeros(x, H, c, d), zeros(x, H, c, d),
+                          zeros(x, H, c))
+
+    def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        state, c, reads = state or self.start(x), self.window, []
+        (q, k, v), (log_alpha, eta), tail = self.asked(x, state.tail)
+        k, v = concatenate([state.k, k], axis=2), concatenate([state.v, v], axis=2)  # (B,H,c−1+T,d)
+        eta, alpha, S = concatenate([state.eta, eta], axis=2), exp(log_alpha), state.S
+        for t in range(x.shape[1]):
+            K, V, gamma = k[:, :, t:t + c], v[:, :, t:t + c], eta[:, :, t:t + c, None] / c
+            reads.append(q[:, :, t:t + 1] @ S.mT)
+            S = S * alpha[:, :, t, None, None] - (gamma * (K @ S.mT - V)).mT @ K
+        T = x.shape[1]
+        return self.merge(concatenate(reads, axis=2)), OmegaState(tail, S, k[:, :, T:], v[:, :, T:], eta[:, :, T:])
+
+    def cost(self, tokens: int) -> Cost:
+        kept = (self.window - 1) * self.heads * (2 * self.head_size + 1)
+        return Cost((1 + 2 * self.window) * self.initial.size, self.tail_size + self.initial.size + kept)
 
 
 def main() -> None:

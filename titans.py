@@ -22,7 +22,9 @@ import numpy as np
 import kernels
 from autograd import (
     Tensor,
+    absolute,
     concatenate,
+    exp,
     fused,
     grad_enabled,
     mean,
@@ -30,6 +32,7 @@ from autograd import (
     normalize,
     rms_normalize,
     sigmoid,
+    sign,
     silu,
     sqrt,
     sum,
@@ -37,9 +40,10 @@ from autograd import (
 )
 from config import Config
 from layers import Cost, Parameter, Rng, normal
-from memory import MemoryMixer, delta_rule, half_lives, log_sigmoid, proximal, zeros
+from memory import STEPS, MemoryMixer, delta_rule, half_lives, log_sigmoid, momentum_rule, zeros
 
 SCALARS = ("eta", "alpha")  # memories with one output per head; the others return a vector of the head size
+GATES = (*SCALARS, "beta")
 Layers = list[Tensor]  # the weights of one memory: [W] for a matrix, [W₂, W₁] for a network of two layers
 Drifts = dict[str, Layers]  # … of every memory
 
@@ -52,6 +56,7 @@ class TitansState:
     position: int  # tokens read
     drift: Drifts  # of every memory M − M₀ (with retention "zero" M itself), each layer (B,H,out,in)
     chunk_start: Drifts  # the same as of the start of the present chunk, of those memories that are inside one
+    momentum: Drifts  # of every memory, what goes on of its writes; {} without momentum
 
 
 class SelfModifyingTitans(MemoryMixer):
@@ -69,7 +74,11 @@ class SelfModifyingTitans(MemoryMixer):
 
     CHOICES (PAPER.md): retention pulls to the initial state; η_t = η_max·sigmoid; v and vector targets
     RMS-normalised, scalar targets through tanh; errors clipped to RMS 1; σ = SiLU; η′ is the exact proximal
-    step; a scalar memory has a learned vector r in place of the identity, r·x + W₁ σ(W₂ x).
+    step, or by `step="printed"` the plain η; a scalar memory has a learned vector r in place of the identity,
+    r·x + W₁ σ(W₂ x). With `momentum` what is written is N_t = β_t N_{t−1} − η′_t δ zᵀ, with β_t = σ(r_β·x_t + b).
+
+    CHOICE: the main memory writes strongly from the first token on (W₂ of variance 1: σ(W₂ k) is not near zero for
+    a key of length 1), and what makes k, v, η and α begins gently, as a fixed projection that may learn.
 
     With `through_writes=False` writes are constants to the outer optimiser. Projections, biases and memories that
     only shape what is written then get no gradient; q's projection keeps its own, and so does the main memory's
@@ -86,20 +95,24 @@ class SelfModifyingTitans(MemoryMixer):
         h = config.memory_hidden or d
         self.initial: dict[str, list[Parameter]] = {}
         for name in config.adaptive:
-            outputs = 1 if name in SCALARS else d
-            self.initial[name] = ([normal(rng, (H, outputs, d), d ** -0.5)] if config.memory == "matrix" else
-                                  [normal(rng, (H, h, d), d ** -0.5),
-                                   normal(rng, (H, outputs, h), h ** -0.5 / 2)])
-        self.readout = {name: normal(rng, (H, 1, d), d ** -0.5 / 4) for name in SCALARS}
-        fraction = config.eta_start / config.eta_max
-        self.bias = {"eta": Parameter(np.full(H, np.log(fraction / (1 - fraction)), dtype=np.float32)),
-                     "alpha": Parameter(half_lives(H))}
+            out, main = 1 if name in SCALARS else d, name == "memory"
+            if config.memory == "matrix":
+                scale = 0.25 if main else 0.02 * d ** 0.5 if name in SCALARS else 1.0
+                self.initial[name] = [normal(rng, (H, out, d), d ** -0.5 * scale)]
+            else:
+                self.initial[name] = [normal(rng, (H, h, d), 1.0 if main else d ** -0.5),
+                                      normal(rng, (H, out, h), h ** -0.5 / 2 if main else 0.02)]
+        starts = {"eta": config.eta_start / config.eta_max, "beta": config.beta_start}  # as sigmoids
+        logits = {name: np.full(H, np.log(p / (1 - p)), dtype=np.float32) for name, p in starts.items()}
+        gates = GATES if config.momentum else SCALARS
+        self.readout = {name: Parameter(np.zeros((H, 1, d), dtype=np.float32)) for name in gates}
+        self.bias = {name: Parameter(half_lives(H) if name == "alpha" else logits[name]) for name in gates}
 
     # the definition --------------------------------------------------------------------------------------
 
     def memory(self, name: str, W: Layers | None, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """M_□(x) [A 89, 91], and the inputs of its layers: x, σ(W₂ x).  x (B,H,n,d); W None: a fixed projection"""
-        skip = x @ self.readout[name].mT if name in SCALARS else x
+        skip = x @ self.readout[name].mT if name in GATES else x
         if W is None:
             return skip, []
         if len(W) == 1:
@@ -119,62 +132,77 @@ class SelfModifyingTitans(MemoryMixer):
         made, inputs = self.memory(name, W, k)
         target = self.target(name, W, v)
         delta = made - target if self.config.objective == "l2" else -target
+        if self.config.objective == "l2" and self.config.error_power != 2:  # of ‖M(k) − v̂‖ᵖ/p
+            delta = sign(delta) * absolute(delta) ** (self.config.error_power - 1)
         if len(W) == 1:
             return [(k, delta)]
         s = sigmoid(k @ W[0].mT)
         slope = s + inputs[1] * (1 - s)  # σ′ of SiLU
         return [(k, (delta @ W[1]) * slope), (inputs[1], delta)]
 
-    def write(self, S: Tensor, initial: Tensor, z: Tensor, delta: Tensor, log_alpha: Tensor, eta: Tensor,
-              q: Tensor | None = None) -> tuple[Any, Tensor]:
+    def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, gates: dict[str, Tensor],
+              q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
         """n writes of one layer [A 88], and its reads before each write. S is the drift, W = M₀ + S:
 
             S ← S(α I − η′ z zᵀ) − η′ (δ + M₀ z) zᵀ         (with retention "zero" S = W, without M₀ z)
+
+        With momentum −η′ δ zᵀ goes through N ← β N − η′ δ zᵀ.
         """
-        if not self.config.through_writes:
-            z, delta, log_alpha, eta, S = (x.detach() for x in (z, delta, log_alpha, eta, S))
+        c = self.config
+        if not c.through_writes:
+            z, delta, S = z.detach(), delta.detach(), S.detach()
+            N, gates = N if N is None else N.detach(), {name: gate.detach() for name, gate in gates.items()}
         # δ, clipped to an RMS of 1
         u = -delta * minimum(1.0, 1 / sqrt(mean(delta * delta, axis=-1, keepdims=True) + 1e-12))
-        pull = self.config.retention == "initial"
-        if pull:  # what M₀ answers is forgotten along z, too
-            u = u - z @ (initial if self.config.through_writes else initial.detach()).mT
-        rate = proximal(eta, sum(z * z, axis=-1))
-        reads, S = delta_rule(q, z, u, log_alpha, rate, rate, S, self.config.form)
-        if q is not None and pull:
-            reads = reads + q @ initial.mT
-        return reads, S
+        alpha, power = exp(gates["alpha"]), 2.0 if c.objective == "l2" else 1.0
+        rate = STEPS[c.step](gates["eta"], sum(z * z, axis=-1), alpha, power)
+        forgotten = -(z @ (M0 if c.through_writes else M0.detach()).mT) if c.retention == "initial" else z[..., :1] * 0
+        if N is None:
+            reads, S = delta_rule(q, z, u + forgotten, gates["alpha"], rate, rate, S, c.form)
+        else:
+            once = rate[..., None] * (forgotten + u * 0)
+            reads, S, N = momentum_rule(q, z, u, once, gates["alpha"], rate, rate, gates["beta"], S, N, c.form)
+        if q is not None and c.retention == "initial":
+            reads = reads + q @ M0.mT
+        return reads, S, N
 
-    def chunk(self, asked: dict[str, Tensor], chunk_start: Drifts, drift: Drifts) -> tuple[Tensor, Drifts]:
+    def chunk(self, asked: dict[str, Tensor], chunk_start: Drifts, drift: Drifts, momentum: Drifts
+              ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write n tokens that lie in one chunk of every memory [A 90].
 
         asked: x W_□ for q, k, v and the gates, (B,H,n,d); chunk_start: every memory's drift at its chunk's start.
-        → what the main memory answers (B,H,n,d), and the drifts after the last write
+        → what the main memory answers (B,H,n,d); drifts and momenta after the last write
         """
         c = self.config
         W = {name: [S + M0 for S, M0 in zip(chunk_start[name], self.initial[name], strict=True)]
              if c.retention == "initial" else chunk_start[name] for name in c.adaptive}
 
         def says(name: str) -> Tensor:
-            return self.memory(name, W.get(name), asked["gate" if name in SCALARS else name])[0]
+            return self.memory(name, W.get(name), asked["gate" if name in GATES else name])[0]
         q, k, v = normalize(says("q")), normalize(says("k")), rms_normalize(says("v"))  # [A 83, 86]
-        eta = sigmoid(says("eta")[..., 0] + self.bias["eta"][:, None]) * c.eta_max  # (B,H,n)
-        log_alpha = log_sigmoid(says("alpha")[..., 0] + self.bias["alpha"][:, None])
+        gates = {name: says(name)[..., 0] + bias[:, None] for name, bias in self.bias.items()}  # (B,H,n); from here on
+        gates = {name: sigmoid(x) * c.eta_max if name == "eta" else log_sigmoid(x)  # η, log α and log β
+                 for name, x in gates.items()}
 
-        after: Drifts = {}
+        drifts: Drifts = {}
+        momenta: Drifts = {name: [] for name in momentum}
         exact = c.reads == "exact"  # the main memory answers as of the token before, not as of the chunk's start
         for name in c.adaptive:
             x = q if name == "memory" and exact else None  # what is asked of the layer while it is written
-            after[name], errors = [], self.errors(name, W[name], k, v)
-            for S, M0, (z, delta) in zip(drift[name], self.initial[name], errors, strict=True):
-                read, S = self.write(S, M0, z, delta, log_alpha, eta, x)
-                after[name].append(S)
+            drifts[name] = []
+            for i, (z, delta) in enumerate(self.errors(name, W[name], k, v)):
+                N = momentum[name][i] if c.momentum else None
+                read, S, N = self.write(drift[name][i], N, self.initial[name][i], z, delta, gates, x)
+                drifts[name].append(S)
+                if N is not None:
+                    momenta[name].append(N)
                 if x is not None:
                     o, x = read, silu(read)
         if not exact:
             o, _ = self.memory("memory", W["memory"], q)
         elif c.memory == "mlp":
             o = q + o
-        return o, after
+        return o, drifts, momenta
 
     # a sequence, cut into spans --------------------------------------------------------------------------
 
@@ -184,23 +212,24 @@ class SelfModifyingTitans(MemoryMixer):
         if self.config.retention == "zero":
             drift = {name: [S + M0 for S, M0 in zip(layers, self.initial[name], strict=True)]
                      for name, layers in drift.items()}
-        return TitansState(self.conv.start(x), 0, drift, {})
+        momentum = {name: [zeros(x, *M0.shape) for M0 in layers] for name, layers in self.initial.items()}
+        return TitansState(self.conv.start(x), 0, drift, {}, momentum if self.config.momentum else {})
 
     def __call__(self, x: Tensor, state: TitansState | None = None) -> tuple[Tensor, TitansState]:
         state = state or self.start(x)
         asked, x, tail = self.project(x, state.tail)
-        drift, chunk_start, position = state.drift, state.chunk_start, state.position
+        drift, chunk_start, momentum, position = state.drift, state.chunk_start, state.momentum, state.position
         reads, t = [], 0
         while t < x.shape[1]:
             spans = self.cut(x.shape[1] - t, position, chunk_start)
             n = int(np.sum([span.tokens for span in spans]))
-            o, after = self.read(between(asked, t, t + n, x.shape[1]), spans, chunk_start, drift)
+            part, before = between(asked, t, t + n, x.shape[1]), drift
+            o, drift, momentum = self.read(part, spans, chunk_start, drift, momentum)
             reads.append(o)
             t, position = t + n, position + n
-            chunk_start = {name: chunk_start.get(name, drift[name])
+            chunk_start = {name: chunk_start.get(name, before[name])
                            for name, size in self.chunk_size.items() if position % size}
-            drift = after
-        return self.merge(joined(reads)), TitansState(tail, position, drift, chunk_start)
+        return self.merge(joined(reads)), TitansState(tail, position, drift, chunk_start, momentum)
 
     def cut(self, T: int, position: int, inside: Drifts | Sequence[str]) -> list[Span]:
         """Cut T tokens wherever a memory's chunk ends; `inside`: the memories that are inside one already.
@@ -219,32 +248,35 @@ class SelfModifyingTitans(MemoryMixer):
             seen, spans = spans[min(late)].seen, spans[:min(late)]
         return spans
 
-    def read(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts
-             ) -> tuple[Tensor, Drifts]:
+    def read(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts, momentum: Drifts
+             ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write the tokens of all spans, in one kernel where there is one.
 
-        It knows two layers, retention to the initial state, exact reads and gradients through writes; anything else
-        is computed in operations, with the kernel of the delta rule.
+        It knows two layers, retention to the initial state, exact reads, the proximal step without momentum, and
+        gradients through writes; anything else is computed in operations, with the kernel of the delta rule.
         """
         c = self.config
-        known = (c.memory, c.retention, c.reads, c.through_writes) == ("mlp", "initial", "exact", True)
+        known = (c.memory, c.retention, c.reads, c.through_writes, c.step, c.momentum, c.error_power) == (
+            "mlp", "initial", "exact", True, "proximal", False, 2.0)
         if not (known and c.form == "fused" and kernels.has_titans(asked["q"].data)):
-            return self.read_in_operations(asked, spans, chunk_start, drift)
+            return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         weights = {"bias": self.bias, "readout": self.readout, "initial": self.initial}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
-        return fused_read(asked, weights, before, drift, mixer=self, spans=spans)
+        o, drift = fused_read(asked, weights, before, drift, mixer=self, spans=spans)
+        return o, drift, {}
 
-    def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts
-                           ) -> tuple[Tensor, Drifts]:
+    def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts,
+                           momentum: Drifts) -> tuple[Tensor, Drifts, Drifts]:
         """One span after the other: the definition of `read`."""
         boundaries, reads, t = [drift], [], 0
         for span in spans:
             seen = {name: chunk_start[name] if s < 0 else boundaries[s][name] for name, s in span.seen.items()}
-            o, after = self.chunk(between(asked, t, t + span.tokens, asked["q"].shape[2]), seen, boundaries[-1])
+            part = between(asked, t, t + span.tokens, asked["q"].shape[2])
+            o, drift, momentum = self.chunk(part, seen, drift, momentum)
             reads.append(o)
-            boundaries.append(after)
+            boundaries.append(drift)
             t += span.tokens
-        return joined(reads), boundaries[-1]
+        return joined(reads), drift, momentum
 
     # what is asked of every mixer ------------------------------------------------------------------------
 
@@ -260,7 +292,8 @@ class SelfModifyingTitans(MemoryMixer):
         sizes = {name: [M0.size for M0 in layers] for name, layers in self.initial.items()}
         products = int(np.sum([6 * np.sum(layers) + (layers[-1] if len(layers) > 1 and name not in SCALARS else 0)
                                for name, layers in sizes.items()]))
-        held = [np.sum(layers) * (1 + (tokens % self.chunk_size[name] > 0)) for name, layers in sizes.items()]
+        held = [np.sum(layers) * (1 + (tokens % self.chunk_size[name] > 0) + self.config.momentum)
+                for name, layers in sizes.items()]
         return Cost(products, self.tail_size + int(np.sum(held)))
 
 
@@ -288,7 +321,7 @@ def joined(reads: list[Tensor]) -> Tensor:
     return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
 
 
-@fused(reference=lambda asked, weights, *drifts, mixer, spans: mixer.read_in_operations(asked, spans, *drifts))
+@fused(reference=lambda asked, weights, *drifts, mixer, spans: mixer.read_in_operations(asked, spans, *drifts, {})[:2])
 def fused_read(asked, weights, chunk_start, drift, *, mixer, spans):
     """`read_in_operations` in one kernel; on its way back it is computed again, but for the drifts between spans."""
     c = mixer.config
@@ -313,7 +346,7 @@ def main() -> None:
         width=8, heads=2, layers=1, memory="mlp", memory_hidden=0,
         adaptive=("k", "v", "eta", "alpha", "memory"), objective="l2", targets="self", reads="exact",
         memory_chunk=4, projection_chunk=2, eta_max=0.1, eta_start=0.02, retention="initial",
-        through_writes=True, form="chunked")
+        through_writes=True, step="proximal", momentum=False, beta_start=0.5, error_power=2.0, form="chunked")
     rng = np.random.default_rng(0)
     mixer, state = SelfModifyingTitans(rng, config), None
     print("Self-modifying Titans read eight tokens; the main memory's chunks have 4, the projections' 2.\n"

@@ -451,7 +451,7 @@ class Run:
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
         """What training lowers; in the nested variant the levels move within the segment, too."""
         if self.config.cms == "nested":
-            return self.model.nested_loss(tokens, past)
+            return self.model.context_loss(tokens, past)
         return self.model.loss(tokens, past)
 
     def diverged(self, where: str) -> FloatingPointError:

@@ -598,10 +598,10 @@ def variants(study: Study) -> dict[str, Any]:
         if config.cms != "nested":
             return [-bits_per_byte(trained(study, config, rate, seed, steps))]
         model, draw = Hope(config, np.random.default_rng(seed)), text_batches(corpus()[0], 8, 64, seed)
-        fit(model, draw, steps, rate, bar=study.bar, loss=lambda tokens, targets: model.nested_loss(
+        fit(model, draw, steps, rate, bar=study.bar, loss=lambda tokens, targets: model.context_loss(
             np.hstack([tokens, targets[:, -1:]]))[0])
         windows = fixed(corpus()[1], 16, 64, 8)  # read as it was trained: its levels move while they read
-        nats = [model.nested_loss(window, first_order=True)[0].item() for window in windows]
+        nats = [model.context_loss(window, first_order=True)[0].item() for window in windows]
         return [-float(np.mean(nats)) / BIT]
     found = {name: -scores for name, scores in study.compare(models, (2e-3, 5e-3, 1e-2, 2e-2), score).items()}
     gains = {name: verdict((found["one level"] - found[name])[:, 0]) for name in list(models)[:3]}

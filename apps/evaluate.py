@@ -107,15 +107,14 @@ def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, 
     what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
     """
     state = (state or State.start(model.config)).reset("memory")
-    drifts = [block.cms.learnable(past.levels, len(tokens))
+    drifts = [block.cms.drifts(past.levels, len(tokens))
               for block, past in zip(model.blocks, state.blocks, strict=True)]
     logits = model(tokens[:, :-1], drifted(state, drifts))[0]
     nats = cross_entropy(logits, tokens[:, 1:], reduction="sum") * (1 / (tokens.shape[1] - 1))
     leaves, rebuild = tree_flatten(drifts)
     grads = rebuild(grad(nats, leaves, retain_graph=True))
     rates = [rate / chunk if mean else rate for chunk in model.config.chunks]
-    after = model.move_levels(state, state, drifts, grads, state.clock + 1, rates)
-    return logits, State(after.blocks, state.clock + 1).detach()
+    return logits, model.move_levels(state, state, drifts, grads, state.clock + 1, rates).detach()
 
 
 def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -> float:

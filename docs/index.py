@@ -103,9 +103,9 @@ ROWS = [
         "test_optimizers::test_a_due_level_moves_by_the_sum_of_updates_at_its_frozen_weights"),
     Row("A 72", "choice 18",
         "nested: the slower level learns the initial state that the faster one restarts from",
-        "test_cms::test_nested_loss_is_its_explicit_loop "
+        "test_cms::test_context_loss_is_its_explicit_loop "
         "test_cms::test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context "
-        "test_cms::test_the_gradient_of_nested_loss_runs_through_its_inner_moves_or_holds_them_still"),
+        "test_cms::test_the_gradient_of_context_loss_runs_through_its_inner_moves_or_holds_them_still"),
     Row("A 73", "choice 17",
         "sequential: the initial states of all levels are learned together, by backpropagation",
         "test_cms::test_every_level_of_every_variant_receives_gradients_at_the_start"),

@@ -435,7 +435,7 @@ def test_nested_levels_learn_while_reading_as_they_do_in_their_window():
         losses.append(loss)
         levels = state.blocks[0].levels
         moved.append([level.drift is not None and np.any(level.drift["up"].data) for level in levels])
-    assert np.mean(losses) == pytest.approx(model.nested_loss(tokens)[0].item(), abs=1e-12)
+    assert np.mean(losses) == pytest.approx(model.context_loss(tokens)[0].item(), abs=1e-12)
     assert moved == [[True, False, False], [False, True, False], [True, True, False], [False, False, True]]
 
 
@@ -445,20 +445,20 @@ def test_the_initial_states_of_all_nested_levels_are_learned_at_the_end_of_every
     for seed in range(2):
         before = [p.data.copy() for p in model.parameters()]
         model.zero_grad()
-        model.nested_loss(text(model.config, seed=seed))[0].backward()
+        model.context_loss(text(model.config, seed=seed))[0].backward()
         assert optimizer.step() == [1]
         assert not any(np.array_equal(p.data, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("chunks", NESTED)
 @pytest.mark.parametrize("mixer", ["titans", "attention", "gated"])
-def test_nested_loss_is_its_explicit_loop(mixer, chunks):
+def test_context_loss_is_its_explicit_loop(mixer, chunks):
     config = nested(mixer=mixer, chunks=chunks)
     model, tokens = model_of(config), text(config)
     expected = nested_by_hand(model, tokens, 2.0)
-    loss, state = model.nested_loss(tokens)
+    loss, state = model.context_loss(tokens)
     assert abs(loss.item() - expected) < 1e-12
-    assert abs(model.nested_loss(tokens, first_order=True)[0].item() - expected) < 1e-12
+    assert abs(model.context_loss(tokens, first_order=True)[0].item() - expected) < 1e-12
     assert all(level.drift is None for block in state.blocks for level in block.levels)
 
 
@@ -472,7 +472,7 @@ def test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context()
         return read(tokens, state)
 
     model.loss = watched  # type: ignore[method-assign]
-    model.nested_loss(text(config, length=17))
+    model.context_loss(text(config, length=17))
     for b in range(2):
         assert [moved[b][0] for moved in drift] == [False, True] * 4  # moves every piece, its context is 2
         assert [moved[b][1] for moved in drift] == [False, False, *[True] * 6]  # every other piece, 8
@@ -481,11 +481,11 @@ def test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context()
 @pytest.mark.parametrize(
     "setting", [{}, {"chunks": (1, 4)}, {"mixer": "plain-titans", "chunks": (1, 2), "memory": "matrix"}]
 )
-def test_the_gradient_of_nested_loss_runs_through_its_inner_moves_or_holds_them_still(setting):
+def test_the_gradient_of_context_loss_runs_through_its_inner_moves_or_holds_them_still(setting):
     config = nested(**setting)
     model, tokens = model_of(config), text(config)
-    exact = grad(model.nested_loss(tokens)[0], model.parameters())
-    simple = grad(model.nested_loss(tokens, first_order=True)[0], model.parameters())
+    exact = grad(model.context_loss(tokens)[0], model.parameters())
+    simple = grad(model.context_loss(tokens, first_order=True)[0], model.parameters())
     held: list = []
     nested_by_hand(model, tokens, 2.0, held)
     middle = [p.data for p in model.parameters()]
@@ -506,7 +506,7 @@ def test_all_forms_of_the_delta_rule_have_the_same_nested_gradient():
     models = [model_of(nested(form=form, mixer="titans")) for form in ("chunked", "recurrent", "fused")]
     for first_order in (True, False):
         able = models
-        runs = [model.nested_loss(text(model.config), first_order=first_order)[0] for model in able]
+        runs = [model.context_loss(text(model.config), first_order=first_order)[0] for model in able]
         found = [grad(loss, model.parameters()) for loss, model in zip(runs, able, strict=True)]
         for other in found[1:]:
             assert all(np.allclose(a.data, b.data, atol=1e-10) for a, b in zip(found[0], other, strict=True))
@@ -515,19 +515,19 @@ def test_all_forms_of_the_delta_rule_have_the_same_nested_gradient():
 @pytest.mark.parametrize("length", [4, 8, 10])
 def test_a_nested_window_that_does_not_divide_is_refused(length):
     with pytest.raises(ValueError, match=f"multiple of 4 tokens and one more, not {length}"):
-        model_of(nested()).nested_loss(text(nested(), length=length))
+        model_of(nested()).context_loss(text(nested(), length=length))
 
 
 def test_inner_learning_in_the_nested_variant_stops_at_rate_zero():
     config = nested(learn_rate=0.0, mixer="attention")
     model, tokens = model_of(config), text(config)
-    assert model.nested_loss(tokens)[0].item() == pytest.approx(model.loss(tokens)[0].item(), abs=1e-12)
+    assert model.context_loss(tokens)[0].item() == pytest.approx(model.loss(tokens)[0].item(), abs=1e-12)
 
 
 def test_nested_training_reaches_every_initial_state():
     config = nested(mixer="titans", hidden=6, width=8)
     model = model_of(config)
-    model.nested_loss(text(config))[0].backward()
+    model.context_loss(text(config))[0].backward()
     assert all(p.grad is not None and np.any(p.grad) for p in model.parameters())
 
 
@@ -577,3 +577,115 @@ def test_the_trace_shows_the_slow_level_moving_every_fourth_segment(capsys):
     cms.main()
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
     assert [" ".join(row[4:]) for row in rows] == ["chunk 1", "chunk 1", "chunk 1", "chunk 1, chunk 4"] * 2
+
+
+# --- levels that move in the context, in every variant -------------------------------------------------------
+
+
+def in_context(**settings) -> Config:
+    return small(**{"segment": 12, "chunks": (1, 2, 4), "tick": 2, "moves": "context", "layers": 3,
+                    "level_rates": (0.9, 0.5, 0.3), **settings})  # fmt: skip
+
+
+def context_by_hand(model: Hope, tokens: np.ndarray) -> tuple[list[float], dict[str, np.ndarray]]:
+    """One sequence, by moving the very weights of the model: losses of every tick, and how far each weight went."""
+    config, state, losses = model.config, None, []
+    levels = [(block, n, level) for block in model.blocks for n, level in enumerate(block.cms.levels)]
+    before = {p.name: p.data.copy() for _, _, level in levels for p in level.parameters()}
+    gathered = {name: np.zeros_like(w) for name, w in before.items()}
+    for clock, t in enumerate(range(0, tokens.shape[1] - 1, config.tick), 1):
+        model.zero_grad()
+        loss, state = model.loss(tokens[:, t : t + config.tick + 1], state and state.detach())
+        loss.backward()
+        losses.append(loss.item())
+        for block, n, level in levels:
+            size = np.sqrt(sum(np.sum(p.grad**2) for p in level.parameters()) + 1e-12)
+            slower = [clock % other.chunk == 0 for other in block.cms.levels[n + 1 : n + 2]]
+            for p in level.parameters():
+                gathered[p.name] += p.grad * min(1, 1 / size)
+                if clock % level.chunk == 0:
+                    rate = np.exp(block.cms.log_rate.data[n])
+                    p.data = before[p.name].copy() if config.level_drift == "ends" and any(slower) else (
+                        p.data - rate * gathered[p.name])
+                    gathered[p.name] = np.zeros_like(p.data)
+    moved = {name: p.data - before[name] for name, p in model.named_parameters() if name in before}
+    for _, _, level in levels:
+        for p in level.parameters():
+            p.data = before[p.name]
+    model.zero_grad()
+    return losses, moved
+
+
+@pytest.mark.parametrize("drift", ["kept", "ends"])
+@pytest.mark.parametrize("variant", ["sequential", "independent", "spread"])
+def test_levels_that_move_in_the_context_are_weights_that_move(variant, drift):
+    model = model_of(in_context(cms=variant, level_drift=drift, mixer="gated"))
+    tokens = text(model.config, length=13)[:1]
+    losses, moved = context_by_hand(model, tokens)
+    loss, state = model.context_loss(tokens, carry=True)
+    assert loss.item() == pytest.approx(np.mean(losses), abs=1e-10) and state.clock == 6
+    for b, (block, past) in enumerate(zip(model.blocks, state.blocks, strict=True)):
+        for n, its in enumerate(past.levels):
+            for name in block.cms.levels[n].weights():
+                expected = moved[f"blocks.{b}.cms.levels.{n}.{name}.weight"]
+                found = 0 * expected if its.drift is None else its.drift[name].data[0]
+                assert np.allclose(found, expected, rtol=1e-8, atol=1e-10)
+    alone, none = model.context_loss(tokens)
+    assert alone.item() == pytest.approx(loss.item(), abs=1e-12)
+    assert none.clock == 0 and all(its.drift is None for past in none.blocks for its in past.levels)
+
+
+def test_a_window_goes_on_where_the_last_one_ended_if_it_is_carried():
+    model, tokens = model_of(in_context(mixer="gated")), text(in_context(segment=24), length=25)
+    whole, end = model.context_loss(tokens[:, :13], carry=True)
+    second, last = model.context_loss(tokens[:, 12:], end, carry=True)
+    longer = Hope(in_context(segment=24, mixer="gated"), np.random.default_rng(0)).astype(np.float64)
+    longer.load_state_dict(model.state_dict())
+    total, final = longer.context_loss(tokens, carry=True)
+    assert (whole.item() + second.item()) / 2 == pytest.approx(total.item(), abs=1e-10) and last.clock == final.clock
+    for a, b in zip(last.leaves(), final.leaves(), strict=True):
+        assert np.allclose(a.data, b.data, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["sequential", "independent", "spread", "nested"])
+def test_initial_states_and_rates_are_learned_through_the_moves(variant):
+    settings = {"cms": variant, "mixer": "attention", "segment": 8}
+    model = model_of(in_context(**settings))
+    tokens = text(model.config)
+    parameters = dict(model.named_parameters())
+    exact = grad(model.context_loss(tokens)[0], list(parameters.values()))
+    for n, ((name, p), g) in enumerate(zip(parameters.items(), exact, strict=True)):
+        middle, direction, sides = p.data, np.random.default_rng(n).standard_normal(p.shape), []
+        for eps in (1e-5, -1e-5):
+            p.data = middle + eps * direction
+            sides.append(model.context_loss(tokens)[0].item())
+        p.data = middle
+        numeric, found = (sides[0] - sides[1]) / 2e-5, float(np.sum(g.data * direction))
+        assert abs(numeric - found) < 2e-6 * (1 + abs(numeric)), (name, numeric, found)
+    rates = [g.data for (name, _), g in zip(parameters.items(), exact, strict=True) if name.endswith("log_rate")]
+    assert any(np.any(g) for g in rates)
+    first = grad(model.context_loss(tokens, first_order=True)[0], list(parameters.values()))
+    assert any(not np.allclose(a.data, b.data) for a, b in zip(first, exact, strict=True))
+
+
+def test_in_the_context_the_optimiser_moves_the_initial_states_at_every_step():
+    model = Hope(in_context(mixer="attention"), np.random.default_rng(0))
+    assert {group["period"] for group in model.groups()} == {1}
+
+
+def test_reading_with_learning_on_is_the_same_window_tick_by_tick():
+    model = model_of(in_context(mixer="gated", cms="spread"))
+    tokens, state, losses = text(model.config, length=13), None, []
+    for t in range(0, 12, 2):
+        loss, state = model.learn(tokens[:, t : t + 3], state)
+        losses.append(loss)
+    whole, after = model.context_loss(tokens, carry=True)
+    assert np.mean(losses) == pytest.approx(whole.item(), abs=1e-10) and after.clock == state.clock
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"level_rates": (0.1, 0.2)}, "give each of the 3 levels one"), ({"tick": 5}, "ticks of 5; choose a tick"),
+    ({"level_drift": "lost"}, "choose from kept, ends"), ({"moves": "never"}, "choose from optimizer, context")])
+def test_settings_of_moves_in_the_context_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        in_context(**settings)

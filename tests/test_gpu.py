@@ -59,7 +59,7 @@ def steps(device, optimizer="adamw", count=2, **settings):
     for _ in range(count):
         rung.zero_grad()
         Refusing.moved.clear()
-        loss, state = (model.nested_loss if settings.get("cms") == "nested" else model.loss)(TOKENS, state)
+        loss, state = (model.context_loss if settings.get("cms") == "nested" else model.loss)(TOKENS, state)
         note("forward")
         (loss * 0.5).backward()
         note("backward")
@@ -268,7 +268,7 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
     seen = {name: -(name in moved) for name in now}
     last = dict.fromkeys(now, 1) | {config.adaptive[-1]: seen[config.adaptive[-1]]}
     spans = [Span(ends, seen), Span(n - ends, last)]
-    o, after = mixer.read(asked, spans if ends else [Span(n, seen)], start, now)
+    o, after, _ = mixer.read(asked, spans if ends else [Span(n, seen)], start, now, {})
     outputs = [o, *(S for layers in after.values() for S in layers)]
     tensors += [p for name, p in mixer.named_parameters() if name.startswith(("initial", "bias", "readout"))]
     weights = [Tensor(on(rng.standard_normal(x.shape).astype(dtype))) for x in outputs]

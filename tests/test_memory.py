@@ -16,7 +16,7 @@ from autograd import Tensor, check_grad, concatenate, grad, no_grad, tree_map
 from autograd import sum as total
 from config import MIXERS, Config
 from hope import make_mixer
-from memory import FORMS, RULES, delta_rule, half_lives, proximal
+from memory import FORMS, RULES, STEPS, delta_rule, half_lives, momentum_rule, oja, proximal
 from titans import FEW, LONGEST, Span
 
 MEMORIES = [name for name in MIXERS if name != "attention"]
@@ -157,7 +157,14 @@ TABLE = {  # (a, b, c) as paper.md §1 prints them, from α, β = η, and η′ 
     "gated": lambda alpha, eta: (alpha, alpha * eta, eta),
     "dgd": lambda alpha, eta: (alpha, eta / (1 + eta), eta / (1 + eta)),
     "dgd-l2": lambda alpha, eta: (alpha, 2 * eta / (1 + eta), eta / (1 + eta)),  # u = v − S k
+    "oja": lambda alpha, eta: (alpha, eta, eta),  # of the transpose
 }
+PRINTED = TABLE | {  # with the plain η of [A 88–96], as long as no eigenvalue falls below −1
+    "dgd": lambda alpha, eta: (alpha, eta, eta),
+    "dgd-l2": lambda alpha, eta: (alpha, 2 * min(eta, (1 + alpha) / 2), min(eta, (1 + alpha) / 2)),
+}
+PHI = {"identity": lambda x: x, "relu": lambda x: np.maximum(x, 0), "square": lambda x: x * x,
+       "elu": lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))}  # fmt: skip
 
 
 SMALL = Config(width=8, heads=2, layers=1, segment=16, vocabulary=11, hidden=8, chunks=(1,), eta_max=0.9,
@@ -195,8 +202,10 @@ def logistic(x):
     return 1 / (1 + np.exp(-x))
 
 
-def matrix_by_hand(mixer, x: np.ndarray) -> np.ndarray:
+def matrix_by_hand(mixer, x: np.ndarray, table: dict = TABLE, phi: str = "identity", omega_window: int = 3
+                   ) -> np.ndarray:
     """One sequence x (T,D) through a `MatrixMemory`, one head and one token at a time."""
+    mixer_phi, past = PHI[phi], {h: [] for h in range(mixer.heads)}
     P = {name: p.data for name, p in mixer.named_parameters()}
     x = convolved(P, x)
     d, reads = x.shape[1] // mixer.heads, np.full(x.shape, np.nan)
@@ -204,15 +213,24 @@ def matrix_by_hand(mixer, x: np.ndarray) -> np.ndarray:
         rows, S = slice(h * d, (h + 1) * d), P["initial"][h]
         for t in range(len(x)):
             q, k, v = (P[f"projection.{name}.weight"][rows] @ x[t] for name in "qkv")
-            q, k, v = unit(q), unit(k), rms(v)
+            q, k, v = unit(mixer_phi(q)), unit(mixer_phi(k)), rms(v)
             gate = [
                 logistic(P[f"gate.{name}.weight"][h] @ x[t] + P[f"bias.{name}"][h])
                 if name in mixer.gate
                 else np.nan
                 for name in ("alpha", "eta")
             ]
-            a, b, c = TABLE[mixer.rule](*gate)
             reads[t, rows] = rms(S @ q)
+            if mixer.rule == "omega":
+                past[h] = [*past[h][1 - omega_window:], (k, v, gate[1] / omega_window)] if omega_window > 1 else [
+                    (k, v, gate[1])]
+                S = gate[0] * S - sum(gamma * np.outer(S @ k - v, k) for k, v, gamma in past[h])
+                continue
+            a, b, c = table[mixer.rule](*gate)
+            if mixer.rule == "oja":
+                v = unit(v)
+                S = a * S + c * np.outer(v, k - S.T @ v)
+                continue
             S = S @ (a * np.eye(d) - b * np.outer(k, k)) + c * np.outer(v, k)
     return reads @ P["output.weight"].T
 
@@ -227,6 +245,85 @@ def test_every_rule_is_the_one_in_the_papers_table(rule, form):
     mixer, x = shaken(small(mixer=rule, form=form)), draw(1, 2, 20, 8)
     y, _ = mixer(Tensor(x))
     assert close(y.data, [matrix_by_hand(mixer, sequence) for sequence in x])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["dgd", "dgd-l2"])
+def test_the_step_as_printed_is_the_plain_eta_and_reaches_an_eigenvalue_of_minus_one(rule, form):
+    mixer, x = shaken(small(mixer=rule, form=form, step="printed")), draw(1, 2, 20, 8)
+    assert close(mixer(Tensor(x))[0].data, [matrix_by_hand(mixer, sequence, PRINTED) for sequence in x])
+    gates = Tensor(np.log(np.array([1.0, 0.5]))), Tensor(np.ones(2))
+    (log_a, b, _), (_, exact, _) = (RULES[rule](*gates, STEPS[step]) for step in ("printed", "proximal"))
+    along = np.exp(log_a.data) - b.data
+    assert np.all(along > -1) and abs(along[0] - (-1 if rule == "dgd-l2" else 0)) < 1e-9
+    assert np.all(np.exp(log_a.data) - exact.data > -1)  # the exact step never gets there
+
+
+@pytest.mark.parametrize("features", PHI)
+def test_features_are_of_keys_and_queries_before_their_length(features):
+    mixer, x = shaken(small(mixer="retention", features=features)), draw(1, 2, 9, 8)
+    assert close(mixer(Tensor(x))[0].data, [matrix_by_hand(mixer, sequence, phi=features) for sequence in x])
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_omega_learns_from_the_last_pairs_at_every_token(window):
+    mixer, x = shaken(small(mixer="omega", omega_window=window)), draw(1, 2, 11, 8)
+    whole, _ = mixer(Tensor(x))
+    assert close(whole.data, [matrix_by_hand(mixer, sequence, omega_window=window) for sequence in x])
+    state, parts = None, []
+    for a, b in ((0, 1), (1, 4), (4, 11)):
+        y, state = mixer(Tensor(x[:, a:b]), state)
+        parts.append(y.data)
+    assert close(np.concatenate(parts, 1), whole.data)
+
+
+def test_ojas_rule_is_the_delta_rule_of_the_transpose():
+    """[A 66–67]: S ← S + η v(k − Sᵀv)ᵀ is Sᵀ ← Sᵀ(I − η v vᵀ) + η k vᵀ: key and value have changed places."""
+    S, k, v, eta = draw(0, 4, 5), draw(1, 5), unit(draw(2, 4)), 0.7
+    delta_rule_of_the_transpose = S.T @ (np.eye(4) - eta * np.outer(v, v)) + eta * np.outer(k, v)
+    assert close((S + eta * np.outer(v, k - S.T @ v)).T, delta_rule_of_the_transpose)
+    inputs = [draw(i, 1, 1, 9, n) for i, n in enumerate((5, 5, 4))]
+    gates = [np.zeros((1, 1, 9)), *(draw(5, 1, 1, 9) ** 2 % 1 for _ in range(2))]
+    check_grad(lambda *xs: oja(*xs, chunk=4), *inputs, *gates, draw(3, 1, 1, 4, 5), order=1)
+
+
+# --- momentum ------------------------------------------------------------------------------------------------
+
+
+def momentum_inputs(T: int, lead=(2, 3), d_k: int = 5, d_v: int = 4) -> list[np.ndarray]:
+    q, k, v, log_a, b, c, S = rule_inputs(T, lead, d_k, d_v)
+    return [q, k, v, draw(31, *v.shape), log_a, b, c, -(draw(32, *log_a.shape) ** 2), S, draw(33, *S.shape)]
+
+
+@pytest.mark.parametrize("T", [0, 1, 7, 64, 65, 130])
+def test_momentum_in_chunks_is_momentum_token_by_token(T):
+    inputs = [Tensor(x, requires_grad=True) for x in momentum_inputs(T)]
+    S, N = (x.data[0, 0] for x in inputs[8:])
+    for t in range(T):
+        k, v, once, a, b, c, beta = (x.data[0, 0, t] for x in inputs[1:8])
+        N = np.exp(beta) * N + c * np.outer(v, k)
+        S = S @ (np.exp(a) * np.eye(5) - b * np.outer(k, k)) + np.outer(once, k) + N
+    found = {form: momentum_rule(*inputs, form=form) for form in ("recurrent", "chunked")}
+    assert close(found["recurrent"][1].data[0, 0], S) and close(found["recurrent"][2].data[0, 0], N)
+    bars = [Tensor(draw(50 + i, *z.shape)) for i, z in enumerate(found["chunked"])]
+    for a, b in zip(*([z.data for z in outs] + [g.data for g in grad(outs, inputs, bars)] for outs in found.values()),
+                    strict=True):  # fmt: skip
+        assert close(a, b)
+
+
+def test_derivatives_of_momentum_agree_with_finite_differences():
+    check_grad(lambda *xs: momentum_rule(*xs), *momentum_inputs(3, (1,), 2, 2), order=2)
+
+
+def test_without_momentum_the_rule_is_the_delta_rule():
+    q, k, v, once, log_a, b, c, _, S, N = map(Tensor, momentum_inputs(70))
+    never = Tensor(np.full(log_a.shape, -1e3))  # β = 0
+    o, S_T, N_T = momentum_rule(q, k, v, once * 0, log_a, b, c, never, S, N)
+    expected = delta_rule(q, k, v, log_a, b, c, S)
+    assert close(o.data, expected[0].data) and close(S_T.data, expected[1].data)
+    last = c[..., -1, None, None] * v[..., -1, :, None] @ k[..., -1, None, :]
+    assert close(N_T.data, last.data)
+    assert momentum_rule(None, k, v, once, log_a, b, c, never, S, N)[0] is None
 
 
 def test_half_lives_spread_geometrically_from_16_to_4096_tokens():
@@ -291,9 +388,10 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
     for h in range(mixer.heads):
         M0 = {name: [P[f"initial.{name}.{i}"][h] for i in range(depth)] for name in config.adaptive}
         W, start = {name: list(layers) for name, layers in M0.items()}, {}
+        N = {name: [np.zeros_like(layer) for layer in layers] for name, layers in M0.items()}
 
         def M(name, layers, z, h=h):
-            if name in ("eta", "alpha"):
+            if name in ("eta", "alpha", "beta"):
                 return answer(layers, z, P[f"readout.{name}"][h] @ z)
             return answer(layers, z, 0 if depth == 1 and layers is not None else z)
 
@@ -310,6 +408,9 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
                 for name in ("eta", "alpha")
             )
             eta *= config.eta_max
+            beta = 0.0
+            if config.momentum:
+                beta = logistic(M("beta", None, fed["gate"])[0] + P["bias.beta"][h])
             reads[t, rows] = rms(M("memory", W["memory"] if config.reads == "exact" else start["memory"], q))
 
             for name in config.adaptive:
@@ -319,12 +420,17 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
                 if config.targets == "value" and name not in ("eta", "alpha"):
                     target = v
                 error = M(name, layers, k) - target if config.objective == "l2" else -target
+                if config.objective == "l2":
+                    error = np.sign(error) * np.abs(error) ** (config.error_power - 1)
                 for i, (z, delta) in enumerate(layer_errors(layers, k, error)):
                     delta = delta / max(1, np.sqrt(np.mean(delta**2)))
                     step = eta / (1 + eta * z @ z)
+                    if config.step == "printed":
+                        step = min(eta, (1 + alpha) / ((2 if config.objective == "l2" else 1) * z @ z))
+                    N[name][i] = beta * N[name][i] - step * np.outer(delta, z)
                     kept = W[name][i] @ (alpha * np.eye(len(z)) - step * np.outer(z, z))
                     pull = (1 - alpha) * M0[name][i] if config.retention == "initial" else 0
-                    W[name][i] = kept - step * np.outer(delta, z) + pull
+                    W[name][i] = kept + N[name][i] + pull
         for name in config.adaptive:
             for i in range(depth):
                 ends[name, i, h] = W[name][i]
@@ -368,6 +474,19 @@ def test_titans_are_the_papers_for_every_setting(n):
     ):
         chunks = {"memory_chunk": memory, "projection_chunk": projection, "memory_hidden": 3 * (n % 2)}
         assert_is_the_papers(small(**EVERY[n], form=form, adaptive=adaptive, **chunks), T=13)
+
+
+STEPPED = [{"momentum": True}, {"step": "printed"}, {"momentum": True, "step": "printed", "eta_max": 1.0},
+           {"error_power": 3.0}, {"error_power": 1.5, "momentum": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("setting", STEPPED, ids=lambda s: "-".join(map(str, s)))
+def test_momentum_the_printed_step_and_other_errors_are_their_definitions(setting, form):
+    for n, (memory, projection) in enumerate(CHUNKS[:4]):
+        chunks = {"memory_chunk": memory, "projection_chunk": projection}
+        assert_is_the_papers(small(**{**EVERY[7 * n + 3], "objective": "l2"}, **setting, form=form,
+                                   adaptive=ADAPTIVE[n % 2], **chunks), T=11)  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -448,7 +567,9 @@ GRADIENTS = [
     {"retention": "zero", "reads": "chunk"},
     {"targets": "value", "memory_chunk": 6, "memory_hidden": 3},
     {"adaptive": (*FIVE, "q"), "memory_chunk": 2, "form": "fused"},
+    *({**setting, "form": form} for setting in STEPPED for form in FAST),
     {"mixer": "plain-titans"},
+    {"mixer": "omega"},
     *({"mixer": rule, "form": form} for rule in RULES for form in FAST),
 ]
 
@@ -588,7 +709,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch():
     def run(n) -> list[np.ndarray]:
         drift = mixer.start(Tensor(np.zeros((len(asked["q"][n]), 1, 128), np.float32))).drift
         inputs = {name: Tensor(z[n], requires_grad=True) for name, z in asked.items()}
-        o, after = mixer.read(inputs, [Span(64, dict.fromkeys(drift, 0))], {}, drift)
+        o, after, _ = mixer.read(inputs, [Span(64, dict.fromkeys(drift, 0))], {}, drift, {})
         outputs = [o, *(S for layers in after.values() for S in layers)]
         return [z.data for z in outputs] + [g.data for g in grad(outputs, [*inputs.values()], outputs)]
 

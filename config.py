@@ -16,13 +16,18 @@ from typing import Any
 import numpy as np
 
 RULES = ("linear", "retention", "delta", "signed", "gated", "oja", "dgd", "dgd-l2")  # of one matrix per head: memory.py
-MIXERS = ("titans", "plain-titans", "attention", *RULES, "omega", "generated", "banks", "cell", "rnn")
+MIXERS = ("titans", "plain-titans", "attention", *RULES, "omega", "ada", "generated", "banks", "cell", "rnn")
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # of self-modifying Titans: titans.py
 CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "memory": ("mlp", "matrix"),
            "objective": ("l2", "dot"), "targets": ("self", "value"), "reads": ("exact", "chunk"),
            "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent"),
            "moves": ("optimizer", "context"), "level_drift": ("kept", "ends"),
            "step": ("proximal", "printed"), "features": ("identity", "relu", "elu", "square")}
+
+LEAST = dict.fromkeys((
+    "width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk", "projection_chunk",
+    "generator_chunk", "generator_rank", "generator_hidden", "omega_window", "error_power"), 1) | dict.fromkeys((
+        "memory_hidden", "generator_rate", "learn_rate", "tick", "window"), 0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Config:
     chunks: tuple[int, ...] = (1, 4, 16)  # chunk size of every level, fast to slow, in segments
     cms: str = "sequential"     # how the levels are put together
     hidden: int = 512           # F, hidden size of one level
+    window: int = 0             # tokens that attention looks back, the present one among them; 0 = all
     memory: str = "mlp"         # a memory is a residual network of two layers, or one matrix
     memory_hidden: int = 0      # its hidden size; 0 = the head size
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")  # the memories; "q" may join
@@ -47,7 +53,7 @@ class Config:
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
     projection_chunk: int = 64  # tokens over which k, v, η and α are read of one frozen state
     eta_max: float = 0.5        # bound of the inner learning rate
-    eta_start: float = 0.134    # where it starts
+    eta_start: float = 0.1      # where it starts
     step: str = "proximal"      # of a write: the exact η/(1 + η‖z‖²), or η as the paper prints it
     momentum: bool = False      # what is written goes on, with a retention β of its own
     beta_start: float = 0.5     # where β starts
@@ -81,10 +87,7 @@ class Config:
             if part not in MIXERS:
                 raise ValueError(f"mixer {part!r}{nearest(part, MIXERS)}; choose from {', '.join(MIXERS)}, "
                                  "or several with + between")
-        for name in ("width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk",
-                     "projection_chunk", "memory_hidden", "generator_chunk", "generator_rate",
-                     "generator_rank", "generator_hidden", "learn_rate", "omega_window", "error_power", "tick"):
-            least = 0 if name in ("memory_hidden", "generator_rate", "learn_rate", "tick") else 1
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.width % self.heads or (self.width // self.heads) % 2:

@@ -57,8 +57,8 @@ from layers import (
 from memory import RULES, MatrixMemory, MatrixState, OmegaMemory, OmegaState
 from titans import SelfModifyingTitans, TitansState
 
-OTHERS: dict[str, type] = {"omega": OmegaMemory, "generated": mixers.WeightGenerator, "banks": mixers.Banks,
-                           "cell": mixers.Cell, "rnn": mixers.SimpleRecurrent}
+OTHERS: dict[str, type] = {"omega": OmegaMemory, "ada": mixers.AdaTransformer, "generated": mixers.WeightGenerator,
+                           "banks": mixers.Banks, "cell": mixers.Cell, "rnn": mixers.SimpleRecurrent}
 
 # The running state ------------------------------------------------------------------------------------------
 
@@ -158,8 +158,8 @@ class State:
 
 
 STATES = {kind.__name__: kind for kind in (
-    BlockState, LevelState, AttentionState, MatrixState, OmegaState, TitansState, mixers.GeneratorState, mixers.Bank,
-    mixers.BanksState, mixers.CellState, mixers.RecurrentState)}
+    BlockState, LevelState, AttentionState, MatrixState, OmegaState, TitansState, mixers.AdaState,
+    mixers.GeneratorState, mixers.Bank, mixers.BanksState, mixers.CellState, mixers.RecurrentState)}
 
 
 def block_before_types(block: dict[str, Any]) -> BlockState:
@@ -205,7 +205,7 @@ def make_mixer(rng: Rng | None, config: Config) -> Mixer:
         names = config.mixer.split("+")
         return mixers.SideBySide([make_mixer(rng, replace(config, mixer=name)) for name in names])
     if config.mixer == "attention":
-        return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5)
+        return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5, config.window)
     if config.mixer in OTHERS:
         return OTHERS[config.mixer](rng, config)
     if config.mixer in RULES:

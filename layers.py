@@ -261,24 +261,40 @@ def fused_attention(q, k, v):
     return y, lambda g: kernels.launch("attention_backward", q, k, v, y, z, g)
 
 
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """`attention` over the last `window` tokens only, the query's own among them [A 63]: block by block of queries."""
+    reads, past = [], k.shape[2] - q.shape[2]
+    for t in range(0, q.shape[2], window):
+        n = min(window, q.shape[2] - t)
+        first = max(0, past + t - window + 1)
+        keys, values = (x[:, :, first:past + t + n] for x in (k, v))
+        scores = (q[:, :, t:t + n] @ keys.mT) * (q.shape[-1] ** -0.5)  # (B,H,n,≤2·window)
+        ones = np.ones_like(scores.data, shape=scores.shape[-2:], dtype=bool)
+        seen = np.tril(ones, past + t - first) & ~np.tril(ones, past + t - first - window)
+        reads.append(softmax(where(seen, scores, -1e30)) @ values)
+    return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
+
+
 @dataclass(frozen=True)
 class AttentionState:
-    """All that attention has read."""
+    """All that attention has read, or what lies in its window."""
 
-    key: Tensor  # (B,H,T,d), turned by their positions
+    key: Tensor  # (B,H,T,d), turned by their positions unless there is a window
     value: Tensor  # (B,H,T,d)
 
 
 class CausalAttention(Mixer):
-    """Softmax attention over the past, with rotary positions [Su 2021].
+    """Softmax attention over the past, or its last `window` tokens, with rotary positions [A 61–63; Su 2021].
 
         y_t = W_o Σ_{i≤t} softmax_i(q_t·k_i/√d) v_i
+
+    The read is argmin_m Σ_i exp(q_t·k_i/√d) ‖v_i − m‖² [A 62]: a memory without weights, fitted anew for every query.
 
     x (B,T,D) → (B,T,D).
     """
 
-    def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0):
-        self.heads = heads
+    def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0, window: int = 0):
+        self.heads, self.window = heads, window
         self.query, self.key, self.value = (Linear(rng, width, width) for _ in range(3))
         self.output = Linear(rng, width, width, scale)
 
@@ -287,19 +303,27 @@ class CausalAttention(Mixer):
         return AttentionState(nothing, nothing)
 
     def __call__(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
-        past = 0 if state is None else self.position(state)
+        past = 0 if state is None else state.key.shape[2]
         q, k, v = (split_heads(f(x), heads=self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
-        q, k = rotate(q, start=past), rotate(k, start=past)
+        q = rotate(q, start=past)
+        if not self.window:
+            k = rotate(k, start=past)
         if state is not None and past:
             k, v = concatenate([state.key, k], axis=2), concatenate([state.value, v], axis=2)
-        return self.output(merge_heads(fused_attention(q, k, v))), AttentionState(k, v)
+        if not self.window:
+            return self.output(merge_heads(fused_attention(q, k, v))), AttentionState(k, v)
+        # only distances count: positions begin anew with every window
+        y = windowed_attention(q, rotate(k, start=0), v, self.window)
+        kept = max(0, k.shape[2] - self.window + 1)
+        return self.output(merge_heads(y)), AttentionState(k[:, :, kept:], v[:, :, kept:])
 
     def position(self, state: AttentionState) -> int:
         return state.key.shape[2]
 
     def cost(self, tokens: int) -> Cost:
         width = self.query.weight.shape[0]
-        return Cost(width * tokens, 2 * width * tokens)  # of q·k and of the sum of v, half is masked
+        kept = min(tokens, self.window - 1) if self.window else tokens
+        return Cost(width * (2 * self.window if self.window else tokens), 2 * width * kept)  # half of all is masked
 
 
 @op

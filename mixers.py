@@ -1,12 +1,13 @@
-"""What else can stand before the levels?  Four mixers with small states, and several mixers side by side.
+"""What else can stand before the levels?  Five more mixers, and several mixers side by side.
 
+    AdaTransformer    attention whose linear map is a memory: an MLP that adapts in the context [A 21, 69]
     WeightGenerator   one matrix per head, changed by what a small network proposes
     Banks             five vectors per head, each moving on a clock of its own
     Cell              three vectors, all moving towards one shared idea at rates of their own
     SimpleRecurrent   one vector, for comparison
     SideBySide        several mixers that read the same; their answers are added
 
-The first three come from seed systems, not from the paper.
+The first is the paper's; weight generator, banks and cell come from seed systems.
 
 Legend: B batch, T time, D width, H heads, d head size, C chunk size in tokens.
 """
@@ -26,17 +27,88 @@ from autograd import (
     mean,
     normalize,
     reshape,
+    rms_normalize,
     sigmoid,
     silu,
     softmax,
     stack,
     sum,
+    swapaxes,
     tanh,
     tensor,
 )
 from config import Config
-from layers import Cost, Linear, Mixer, Parameter, Rng, normal, rms_norm, split_heads
+from layers import (
+    AttentionState,
+    CausalAttention,
+    Cost,
+    Linear,
+    Mixer,
+    Parameter,
+    Rng,
+    merge_heads,
+    normal,
+    rms_norm,
+    split_heads,
+)
 from memory import MemoryMixer, delta_rule, expect_batch, half_lives, zeros
+
+# An MLP that adapts in the context --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AdaState:
+    """What an AdaTransformer has read."""
+
+    attention: AttentionState
+    W: Tensor  # the linear map now (B,H,d,d)
+
+
+class AdaTransformer(Mixer):
+    """Attention, then a linear map that learns from its keys and values: y = W_{t−1} Attn(k, v, q) [A 21, 69].
+
+        W_t = W_{t−1} + c_t v_t k_tᵀ,      W_0 learned across texts, c_t = σ(w·x_t + b) per head
+
+    With c = 0 it is attention and the linear MLP W_0, which does not change in a context; with c it is that MLP as the
+    start of a linear attention, which does: the paper's bridge from one to the other (its Fig. 3).
+
+    CHOICE: keys have length 1, values RMS 1, and what is written is gated; the text writes v kᵀ as it is.
+
+    x (B,T,D) → (B,T,D).
+    """
+
+    def __init__(self, rng: Rng | None, config: Config):
+        d = config.width // config.heads
+        self.attention = CausalAttention(rng, config.width, config.heads, 1.0, config.window)
+        self.gate = Linear(rng, config.width, config.heads)
+        self.bias = Parameter(np.full(config.heads, -2, dtype=np.float32))
+        self.initial = normal(rng, (config.heads, d, d), d ** -0.5)
+        self.output = Linear(rng, config.width, config.width, (2 * config.layers) ** -0.5)
+        self.form = config.form
+
+    def start(self, x: Tensor) -> AdaState:
+        return AdaState(self.attention.start(x), self.initial + zeros(x, 1, 1, 1))
+
+    def __call__(self, x: Tensor, state: AdaState | None = None) -> tuple[Tensor, AdaState]:
+        state = state or self.start(x)
+        read, attention = self.attention(x, state.attention)
+        q, k, v = (split_heads(z, heads=self.attention.heads)
+                   for z in (read, self.attention.key(x), self.attention.value(x)))  # (B,H,T,d)
+        c = swapaxes(sigmoid(self.gate(x) + self.bias), axis1=1, axis2=2)  # (B,H,T)
+        never = tensor(np.zeros_like(c.data))
+        y, W = delta_rule(q, normalize(k), rms_normalize(v), never, never, c, state.W, self.form)
+        return self.output(merge_heads(y)), AdaState(attention, W)
+
+    def position(self, state: AdaState) -> int:
+        return self.attention.position(state.attention)
+
+    def drift(self, state: AdaState) -> dict[str, list[tuple[Any, Any]]]:
+        return {"memory": [(state.W.data - self.initial.data, self.initial.data)]}
+
+    def cost(self, tokens: int) -> Cost:
+        attention = self.attention.cost(tokens)
+        return Cost(attention.products + 2 * self.initial.size, attention.numbers + self.initial.size)
+
 
 # Weights that a network generates ---------------------------------------------------------------------------
 

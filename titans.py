@@ -105,7 +105,8 @@ class SelfModifyingTitans(MemoryMixer):
         starts = {"eta": config.eta_start / config.eta_max, "beta": config.beta_start}  # as sigmoids
         logits = {name: np.full(H, np.log(p / (1 - p)), dtype=np.float32) for name, p in starts.items()}
         gates = GATES if config.momentum else SCALARS
-        self.readout = {name: Parameter(np.zeros((H, 1, d), dtype=np.float32)) for name in gates}
+        self.readout = {name: normal(rng, (H, 1, d), 0.0 if name in config.adaptive else d ** -0.5 / 4)
+                        for name in gates}
         self.bias = {name: Parameter(half_lives(H) if name == "alpha" else logits[name]) for name in gates}
 
     # the definition --------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import cms
 import optimizers
 from autograd import Tensor, grad, no_grad
 from autograd import sum as total
-from cms import LevelState
-from config import Config
+from cms import LevelState, timetable
+from config import MIXERS, Config
 from hope import BlockState, Hope, State, load, save
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
@@ -689,3 +689,23 @@ def test_reading_with_learning_on_is_the_same_window_tick_by_tick():
 def test_settings_of_moves_in_the_context_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         in_context(**settings)
+
+
+def test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach():
+    """[§8.2, Fig. 5]: C_ℓ = max C/f_ℓ, and the slowest has f = 1."""
+    found = timetable(Config(segment=512, chunks=(1, 4, 16), memory_chunk=64, projection_chunk=16), 2048)
+    assert found == [
+        ("main memory", 64, 512, 512),
+        ("what makes k, v, eta, alpha", 16, 2048, 512),
+        ("level 1, chunk size 1", 2048, 16, 1),
+        ("level 2, chunk size 4", 8192, 4, 1),
+        ("level 3, chunk size 16", 32768, 1, 1),
+        ("embedding, projections, initial states of memories", 2048, 16, 1),
+    ]
+    moving = timetable(in_context(mixer="attention"), 24)
+    assert moving[0] == ("attention", 0, np.inf, 12)
+    assert [row[1:] for row in moving[1:4]] == [(2, 12, 12), (4, 6, 12), (8, 3, 12)]
+    assert moving[-2] == ("initial states of the levels", 24, 1, 1)
+    for mixer in MIXERS:
+        assert all(chunk * frequency == 24 for _, chunk, frequency, _ in timetable(small(mixer=mixer, chunks=(1,),
+                   spans=(2,)), 24) if chunk)  # fmt: skip

@@ -345,3 +345,53 @@ def test_parameter_gradients_pass_through_a_layer_used_twice():
     W, one = layer.weight.data, np.ones((2, 3))
     assert np.allclose(g.data, one.T @ (x @ W.T) + (one @ W).T @ x)
     assert isinstance(layer.weight, Parameter)
+
+
+# a window over the past -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7))
+@few
+def test_windowed_attention_sees_the_last_tokens_only_however_the_text_is_cut(lengths, window):
+    """[A 63]; what is kept of a text does not grow beyond the window."""
+    layer, T = CausalAttention(np.random.default_rng(0), 8, 2, window=window).astype(np.float64), sum(lengths)
+    x, state, parts, t = draw(1, 2, T, 8), None, [], 0
+    q, k, v = (split_heads(f(Tensor(x)), heads=2) for f in (layer.query, layer.key, layer.value))
+    q, k = (rotate(z, start=0).data for z in (q, k))
+    y = np.zeros((2, 2, T, 4))
+    for i in range(T):
+        first = max(0, i - window + 1)
+        s = np.exp(np.einsum("bhd,bhjd->bhj", q[:, :, i], k[:, :, first : i + 1]) / 2)
+        y[:, :, i] = np.einsum("bhj,bhjd->bhd", s / s.sum(-1, keepdims=True), v.data[:, :, first : i + 1])
+    for n in lengths:
+        read, state = layer(Tensor(x[:, t : t + n]), state)
+        parts.append(read.data)
+        t += n
+    expected = np.swapaxes(y, 1, 2).reshape(2, T, 8) @ layer.output.weight.data.T
+    assert np.allclose(np.concatenate(parts, axis=1), expected, atol=1e-12)
+    assert state.key.shape[2] == min(T, window - 1) and layer.cost(T).numbers == 16 * state.key.shape[2]
+
+
+def test_a_window_as_long_as_the_text_is_attention():
+    rng = np.random.default_rng(0)
+    layer = CausalAttention(rng, 8, 2).astype(np.float64)
+    other = CausalAttention(rng, 8, 2, window=11).astype(np.float64)
+    other.load_state_dict(layer.state_dict())
+    x = Tensor(draw(1, 2, 11, 8))
+    assert np.allclose(layer(x)[0].data, other(x)[0].data, atol=1e-12)
+
+
+def test_derivatives_through_a_window_agree_with_finite_differences():
+    layer = CausalAttention(np.random.default_rng(0), 4, 1, window=2).astype(np.float64)
+    check_grad(lambda x: layer(x)[0], draw(1, 1, 5, 4))
+
+
+def test_attention_is_a_regression_on_values_solved_anew_for_every_query():
+    """[A 62]: softmax attention answers argmin_m Σ_i exp(q·k_i/√d) ‖v_i − m‖²."""
+    q, k, v = draw(0, 1, 1, 1, 4), draw(1, 1, 1, 6, 4), draw(2, 1, 1, 6, 4)
+    m = layers.attention(*map(Tensor, (q, k, v))).data[0, 0, 0]
+
+    def objective(m):
+        return np.sum(np.exp(k[0, 0] @ q[0, 0, 0] / 2) * np.sum((v[0, 0] - m) ** 2, -1))
+    for step in (*np.eye(4), *-np.eye(4)):
+        assert objective(m) < objective(m + 1e-3 * step)

@@ -1,23 +1,24 @@
 """Optimisers are associative memories of gradients: what does each rung remember, and how?
 
-    rung                 what it keeps                       how it writes                   how it reads
-    SGD                  nothing                             -                               g
-    Momentum             a matrix m                          dot product, fades by μ         m
-    AdaGrad              the sum V of g²                     ℓ₂ regression, never fades      g/√V
-    AdamW                averages m of g and V of g²         ℓ₂ regression, fades            m/√V
-    DeltaMomentum        a matrix m                          ℓ₂: unlearns what g repeats     m
-    DeepMomentum         an MLP per matrix                   dot or ℓ₂, trained online       its Jacobian at g
-    HigherOrderMomentum  a matrix m                          dot product, of φ(g)            m
-    NonlinearMomentum    a matrix m                          dot product, average            σ(m)
-    Muon                 a matrix m                          dot product, average            NS(m), orthogonal
-    M3                   a fast and a slow matrix, V         dot product, at two clocks      (NS + α NS)/√V
-    DGD                  the weight W itself, of inputs x    ℓ₂: unlearns what x repeats     W
-    MultiTimescale       fast and slow averages of g, V      dot product, of a digest of g   (fast + slow)/√V
+    rung                 what it keeps                       how it writes                     how it reads
+    SGD                  nothing                             -                                 g
+    Momentum             a matrix m                          dot product, fades by μ           m
+    AdaGrad              the sum V of g², or of ggᵀ          ℓ₂ regression, never fades        g/√V
+    AdamW                averages m of g and V of g²         ℓ₂ regression, fades              m/√V
+    Preconditioned       a map P from coordinates to g       ℓ₂ regression, fades              P⁻¹g
+    DeltaMomentum        a matrix m                          ℓ₂: unlearns what g repeats       m
+    DeepMomentum         an MLP per matrix                   dot or ℓ₂, trained online         its Jacobian at g
+    HigherOrderMomentum  a matrix m                          dot product, of φ(g)              m
+    NonlinearMomentum    a matrix m                          dot product, average              σ(m)
+    Muon                 a matrix m                          dot product, average              NS(m), orthogonal
+    M3                   a fast and a slow matrix, V         dot product, at two clocks        (NS + α NS)/√V
+    DGD                  the weight W itself, of inputs x    ℓ₂: unlearns what x repeats       W
+    MultiTimescale       fast and slow averages of g, V      dot product, of g at a low rank   (fast + slow)/√V
 
-Signs: where the paper has m ← … − ηg and W ← W + m, we keep −m, as PyTorch does.
-
-W (out, in) a parameter, g = ∂L/∂W, η the learning rate, X (N, in) N keys. CHOICE: a 1-D parameter is a row
-(1, in), one with more axes a stack of matrices (..., out, in). `python optimizers.py` runs the ladder.
+W (out, in) a parameter, g = ∂L/∂W, η the learning rate, X (N, in) N keys. CHOICE: a 1-D parameter is a row (1, in),
+one with more axes a stack of matrices (..., out, in). Where the paper has m ← … − ηg and W ← W + m, we keep −m, as
+PyTorch does. `python optimizers.py` runs the ladder, `--context` asks what each rung still holds of an earlier task.
+The file is long because thirteen rungs stand side by side, each right after what it is made of.
 """
 
 from __future__ import annotations
@@ -33,11 +34,74 @@ import numpy as np
 
 import kernels
 
-State = dict[str, Any]
-QUINTIC, CUBIC = (3.4445, -4.7750, 2.0315), (1.5, -0.5, 0.0)
+
+class Optimizer:
+    """Base of the ladder: a rung defines `update(p, g, state, group) -> delta`; p.data += delta, in place.
+
+    params: parameters (`.data`, `.grad`, maybe `.name`) or groups, dicts {"params": [...], option: value}; options are
+    explained at `read_groups`, `gather` and `change`. `lr_scale` multiplies every η (see `schedule`).
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {  # of a choice, a tuple: the default first
+        "lr": 0.0, "weight_decay": 0.0, "method": ("own", "adamw"), "adamw_lr_scale": 1.0,
+        "period": 1, "accumulate": ("updates", "gradients")}
+    matrices_only = False  # True: 1-D parameters take AdamW
+
+    def __init_subclass__(cls, **options):
+        cls.defaults = {**cls.defaults, **options}  # a rung's own options stand in the head of its class
+
+    def __init__(self, params, lr: float, **options):
+        self.groups = read_groups(type(self), params, {"lr": lr, **options})
+        self.owners = [group for group in self.groups for _ in group["params"]]
+        self.params = [p for group in self.groups for p in group["params"]]
+        self.state: list[State] = [{} for _ in self.params]
+        self.clock, self.lr_scale = 0, 1.0
+
+    def update(self, p, g, state: State, group: dict):
+        """What to add to p.data for the gradient g; `state` is the memory of p, an empty dict at first."""
+        raise TypeError(f"{type(self).__name__} is not a rung of the ladder: it has no update")
+
+    def sense(self, p, state: State):  # what a rung perceives of p at every step, whatever the clock says
+        return p.grad
+
+    def step(self) -> list[int]:
+        """Take one step; return the sorted periods that fired. A parameter without a gradient rests."""
+        self.clock += 1
+        for p, group, state in zip(self.params, self.owners, self.state, strict=True):
+            x = self.sense(p, state)
+            for turn in (gather, change) if group["accumulate"] == "gradients" else (change, gather):
+                x = turn(self, p, x, state, group)
+            if x is not None:
+                p.data += x
+        return sorted({group["period"] for group in self.groups if self.clock % group["period"] == 0})
+
+    lr = property(lambda self: self.groups[0]["lr"] * self.lr_scale, doc="η in force, of the first group")
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+            if p.tap:
+                p.tap.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return saved_state(self)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        restore_state(self, saved)
 
 
-# The shared pieces: a linear memory, an implicit step, an orthogonaliser, a digest.
+class SGD(Optimizer):
+    """No memory: W ← W − ηg, the proximal step argmin_V ⟨g, V⟩ + ‖V − W‖²/(2η)
+    [A 1–3, 7–9, 22–23, 29–32, 54–55, 58, 112; N 2–6, 25–26].
+
+    W is the memory: g = δxᵀ of a layer y = Wx writes its output error δ = ∂L/∂y under the key x.
+    """
+
+    def update(self, p, g, state, group):
+        return -group["lr"] * g
+
+
+State = dict[str, Any]  # what a rung keeps of one parameter
 
 
 def hebbian(state: State, key: str, x, a: float, c: float):
@@ -49,252 +113,50 @@ def hebbian(state: State, key: str, x, a: float, c: float):
     return state[key]
 
 
-def magnitude(state: State, g, beta2: float, eps: float):
-    """√(V/(1 − β₂ᵗ)) + ε after V ← β₂V + (1 − β₂)g²; counts its own steps in state["t"]."""
-    state["t"] = state.get("t", 0) + 1
-    return np.sqrt(hebbian(state, "v", g * g, beta2, 1 - beta2) / (1 - beta2 ** state["t"])) + eps
+class Momentum(Optimizer, momentum=0.9, nesterov=False):
+    """SGD with a linear memory of past gradients: m ← μm + ηg, W ← W − m
+    [A 10–13, 33–37, 100, 104; N 7–11, 17–18].
 
-
-def implicit(grad, X, eta: float):
-    """Damp the gradient (..., m, n) of a regression on the keys X (..., N, n): grad (I + ηXᵀX)⁻¹.
-
-    For L(W) = ½Σ‖Wx − u‖², W − η implicit(∇L(W), X, η) = argmin_V L(V) + ‖V − W‖²/(2η): stable for all η ≥ 0;
-    for N = 1 it is Sherman–Morrison [A 113–121]. Solved on the smaller side: n × n or, by Woodbury, N × N.
-    """
-    N, n = X.shape[-2:]
-    if N < n:
-        inner = np.eye(N, dtype=X.dtype, like=X) + eta * (X @ X.mT)
-        return grad - eta * (grad @ X.mT) @ np.linalg.solve(inner, X)
-    return np.linalg.solve(np.eye(n, dtype=X.dtype, like=X) + eta * (X.mT @ X), grad.mT).mT
-
-
-def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC):
-    """Push the singular values of M towards 1: X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖ [A 43–44].
-
-    QUINTIC is Muon's: five steps bring all above 0.002‖M‖ to between about 0.7 and 1.2. CUBIC is slower and
-    converges to 1.
-    """
-    a, b, c = coefficients
-    tall = M.shape[-2] > M.shape[-1]
-    X = M.mT if tall else M
-    X = X / (frobenius(X) + 1e-7)
-    for _ in range(steps):
-        A = kernels.product(X, X.mT)
-        X = a * X + kernels.product(b * A + c * kernels.product(A, A), X)
-    return X.mT if tall else X
-
-
-def low_rank(g, state: State, rank: int):
-    """Digest g to `rank` by one warm power iteration; what is lost returns with the next g.
-
-    P = orth((g + e)Q), digest = PPᵀ(g + e), e ← g + e − digest, Q ← (g + e)ᵀP; always Σ digests + e = Σ g.
-    """
-    G = as_matrix(g)
-    if min(G.shape[-2:]) <= rank:
-        return g
-    G = G + state.get("error", 0.0)
-    P = np.linalg.qr(G @ (state["basis"] if "basis" in state else cosine_basis(rank, G).mT))[0]
-    state["basis"] = G.mT @ P
-    digest = P @ state["basis"].mT
-    state["error"] = G - digest
-    return digest.reshape(g.shape)
-
-
-def cosine_basis(rows: int, like):
-    """Orthonormal rows (rows ≤ n, n) without a die: √(2/n) cos(π(j + ½)(i + ½)/n), n = like.shape[-1]."""
-    n = like.shape[-1]
-    j, i = np.arange(rows, like=like)[:, None] + 0.5, np.arange(n, like=like) + 0.5
-    return (math.sqrt(2 / n) * np.cos(math.pi / n * j * i)).astype(like.dtype)
-
-
-def as_matrix(x):
-    return x if x.ndim >= 2 else x.reshape(1, -1)
-
-
-def frobenius(x):
-    return np.linalg.norm(x, axis=(-2, -1), keepdims=True)
-
-
-def unknown(what: str, name: Any, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not known; it offers the nearest one that is."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return ValueError(f"unknown {what} {name!r}; {hint}")
-
-
-# What the rungs share: groups, weight decay, the level clock, saving.
-
-
-class Optimizer:
-    """Base of the ladder: a rung defines `update(p, g, state, group) -> delta`; p.data += delta, in place.
-
-    params: parameters (`.data`, `.grad`, maybe `.name`) or groups, dicts {"params": [...], option: value}.
-    Options of all rungs: `lr` η; `weight_decay` λ, decoupled: −ηλW; `method`="adamw" hands a group to AdamW,
-    at the learning rate lr × `adamw_lr_scale`;
-    `period` C, the level clock [A 71, N 31]: weights change only at steps i ≡ 0 (mod C), counted from 1, by
-        accumulate="updates": the sum of the last C updates, each computed at the frozen weights, as printed;
-        accumulate="gradients": one update on the mean of the last C gradients.
-    CHOICE: the printed sum has C + 1 terms, ours the last C. `lr_scale` multiplies every η (see `schedule`).
-    """
-
-    defaults: ClassVar[dict[str, Any]] = {
-        "lr": 0.0, "weight_decay": 0.0, "method": ("own", "adamw"), "adamw_lr_scale": 1.0,
-        "period": 1, "accumulate": ("updates", "gradients"),
-    }  # fmt: skip
-    matrices_only = False  # True: 1-D parameters take AdamW
-
-    def __init_subclass__(cls, **options):
-        """Options and defaults stand in the head of a class; a tuple lists the choices, default first."""
-        cls.defaults = {**cls.defaults, **options}
-
-    def __init__(self, params, lr: float, **options):
-        params = list(params)
-        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
-        self.groups = [self._group({"lr": lr, **options, **group}) for group in groups]
-        self.params = [p for group in self.groups for p in group["params"]]
-        self.owners = [group for group in self.groups for _ in group["params"]]
-        if not self.params:
-            raise ValueError("no parameters to optimise: params is empty")
-        if len({id(p) for p in self.params}) < len(self.params):
-            raise ValueError("a parameter appears twice; it belongs in one group, once")
-        for p in self.params:
-            p.tap = None  # layers record their inputs only for the optimiser that reads them, DGD
-        self.state: list[State] = [{} for _ in self.params]
-        self.clock, self.lr_scale = 0, 1.0
-
-    def _group(self, given: dict) -> dict:
-        known = {**AdamW.defaults, **self.defaults} if self.matrices_only else self.defaults
-        if given.get("method") == "adamw":
-            known = {**known, **AdamW.defaults, "adamw_lr_scale": self.defaults["adamw_lr_scale"]}
-        group = {key: value[0] if isinstance(value, tuple) else value for key, value in known.items()}
-        for key, value in given.items():
-            if key not in known and key != "params":
-                raise unknown(f"option of {type(self).__name__}", key, known)
-            if isinstance(known.get(key), tuple) and value not in known[key]:
-                raise unknown(f"value of {key}", value, known[key])
-            if isinstance(value, np.number):
-                value = value.item()  # a NumPy scalar would lift float32 memories to float64
-            if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                raise ValueError(f"{key} = {value}: must be finite and not negative")
-            if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
-                raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
-            group[key] = value
-        return group | {"params": list(group.get("params", ()))}
-
-    def update(self, p, g, state: State, group: dict):
-        """What to add to p.data for the gradient g; `state` is the memory of p, an empty dict at first."""
-        raise TypeError(f"{type(self).__name__} is not a rung of the ladder: it has no update")
-
-    def sense(self, p, state: State):
-        """What the optimiser perceives of p at every step, whatever the clock says: its gradient."""
-        return p.grad
-
-    def step(self) -> list[int]:
-        """Take one step; return the sorted periods that fired. A parameter without a gradient rests."""
-        self.clock += 1
-        for p, group, state in zip(self.params, self.owners, self.state, strict=True):
-            x, period = self.sense(p, state), group["period"]
-            if group["accumulate"] == "gradients":
-                x = self._gather(x, state, period)
-                x = None if x is None else self._delta(p, x / period, state, group)
-            else:
-                x = None if x is None else self._delta(p, x, state, group)
-                x = self._gather(x, state, period)
-            if x is not None:
-                p.data += x
-        return sorted({group["period"] for group in self.groups if self.clock % group["period"] == 0})
-
-    def _gather(self, x, state: State, period: int):
-        """Add x to the sum of this chunk; when the clock is due hand the sum over and start the next."""
-        if period == 1:
-            return x
-        if x is not None:
-            hebbian(state, "pending", x, 1, 1)
-        return state.pop("pending", None) if self.clock % period == 0 else None
-
-    def _delta(self, p, g, state: State, group: dict):
-        if g.shape != p.data.shape:
-            name = getattr(p, "name", None) or "parameter"
-            raise ValueError(f"{name} has data of shape {p.data.shape} and a grad of shape {g.shape}")
-        adamw = group["method"] == "adamw" or (self.matrices_only and g.ndim < 2)
-        lr = group["lr"] * self.lr_scale * (group["adamw_lr_scale"] if adamw else 1)
-        group = {**group, "lr": lr}
-        delta = adamw_update(g, state, group) if adamw else self.update(p, g, state, group)
-        return delta - lr * group["weight_decay"] * p.data if group["weight_decay"] else delta
-
-    def zero_grad(self) -> None:
-        for p in self.params:
-            p.grad = None
-            if p.tap:
-                p.tap.clear()
-
-    @property
-    def lr(self) -> float:
-        """The learning rate in force, of the first group."""
-        return self.groups[0]["lr"] * self.lr_scale
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, but options: {"AdamW.clock": 7, "AdamW.0.m": array, ...}."""
-        name = type(self).__name__
-        out: dict[str, Any] = {f"{name}.clock": self.clock, f"{name}.lr_scale": self.lr_scale}
-        for i, (p, state) in enumerate(zip(self.params, self.state, strict=True)):
-            out[f"{name}.{i}.shape"] = np.array(p.data.shape, dtype=np.int64)
-            for key, value in state.items():
-                out[f"{name}.{i}.{key}"] = value.copy() if np.ndim(value) else value
-        return out
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue bit for bit from a `state_dict`; ValueError for another optimiser's or other shapes."""
-        name, shapes = type(self).__name__, [p.data.shape for p in self.params]
-        if f"{name}.clock" not in saved:
-            raise ValueError(f"this state is of {next(iter(saved), 'nothing').split('.')[0]}, not of {name}")
-        theirs = [tuple(value.tolist()) for key, value in saved.items() if key.endswith(".shape")]
-        if theirs != shapes:
-            raise ValueError(f"this state is for parameters of shapes {theirs}; the optimiser has {shapes}")
-        self.clock, self.lr_scale = int(saved[f"{name}.clock"]), float(saved[f"{name}.lr_scale"])
-        self.state = [{} for _ in self.params]
-        for key, value in saved.items():
-            _, i, *rest = key.split(".")
-            if rest and rest != ["shape"]:
-                like = self.params[int(i)].data
-                self.state[int(i)][rest[0]] = np.array(value, like=like) if np.ndim(value) else np.asarray(value).item()
-
-
-# The ladder.
-
-
-class SGD(Optimizer):
-    """No memory: W ← W − ηg, the proximal step argmin_V ⟨g, V⟩ + ‖V − W‖²/(2η) [A 1–3, 8–9; N 3–5]."""
-
-    def update(self, p, g, state, group):
-        return -group["lr"] * g
-
-
-class Momentum(Optimizer, momentum=0.9):
-    """SGD with a linear memory of past gradients: m ← μm + ηg, W ← W − m [A 10–13, 33; N 7–10, 17].
-
-    m has no values: it learns to answer every gradient with 1, by gradient steps on −⟨m, g⟩. CHOICE: η stands
-    inside m, as in the paper; a gradient is remembered at its own η. For constant η it is PyTorch's momentum.
+    m has no values: it learns to answer every gradient with 1, by gradient steps on −⟨m, g⟩. `nesterov` reads it
+    one step ahead, μm + ηg. CHOICE: η stands inside m, as in the paper; a gradient is remembered at its own η. For
+    constant η it is PyTorch's momentum.
     """
 
     def update(self, p, g, state, group):
-        return -hebbian(state, "m", g, group["momentum"], group["lr"])
+        m = hebbian(state, "m", g, group["momentum"], group["lr"])
+        return -(group["momentum"] * m + group["lr"] * g if group["nesterov"] else m)
 
 
-class AdaGrad(Optimizer, eps=1e-10):
-    """Remembers magnitudes instead of directions: V ← V + g², W ← W − ηg/(√V + ε) [A 106–111].
+class AdaGrad(Optimizer, full=False, momentum=0.0, eps=1e-10):
+    """Remembers magnitudes instead of directions: V ← V + g², W ← W − ηm/(√V + ε), m = g [A 105–111].
 
-    Per element, g/√V is the m of least Σ_i (m g_i − P_i)², P_i = √V for the newest gradient, 0 for the older.
+    Per element, g/√V is the n of least Σ_i (n g_i − P_i)², P_i = √V for the newest gradient, 0 for the older.
+    With `full`, V ← V + ggᵀ is a matrix and W ← W − ηV^(−½)m; a vector is a column there.
+    CHOICE: m ← μm + g, μ = `momentum`: 0 is AdaGrad, 1 the printed sum, whose β₁ and β₂ only scale η by β₁/β₂.
     """
 
     def update(self, p, g, state, group):
-        return -group["lr"] * g / (np.sqrt(hebbian(state, "v", g * g, 1, 1)) + group["eps"])
+        m = hebbian(state, "m", g, group["momentum"], 1) if group["momentum"] else g
+        if not group["full"]:
+            return -group["lr"] * m / (np.sqrt(hebbian(state, "v", g * g, 1, 1)) + group["eps"])
+        G = g if g.ndim > 1 else g.reshape(-1, 1)
+        V = hebbian(state, "v", G @ G.mT, 1, 1)
+        return -group["lr"] * (power(V, -0.5) @ m.reshape(G.shape)).reshape(g.shape)
+
+
+def power(V, exponent: float):
+    """V^exponent of a symmetric matrix (..., n, n) without negative eigenvalues; 0 where they are lost in rounding."""
+    values, U = np.linalg.eigh(V)
+    known = values > np.finfo(V.dtype).eps * V.shape[-1] * values[..., -1:]
+    scale = np.where(known, np.where(known, values, 1) ** exponent, 0)
+    return (U * scale[..., None, :]) @ U.mT
 
 
 class AdamW(Optimizer, beta1=0.9, beta2=0.999, eps=1e-8):
     """AdaGrad that remembers directions too, and lets both fade: W ← W − η m̂/(√v̂ + ε) [A 101–105].
 
-    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ) (Loshchilov and Hutter).
+    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ) (Loshchilov and Hutter). The
+    paper prints sums in their place: that is AdaGrad with momentum=1.
     """
 
     def update(self, p, g, state, group):
@@ -312,8 +174,54 @@ def adamw_update(g, state: State, group: dict):
     return delta
 
 
-class DeltaMomentum(Momentum, decay=1.0, precondition=False, beta2=0.999, eps=1e-8):
-    """Momentum that unlearns what a gradient repeats: m ← m(αI − gᵀg) + ηPg, W ← W − m [A 48–49, N 20–22].
+def magnitude(state: State, g, beta2: float, eps: float):
+    """√(V/(1 − β₂ᵗ)) + ε after V ← β₂V + (1 − β₂)g²; counts its own steps in state["t"]."""
+    state["t"] = state.get("t", 0) + 1
+    return np.sqrt(hebbian(state, "v", g * g, beta2, 1 - beta2) / (1 - beta2 ** state["t"])) + eps
+
+
+class Preconditioned(Optimizer, matrix=True, rate=0.05, eps=1e-8):
+    """Learns the map P from coordinates ĝ to gradients, and reads it backwards: P ← P − ζ(Pĝ − g)ĝᵀ, W ← W − ηP⁻¹g
+    [A 38–41].
+
+    CHOICE: it lowers ½‖Pĝ − g‖², and ĝ is g at unit scale. As a matrix, ĝ is g with all singular values 1 and P
+    the average of (ggᵀ)^½, on the shorter side of g; per element (matrix=False) ĝ is sign(g) and P the average of
+    |g|: AdamW without its m. ζ = ρ/(1 − (1 − ρ)ᵗ), ρ = `rate`, so that the average has no bias.
+    """
+
+    def update(self, p, g, state, group):
+        G = as_matrix(g)
+        tall = G.shape[-2] > G.shape[-1]
+        G = G.mT if tall else G
+        state["t"] = state.get("t", 0) + 1
+        zeta = group["rate"] / (1 - (1 - group["rate"]) ** state["t"])
+        P = hebbian(state, "P", power(G @ G.mT, 0.5) if group["matrix"] else np.abs(G), 1 - zeta, zeta)
+        step = power(P, -1) @ G if group["matrix"] else G / (P + group["eps"])
+        return -group["lr"] * (step.mT if tall else step).reshape(g.shape)
+
+
+def as_matrix(x):
+    return x if x.ndim >= 2 else x.reshape(1, -1)
+
+
+def implicit(G, X, eta: float):
+    """G (..., m, n) damped along the keys X (..., N, n): G (I + ηXᵀX)⁻¹, which is 1/(1 + ησ²) where XᵀX is σ².
+
+    argmin_V ½Σ‖Vx − u‖² + ‖V − W‖²/(2η) = implicit(W + ηΣuxᵀ, X, η) = W − η implicit(∇L(W), X, η): stable for all
+    η ≥ 0, to rounding, for no factor exceeds 1 [A 98–99]; for N = 1 it is Sherman–Morrison [A 113–121].
+    """
+    if not eta:
+        return G
+    if X.shape[-2] < X.shape[-1]:  # only the directions that X has are damped
+        Q = np.linalg.qr(X.mT)[0]
+        inside = G @ Q
+        return G - (inside - implicit(inside, X @ Q, eta)) @ Q.mT
+    squares, V = np.linalg.eigh(X.mT @ X)
+    return (G @ V / (1 + eta * np.maximum(squares, 0))[..., None, :]) @ V.mT
+
+
+class DeltaMomentum(Optimizer, momentum=0.9, decay=1.0, precondition=False, beta2=0.999, eps=1e-8):
+    """Momentum that unlearns what a gradient repeats: m ← m(αI − gᵀg) + ηPg, W ← W − m [A 46–49, N 19–22].
 
     The rows of g are keys and the columns of ηP their values, learned by ℓ₂ regression instead of a dot
     product; α is `momentum`.
@@ -323,19 +231,26 @@ class DeltaMomentum(Momentum, decay=1.0, precondition=False, beta2=0.999, eps=1e
     """
 
     def update(self, p, g, state, group):
-        keys, beta = as_matrix(g), group["decay"]
+        keys = as_matrix(g)
         root = magnitude(state, keys, group["beta2"], group["eps"]) if group["precondition"] else 1
-        m = state.get("m", np.zeros_like(keys))
-        error = beta * (m @ keys.mT) @ keys - group["lr"] * keys / root
-        state["m"] = group["momentum"] * m - implicit(error, keys, beta)
+        m, step = state.get("m", np.zeros_like(keys)), group["lr"] * keys / root
+        unlearned = m + step - implicit(m + step, keys, group["decay"])
+        state["m"] = group["momentum"] * m + step - unlearned
         return -state["m"].reshape(g.shape)
 
 
-class DeepMomentum(Momentum, hidden=16, objective=("dot", "l2")):
-    """Momentum in an MLP trained online: m ← αm − η∇L(m; u, I), W ← W − m(u), u = g [A 50, N 23].
+def cosine_basis(rows: int, like):
+    """Orthonormal rows (rows ≤ n, n) without a die: √(2/n) cos(π(j + ½)(i + ½)/n), n = like.shape[-1]."""
+    n = like.shape[-1]
+    j, i = np.arange(rows, like=like)[:, None] + 0.5, np.arange(n, like=like) + 0.5
+    return (math.sqrt(2 / n) * np.cos(math.pi / n * j * i)).astype(like.dtype)
+
+
+class DeepMomentum(Optimizer, momentum=0.9, hidden=16, objective=("dot", "l2")):
+    """Momentum in an MLP trained online: m ← αm − η∇L(m; u, 1), W ← W − m(u), u = g [A 50, N 23].
 
     CHOICE: one MLP per matrix, m(u) = Mu + W₂relu(W₁u) from R^in to R^out. Keys are the rows of g, the value
-    of row r is the unit vector e_r, the paper's I. L = −Σ_r⟨m(g_r), e_r⟩ ("dot"), or ½Σ_r‖m(g_r) − e_r‖²
+    of row r is the unit vector e_r: of all rows the matrix I. L = −Σ_r⟨m(g_r), e_r⟩ ("dot"), or ½Σ_r‖m(g_r) − e_r‖²
     ("l2") with a proximal step per layer. CHOICE: of a linear m the paper adds m itself, its Jacobian; so row
     r of W moves by ∂m_r/∂u at u = g_r, and hidden=0 is Momentum ("dot") or DeltaMomentum of decay η ("l2").
     CHOICE: relu, as it needs no scale for g; W₁ starts at ± a cosine basis and fades back to it, not to 0. Of
@@ -351,18 +266,42 @@ class DeepMomentum(Momentum, hidden=16, objective=("dot", "l2")):
         z = G @ (start + moved).mT  # (..., out, hidden)
         Z = np.concatenate([G, z * (z > 0)], axis=-1)  # (..., out, in + hidden)
         if group["objective"] == "dot":
-            up, down = Z, (top[..., n:] * (z > 0)).mT @ G
+            learned, down = alpha * top + eta * Z, (top[..., n:] * (z > 0)).mT @ G
         else:
+            learned = (alpha - 1) * top + implicit(top + eta * Z, Z, eta)
             error = np.eye(out, dtype=G.dtype, like=G) - Z @ top.mT  # (..., key, output)
-            up = implicit(error.mT @ Z, Z, eta)
             down = implicit((error @ top[..., n:] * (z > 0)).mT @ G, G, eta)
-        state["top"], state["moved"] = top, moved = alpha * top + eta * up, alpha * moved + eta * down
+        state["top"], state["moved"] = top, moved = learned, alpha * moved + eta * down
         gate = G @ (start + moved).mT > 0
         return -(top[..., :n] + (top[..., n:] * gate) @ (start + moved)).reshape(g.shape)
 
 
+QUINTIC, CUBIC = (3.4445, -4.7750, 2.0315), (1.5, -0.5, 0.0)
+
+
+def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = QUINTIC):
+    """Push the singular values of M towards 1: X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖.
+
+    CUBIC is gradient descent on ¼‖XᵀX − I‖² by steps of ½, and converges to 1 [A 43–44]. QUINTIC is Muon's: five
+    steps bring all above 0.002‖M‖ to between about 0.7 and 1.2. CHOICE: without the pull O − g of the paper, which
+    holds X between M and an orthogonal matrix.
+    """
+    a, b, c = coefficients
+    tall = M.shape[-2] > M.shape[-1]
+    X = M.mT if tall else M
+    X = X / (frobenius(X) + 1e-7)
+    for _ in range(steps):
+        A = kernels.product(X, X.mT)
+        X = a * X + kernels.product(b * A + c * kernels.product(A, A), X)
+    return X.mT if tall else X
+
+
+def frobenius(x):
+    return np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+
+
 class HigherOrderMomentum(Momentum, order=1):
-    """Momentum that remembers a polynomial of the gradient: m ← μm + ηφ(g), W ← W − m [A 51].
+    """Momentum that remembers a polynomial of the gradient: m ← μm + ηPφ(g), W ← W − m, P = 1 [A 51].
 
     CHOICE: φ(g) = ‖g‖NS(g), `order` quintic Newton–Schulz steps before the memory instead of behind it: odd
     powers (ggᵀ)ʲg that lift the weak singular directions of g and keep its scale. Order 0 is Momentum.
@@ -377,7 +316,7 @@ class HigherOrderMomentum(Momentum, order=1):
 class NonlinearMomentum(Optimizer, momentum=0.9, output=("newton_schulz", "sign", "linear")):
     """Momentum read through a non-linearity: m ← μm + (1 − μ)g, W ← W − ησ(m) [A 52, N 24].
 
-    CHOICE: a σ like these forgets the scale of m, so η stands outside and m is an average.
+    CHOICE: a σ like these forgets the scale of m, and with it an η inside; so η stands outside, m is an average.
     """
 
     def update(self, p, g, state, group):
@@ -388,7 +327,7 @@ class NonlinearMomentum(Optimizer, momentum=0.9, output=("newton_schulz", "sign"
 
 
 class Muon(Optimizer, momentum=0.95, nesterov=True, scale=True, ns_steps=5, adamw_lr_scale=0.05):
-    """Newton–Schulz output with a look ahead, for matrices only: W ← W − ηs NS((1 − μ)g + μm) [A 42–44].
+    """Newton–Schulz output with a look ahead, for matrices only: W ← W − ηs NS((1 − μ)g + μm) [A 42].
 
     As Keller Jordan published it: m ← μm + (1 − μ)g, five quintic steps, s = √max(1, out/in) (`scale`).
     CHOICE: 1-D parameters take AdamW at lr × adamw_lr_scale, as embeddings do in a group of method="adamw".
@@ -411,7 +350,8 @@ class M3(Optimizer, momentum=0.95, beta2=0.999, beta3=0.9, eps=1e-8, slow_weight
     M₁ ← M₁ + β₁g, V ← V + β₂g²; every f = `slow_period` steps M₂ ← M₂ + β₃Σ_{last f} g, read from the next
     step on. β₁ is `momentum`, α `slow_weight`; variance=False leaves V out. This is reading="sum".
     CHOICE: "ema", moving averages all three, for the text calls them momenta. CHOICE: NS does not shrink with
-    g but √V does; so with "ema" the division keeps the norm of the step, and V only shapes it.
+    g but √V does; so with "ema" the division keeps the norm of the step, and V only shapes it. CHOICE: ε stands
+    outside the root, as in Adam.
     """
 
     matrices_only = True
@@ -439,7 +379,7 @@ class DGD(Optimizer, retention=1.0, forget=1.0):
     """The weight of a linear layer is itself the memory, of the layer's inputs [A 56–57, 113–121; N 27–29].
 
     W ← argmin_V (1/N)Σ_n ½‖Vx_n − u_n‖² + ‖V − W‖²/(2η) over the N tokens of a step, u_n = −∂ℓ_n/∂y_n, so
-        W ← αW − η(g + WΣ)(I + ηΣ)⁻¹,  Σ = XᵀX/N,  α = `retention`;
+        W ← (α − f)W + (fW − ηg)(I + ηΣ)⁻¹,  Σ = XᵀX/N,  α = `retention`, f = `forget`, both 1 there;
     for one token this is the paper's W(αI − η′xxᵀ) + η′uxᵀ, η′ = η/(1 + η‖x‖²). CHOICE: a mean over tokens,
     as the loss is one, lest a longer batch forget more. g is p.grad, so clipping counts; x comes from p.tap,
     to which the layer's backward appends (x, ∂L/∂y); a parameter without inputs takes SGD. As printed,
@@ -460,17 +400,31 @@ class DGD(Optimizer, retention=1.0, forget=1.0):
         return p.grad
 
     def update(self, p, g, state, group):
-        W, eta, X = p.data, group["lr"], state.pop("inputs", None)
+        W, eta, forget, X = p.data, group["lr"], group["forget"], state.pop("inputs", None)
         if X is None:
             return -eta * g
-        X = X / math.sqrt(len(X))  # (N, in)
-        step = eta * implicit(g + group["forget"] * (W @ X.mT) @ X, X, eta)
-        return -step - (1 - group["retention"]) * W if group["retention"] != 1 else -step
+        return implicit(forget * W - eta * g, X / math.sqrt(len(X)), eta) - (1 + forget - group["retention"]) * W
+
+
+def low_rank(g, state: State, rank: int):
+    """g compressed to `rank` by one warm power iteration, with error feedback: what is lost returns with the next g.
+
+    P = orth((g + e)Q), ĝ = PPᵀ(g + e), e ← g + e − ĝ, Q ← (g + e)ᵀP, as in PowerSGD [Vogels 2019]; Σ ĝ + e = Σ g.
+    """
+    G = as_matrix(g)
+    if min(G.shape[-2:]) <= rank:
+        return g
+    G = G + state.get("error", 0.0)
+    P = np.linalg.qr(G @ (state["basis"] if "basis" in state else cosine_basis(rank, G).mT))[0]
+    state["basis"] = G.mT @ P
+    compressed = P @ state["basis"].mT
+    state["error"] = G - compressed
+    return compressed.reshape(g.shape)
 
 
 class MultiTimescale(Optimizer, fast_lr_scale=1.0, slow_lr_scale=0.1, fast_ema=0.9, slow_ema=0.99, sync=64,
                      rank=256, beta2=0.999, eps=1e-8):  # fmt: skip
-    """AdamW with a fast and a slow memory of a low-rank digest of the gradient; it comes from a seed system.
+    """AdamW with a fast and a slow memory of the gradient at a low rank; not from the paper.
 
     W ← W − η(s_f m̂_fast + s_s m̂_slow)/(√v̂ + ε), moving averages without bias of low_rank(g). CHOICE: at
     every `sync` steps (0: never) the fast memory restarts from the slow one, as a nested level does [A 72].
@@ -489,9 +443,9 @@ class MultiTimescale(Optimizer, fast_lr_scale=1.0, slow_lr_scale=0.1, fast_ema=0
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "sgd": SGD, "momentum": Momentum, "adagrad": AdaGrad, "adamw": AdamW, "delta_momentum": DeltaMomentum,
-    "deep_momentum": DeepMomentum, "higher_order": HigherOrderMomentum, "nonlinear": NonlinearMomentum,
-    "muon": Muon, "m3": M3, "dgd": DGD, "multi_timescale": MultiTimescale,
+    "sgd": SGD, "momentum": Momentum, "adagrad": AdaGrad, "adamw": AdamW, "preconditioned": Preconditioned,
+    "delta_momentum": DeltaMomentum, "deep_momentum": DeepMomentum, "higher_order": HigherOrderMomentum,
+    "nonlinear": NonlinearMomentum, "muon": Muon, "m3": M3, "dgd": DGD, "multi_timescale": MultiTimescale,
 }  # fmt: skip
 
 
@@ -500,6 +454,112 @@ def build(name: str, groups, lr: float, **options) -> Optimizer:
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](groups, lr, **options)
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not known; it offers the nearest one that is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+# What a step is made of: groups of parameters, the level clock, weight decay, saving.
+
+
+def read_groups(rung: type[Optimizer], params, options: dict) -> list[dict]:
+    """The groups of an optimiser, every option filled in from those given and the defaults; ValueError names a mistake.
+
+    `lr` η; `weight_decay` λ; `method`="adamw" hands a group to AdamW, at the learning rate lr × `adamw_lr_scale`.
+    """
+    params = list(params)
+    given = params if params and isinstance(params[0], dict) else [{"params": params}]
+    groups = [read_group(rung, {**options, **group}) for group in given]
+    every = [p for group in groups for p in group["params"]]
+    if not every:
+        raise ValueError("no parameters to optimise: params is empty")
+    if len({id(p) for p in every}) < len(every):
+        raise ValueError("a parameter appears twice; it belongs in one group, once")
+    for p in every:
+        p.tap = None  # layers record their inputs only for the optimiser that reads them, DGD
+    return groups
+
+
+def read_group(rung: type[Optimizer], given: dict) -> dict:
+    known = {**AdamW.defaults, **rung.defaults} if rung.matrices_only else rung.defaults
+    if given.get("method") == "adamw":
+        known = {**known, **AdamW.defaults, "adamw_lr_scale": rung.defaults["adamw_lr_scale"]}
+    group = {key: value[0] if isinstance(value, tuple) else value for key, value in known.items()}
+    for key, value in given.items():
+        if key not in known and key != "params":
+            raise unknown(f"option of {rung.__name__}", key, known)
+        if isinstance(known.get(key), tuple) and value not in known[key]:
+            raise unknown(f"value of {key}", value, known[key])
+        if isinstance(value, np.number):
+            value = value.item()  # a NumPy scalar would lift float32 memories to float64
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise ValueError(f"{key} = {value}: must be finite and not negative")
+        if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
+            raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
+        group[key] = value
+    return group | {"params": list(group.get("params", ()))}
+
+
+def gather(optimizer: Optimizer, p, x, state: State, group: dict):
+    """The level clock [A 71, N 31]: None until step i ≡ 0 (mod C), counted from 1, then what C steps have brought.
+
+    C is `period`. accumulate="updates": the sum of the last C updates, each computed at the frozen weights, as
+    printed; "gradients": the mean of the last C gradients, for one update. CHOICE: the printed sum has C + 1 terms,
+    ours the last C.
+    """
+    period = group["period"]
+    if period == 1:
+        return x
+    if x is not None:
+        hebbian(state, "pending", x, 1, 1)
+    total = state.pop("pending", None) if optimizer.clock % period == 0 else None
+    return total / period if total is not None and group["accumulate"] == "gradients" else total
+
+
+def change(optimizer: Optimizer, p, g, state: State, group: dict):
+    """What the rung adds to p for g, None for no gradient; and weight decay, decoupled from it: −ηλW."""
+    if g is None:
+        return None
+    if g.shape != p.data.shape:
+        name = getattr(p, "name", None) or "parameter"
+        raise ValueError(f"{name} has data of shape {p.data.shape} and a grad of shape {g.shape}")
+    adamw = group["method"] == "adamw" or (optimizer.matrices_only and g.ndim < 2)
+    lr = group["lr"] * optimizer.lr_scale * (group["adamw_lr_scale"] if adamw else 1)
+    group = {**group, "lr": lr}
+    delta = adamw_update(g, state, group) if adamw else optimizer.update(p, g, state, group)
+    return delta - lr * group["weight_decay"] * p.data if group["weight_decay"] else delta
+
+
+def saved_state(optimizer: Optimizer) -> dict[str, Any]:
+    """All that the next step depends on, but options: {"AdamW.clock": 7, "AdamW.0.m": array, ...}."""
+    name = type(optimizer).__name__
+    out: dict[str, Any] = {f"{name}.clock": optimizer.clock, f"{name}.lr_scale": optimizer.lr_scale}
+    for i, (p, state) in enumerate(zip(optimizer.params, optimizer.state, strict=True)):
+        out[f"{name}.{i}.shape"] = np.array(p.data.shape, dtype=np.int64)
+        for key, value in state.items():
+            out[f"{name}.{i}.{key}"] = value.copy() if np.ndim(value) else value
+    return out
+
+
+def restore_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Continue bit for bit from a `saved_state`; ValueError for another optimiser's or other shapes."""
+    name, shapes = type(optimizer).__name__, [p.data.shape for p in optimizer.params]
+    if f"{name}.clock" not in saved:
+        raise ValueError(f"this state is of {next(iter(saved), 'nothing').split('.')[0]}, not of {name}")
+    theirs = [tuple(value.tolist()) for key, value in saved.items() if key.endswith(".shape")]
+    if theirs != shapes:
+        raise ValueError(f"this state is for parameters of shapes {theirs}; the optimiser has {shapes}")
+    optimizer.clock, optimizer.lr_scale = int(saved[f"{name}.clock"]), float(saved[f"{name}.lr_scale"])
+    optimizer.state = [{} for _ in optimizer.params]
+    for key, value in saved.items():
+        _, i, *rest = key.split(".")
+        if rest and rest != ["shape"]:
+            p, state = optimizer.params[int(i)], optimizer.state[int(i)]
+            state[rest[0]] = np.array(value, like=p.data) if np.ndim(value) else np.asarray(value).item()
 
 
 # Around a step.
@@ -533,7 +593,7 @@ def clip_grad_norm(params: Iterable[Any], max_norm: float) -> float:
     return norm
 
 
-# A hand-sized trace, and paths. A landscape maps W to (loss, ∂L/∂y (N, out), x (N, in)) of a layer y = W x.
+# What a rung does, by hand-sized numbers. A landscape maps W to (loss, ∂L/∂y (N, out), x (N, in)) of a layer y = W x.
 
 
 def regression(W):
@@ -541,34 +601,6 @@ def regression(W):
     X = math.sqrt(8) * cosine_basis(3, np.zeros(8)).T * (1, 0.4, 0.15) @ cosine_basis(3, W)
     error = X @ (W - [[1, -1, 2], [2, 1, -1]]).T
     return (error**2).sum() / 16, error / 8, X
-
-
-def quadratic(x, y):
-    """Curvatures 1 and 40, axes turned by 30 degrees."""
-    c, s = math.cos(math.pi / 6), math.sin(math.pi / 6)
-    u, v = c * x + s * y, c * y - s * x
-    return (u**2 + 40 * v**2) / 2, c * u - 40 * s * v, s * u + 40 * c * v
-
-
-def ravine(x, y):
-    """Rosenbrock's, with 20 for 100; lowest at (1, 1)."""
-    return (1 - x) ** 2 + 20 * (y - x**2) ** 2, 2 * (x - 1) - 80 * x * (y - x**2), 40 * (y - x**2)
-
-
-def curved_valley(x, y):
-    """The unit circle, falling gently towards (1, 0)."""
-    r = x**2 + y**2 - 1
-    return 4 * r**2 + ((x - 1) ** 2 + y**2) / 4, 16 * r * x + (x - 1) / 2, 16 * r * y + y / 2
-
-
-def diagonal(f):
-    """The plane as the diagonal of a 2 × 2 matrix fed with unit vectors; its axes are singular directions."""
-
-    def landscape(W):
-        loss, dx, dy = f(W[0, 0], W[1, 1])
-        return loss, np.diag([dx, dy]), np.eye(2)
-
-    return landscape
 
 
 def walk(name: str, start, landscape, steps: int, lr: float, **options):
@@ -605,39 +637,68 @@ def trace() -> None:
         print(f"{label:<20}{lr:>8.2g}{losses[1]:>12.4f}{losses[10]:>12.4f}{losses[50]:>12.6f}")
 
 
-def draw(file: str, steps: int = 60) -> None:
-    """Draw the path of every rung on the three landscapes at its best learning rate there."""
-    from matplotlib.figure import Figure
+def orthogonal_tasks() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Four pairs (u, y), the u orthogonal: one W (2, 4) answers every u with its y."""
+    return list(zip(cosine_basis(4, np.zeros(4)), np.array([[2, -1], [1, 2], [-2, 1], [1, 1]]), strict=True))
 
-    rows = [
-        ("an ill-conditioned quadratic", quadratic, (-1.6, 0.2), (0, 0), (-2.0, 0.8, -1.4, 0.9)),
-        ("a ravine", ravine, (-1.1, 1.4), (1, 1), (-1.6, 1.6, -0.6, 2.1)),
-        ("a curved valley", curved_valley, (-0.9, 0.8), (1, 0), (-1.6, 1.6, -1.4, 1.4)),
-    ]
-    figure = Figure(figsize=(12, 13.5), layout="constrained")
-    for k, (title, f, start, lowest, (left, right, bottom, top)) in enumerate(rows):
-        panel = figure.add_subfigure(figure.add_gridspec(3, 1)[k])
-        panel.suptitle(f"{title}: {steps} steps, light to dark, and the mean loss of the last ten", size=11)
-        x, y = np.meshgrid(np.linspace(left, right, 160), np.linspace(bottom, top, 160))
-        heights = f(x, y)[0]
-        for name, axes in zip(OPTIMIZERS, np.ravel(panel.subplots(2, 6)), strict=True):
-            lr, points, losses = best_walk(name, np.diag(start), diagonal(f), steps, 4)
-            px, py = points[:, 0, 0], points[:, 1, 1]
-            axes.contour(x, y, heights, np.geomspace(0.02, heights.max(), 9), colors="0.78", linewidths=0.7)
-            axes.plot(px, py, color="tab:blue", linewidth=0.8)
-            axes.scatter(px, py, s=7, c=np.arange(len(px)), cmap="viridis_r", zorder=2)
-            axes.plot(*lowest, "*", color="tab:red", markersize=8, zorder=3)
-            axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-            axes.set_title(f"{name}\nη = {lr:.2g}, loss {losses[-10:].mean():.1g}", size=8)
-    figure.savefig(file, dpi=110)
+
+def in_turn(name: str, lr: float, tasks, steps: int, gradients=None):
+    """Learn tasks (u, y), of loss ½‖Wu − y‖², one after the other [A 45]; or take the gradients that are given.
+
+    Returns (after each task, what the rung keeps; at each step, the losses of all tasks; the gradients).
+    """
+    p = SimpleNamespace(data=np.zeros((2, 4)), grad=None, tap=None)
+    optimizer = build(name, [p], lr)
+    kept: list[State] = []
+    losses: list[list[float]] = []
+    seen: list[np.ndarray] = []
+    for u, y in tasks:
+        for _ in range(steps):
+            error = p.data @ u - y
+            p.grad = np.outer(error, u) if gradients is None else gradients[len(seen)]
+            seen.append(p.grad)
+            if p.tap is not None:
+                p.tap.append((u[None], error[None]))
+            optimizer.step()
+            losses.append([np.sum((p.data @ x - z) ** 2) / 2 for x, z in tasks])
+        kept.append({key: np.array(value) for key, value in optimizer.state[0].items() if np.ndim(value)})
+        kept[-1] = kept[-1] or {"W": p.data.copy()}
+    return kept, np.nan_to_num(losses, nan=math.inf, posinf=math.inf), seen
+
+
+def due_to_the_first(name: str, lr: float, tasks, steps: int) -> dict[str, list[Any]]:
+    """After each task: the share of every memory of a rung that would be missing without the first task's gradients."""
+    kept, _, gradients = in_turn(name, lr, tasks, steps)
+    without, _, _ = in_turn(name, lr, tasks, steps, [0 * g for g in gradients[:steps]] + gradients[steps:])
+    return {key: [np.linalg.norm(a[key] - b[key]) / np.linalg.norm(a[key]) for a, b in zip(kept, without, strict=True)]
+            for key in kept[0] if key not in ("window", "slow_output")}  # of M3: not read yet, and made of `slow`
+
+
+def context(steps: int = 25) -> None:
+    """Print the loss of the first of four orthogonal tasks, and how much of what every rung keeps is due to it."""
+    tasks = orthogonal_tasks()
+    print("Four tasks W u_i = y_i in turn; the u_i are orthogonal, so one W answers them all. Each rung has")
+    print(f"{steps} steps per task, at the learning rate of 0.001, 0.0018, 0.0032 ... 10 with the lowest loss of the")
+    print("task in turn, mean of its last five steps. Kept: how much of a memory would be missing without task 1.\n")
+    print(f"{'':<24}{'loss in':>9}{'loss of task 1':>22}{'kept of task 1':>20}")
+    print(f"{'rung':<16}{'lr':>8}{'its turn':>9}{'after 1':>10}{'after 2':>9}{'after 4':>9}   after 2 → after 4")
+    for name in OPTIMIZERS:
+        runs = []
+        for lr in (10 ** (k / 4) for k in range(-12, 5)):
+            losses = in_turn(name, lr, tasks, steps)[1]  # (steps of all tasks, tasks)
+            in_its_turn = np.mean([losses[(n + 1) * steps - 5:(n + 1) * steps, n] for n in range(4)])
+            runs.append((in_its_turn, lr, losses[steps - 1::steps, 0]))
+        lowest, lr, first = min(runs, key=lambda run: run[0])
+        held = ", ".join(f"{key} {shares[1]:.1%} → {shares[3]:.1%}"
+                         for key, shares in due_to_the_first(name, lr, tasks, steps).items())
+        print(f"{name:<16}{lr:>8.2g}{lowest:>9.3f} {first[0]:>9.3f}{first[1]:>9.3f}{first[3]:>9.3f}   {held}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The ladder of optimisers, each at its best learning rate.")
-    parser.add_argument("--draw", metavar="FILE.png", help="draw their paths on three landscapes instead")
-    args = parser.parse_args()
-    with np.errstate(all="ignore"):  # the sweep includes learning rates that overflow
-        draw(args.draw) if args.draw else trace()
+    parser.add_argument("--context", action="store_true", help="what each still holds of the first of four tasks")
+    with np.errstate(all="ignore"):  # the sweeps include learning rates that overflow
+        context() if parser.parse_args().context else trace()
 
 
 if __name__ == "__main__":

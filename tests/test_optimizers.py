@@ -1,8 +1,10 @@
 """Every rung of the ladder against its definition, limits, symmetries, clock and saved self."""
 
+import importlib.util
 import io
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,13 @@ from numpy.testing import assert_allclose as close
 from numpy.testing import assert_array_equal as same
 
 import optimizers
+from autograd import tanh, tensor
 from optimizers import CUBIC, OPTIMIZERS, build, clip_grad_norm, implicit, low_rank, newton_schulz, schedule
+
+spec = importlib.util.spec_from_file_location("ladder", Path(__file__).resolve().parent.parent / "docs" / "ladder.py")
+assert spec and spec.loader
+ladder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ladder)
 
 READINGS = ("updates", "gradients")
 every_rung = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -94,6 +102,16 @@ def hand_adamw(W, g1, g2, X1, X2, lr):
     return -lr * np.sign(g1), -lr * m / np.sqrt(v)
 
 
+def hand_preconditioned(W, g1, g2, X1, X2, lr):
+    polar, root = (lambda g, f=f: on_singular_values(g, f) for f in (np.ones_like, np.sqrt))
+    tall = W.shape[0] > W.shape[1]
+    g1, g2 = (g.T if tall else g for g in (g1, g2))
+    P1, P2 = (root(g) @ root(g).T for g in (g1, g2))  # (ggᵀ)^½
+    rate = 0.3 / (1 - 0.7**2)
+    first, second = polar(g1), np.linalg.solve((1 - rate) * P1 + rate * P2, g2)
+    return (-lr * first.T, -lr * second.T) if tall else (-lr * first, -lr * second)
+
+
 def hand_delta_momentum(W, g1, g2, X1, X2, lr):
     eye = np.eye(W.shape[1])
     m1 = lr * g1 @ np.linalg.inv(eye + 0.5 * g1.T @ g1)
@@ -170,6 +188,7 @@ BY_HAND: dict = {
     "momentum": ({"momentum": 0.8}, hand_momentum),
     "adagrad": ({"eps": 0.0}, hand_adagrad),
     "adamw": ({"beta1": 0.8, "beta2": 0.6, "eps": 0.0}, hand_adamw),
+    "preconditioned": ({"rate": 0.3}, hand_preconditioned),
     "delta_momentum": ({"momentum": 0.8, "decay": 0.5}, hand_delta_momentum),
     "deep_momentum": ({"momentum": 0.8, "hidden": 2}, hand_deep_momentum),
     "higher_order": ({"momentum": 0.8, "order": 2}, hand_higher_order),
@@ -242,6 +261,7 @@ def test_multi_timescale_restarts_the_fast_memory_from_the_slow_one():
     ("one", "other", "rtol"),
     [
         (("momentum", {"momentum": 0.0}), ("sgd", {}), 0),
+        (("momentum", {"momentum": 0.0, "nesterov": True}), ("sgd", {}), 0),
         (("delta_momentum", {"decay": 0.0}), ("momentum", {}), 0),
         (("deep_momentum", {"hidden": 0}), ("momentum", {}), 0),
         (("deep_momentum", {"hidden": 0, "objective": "l2"}), ("delta_momentum", {"decay": 0.1}), 1e-9),
@@ -344,6 +364,40 @@ def test_momentum_is_a_proximal_step_of_its_memory():
         close(-delta, m, rtol=1e-11)
 
 
+def test_rules_are_an_objective_and_a_retention():
+    """W ← argmin_V L̃(V; x, u) + Ret(V, W) [A 59–60]: the table of PAPER.md, minimised from its values alone."""
+    W, x, u, eta, alpha = draw(2, 3), draw(3, seed=1), draw(2, seed=2), 0.4, 0.9
+
+    def dot(V):
+        return -u @ V @ x
+
+    def regression(V):
+        return np.sum((V @ x - u) ** 2) / 2
+
+    for objective, kept, name, options in [
+        (dot, 1, "sgd", {}),
+        (dot, alpha, "sgd", {"weight_decay": (1 - alpha) / eta}),
+        (regression, 1, "dgd", {}),
+    ]:
+        best = minimise(lambda V, f=objective, a=kept: f(V) + np.sum((V - a * W) ** 2) / (2 * eta), (2, 3))
+        close(W + deltas(name, W, [-np.outer(u, x)], [x[None]], lr=eta, **options)[0], best, rtol=1e-9)
+
+
+def test_backpropagation_writes_the_error_of_every_layer_under_its_input():
+    """δ_ℓ = J_φ(z_ℓ)ᵀ W_{ℓ+1}ᵀ δ_{ℓ+1}; the step is argmin_V ⟨V x̂, δ⟩ + ‖V − W‖²/(2η) [A 29–31]."""
+    W1, W2, x, y, eta = draw(4, 3), draw(2, 4, seed=1), draw(3, seed=2), draw(2, seed=3), 0.3
+    one, two = (tensor(W, requires_grad=True) for W in (W1, W2))
+    error = tanh(x[None] @ one.mT) @ two.mT - y
+    ((error * error).sum() * 0.5).backward()
+    hidden = np.tanh(W1 @ x)
+    top = W2 @ hidden - y
+    below = (1 - hidden**2) * (W2.T @ top)
+    for p, W, delta, key in ((one, W1, below, x), (two, W2, top, hidden)):
+        close(p.grad, np.outer(delta, key), rtol=1e-10)
+        best = minimise(lambda V, d=delta, x=key, W=W: d @ V @ x + np.sum((V - W) ** 2) / (2 * eta), W.shape)
+        close(W + deltas("sgd", W, [p.grad], lr=eta)[0], best, rtol=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
 def test_delta_momentum_is_a_proximal_step_of_its_memory(shape):
     g, eta, beta, m = draw(*shape, count=3), 0.1, 0.6, np.zeros(shape)
@@ -428,6 +482,80 @@ def test_adam_and_adagrad_are_optimal_elementwise_memories_of_the_l2_objective(n
     close(deltas(name, np.zeros(5), g, lr=0.1, **options)[-1], -0.1 * np.array(best), rtol=1e-11)
 
 
+@pytest.mark.parametrize("t", [1, 4])
+def test_momentum_is_the_optimal_memory_of_the_sum_of_squares(t):
+    """argmin_m Σ_i (m g_i − P)², P = Σ g²: m* = Σ g, momentum that never fades [A 104]."""
+    g = draw(5, count=t)
+    best = [np.linalg.lstsq(g[:, k : k + 1], np.full(t, g[:, k] @ g[:, k]), rcond=None)[0][0] for k in range(5)]
+    close(deltas("momentum", g[0], g, lr=0.3, momentum=1.0)[-1], -0.3 * np.array(best), rtol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4,), (2, 3, 4)])
+def test_full_adagrad_is_printed_with_sums_that_only_scale_eta(shape):
+    """H ← H + β₂ggᵀ, M̃ ← M̃ + β₁g, W ← W − (η/√β₂) H^(−½) M̃, and element-wise H ← H + β₂g² [A 105–111]."""
+    g, eta, beta1, beta2 = draw(*shape, count=3), 0.2, 0.7, 0.3
+    columns = g if len(shape) > 1 else g[..., None]
+    H, M, squares = 0, 0, 0
+    for G in columns:
+        H, M, squares = H + beta2 * G @ np.swapaxes(G, -2, -1), M + beta1 * G, squares + beta2 * G**2
+    values, U = np.linalg.eigh(H)
+    root = np.where(values > 1e-9, np.abs(values) ** -0.5, 0)
+    printed = -eta / np.sqrt(beta2) * (U * root[..., None, :]) @ np.swapaxes(U, -2, -1) @ M
+    lr = eta * beta1 / beta2
+    full = deltas("adagrad", g[0], g, lr=lr, full=True, momentum=1.0)[-1]
+    close(full, printed.reshape(shape), rtol=1e-7)
+    elementwise = -eta / np.sqrt(beta2) * M / np.sqrt(squares)
+    close(deltas("adagrad", g[0], g, lr=lr, momentum=1.0, eps=0.0)[-1], elementwise.reshape(shape), rtol=1e-10)
+
+
+def test_full_adagrad_begins_with_an_orthogonal_step_and_is_the_diagonal_one_for_a_single_element():
+    g = draw(3, 5)
+    polar = on_singular_values(g, np.ones_like)
+    close(deltas("adagrad", g, [g], full=True)[0], -0.1 * polar, rtol=1e-6)
+    close(deltas("adagrad", g, [g], full=True)[0], -0.1 * newton_schulz(g, 30, CUBIC), rtol=1e-6)
+    scalars = draw(1, count=4)
+    close(deltas("adagrad", scalars[0], scalars, full=True), deltas("adagrad", scalars[0], scalars), rtol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_a_preconditioner_descends_the_error_of_its_map_from_coordinates_to_gradients(shape):
+    """P ← P − ζ ∇½‖Pĝ − g‖², W ← W − ηP⁻¹g [A 38–41], differentiated numerically at every step."""
+    zeta, lr, h, tall = 0.3, 0.1, 1e-6, shape[0] > shape[1]
+
+    def slope(P, unit, G, product):
+        steps = h * np.eye(P.size).reshape(P.size, *P.shape)
+        loss = [[np.sum((product(P + s * d, unit) - G) ** 2) / 2 for s in (1, -1)] for d in steps]
+        return (np.array(loss) @ [1, -1] / (2 * h)).reshape(P.shape)
+
+    for matrix, coordinates, product, inverse in [
+        (True, lambda g: on_singular_values(g, np.ones_like), np.matmul, np.linalg.solve),
+        (False, np.sign, np.multiply, lambda P, g: g / P),
+    ]:
+        g = draw(*shape, count=4)
+        got = deltas("preconditioned", g[0], g, lr=lr, rate=zeta, matrix=matrix, eps=0.0)
+        G = np.swapaxes(g, 1, 2) if tall else g
+        P = np.zeros((3, 3) if matrix else (3, 5))
+        for t, now in enumerate(G, 1):
+            P = P - zeta / (1 - (1 - zeta) ** t) * slope(P, coordinates(now), now, product)
+            step = -lr * inverse(P, now)
+            close(got[t - 1], step.T if tall else step, rtol=1e-5, atol=1e-8)
+
+
+def test_a_preconditioner_without_memory_leaves_the_directions_and_the_signs_alone():
+    g = draw(3, 5, count=2)
+    close(deltas("preconditioned", g[0], g, rate=1.0)[1], -0.1 * on_singular_values(g[1], np.ones_like), rtol=1e-6)
+    close(deltas("preconditioned", g[0], g, rate=1.0, matrix=False, eps=0.0)[1], -0.1 * np.sign(g[1]))
+
+
+@pytest.mark.parametrize("name", ["preconditioned", "adagrad"])
+def test_directions_that_no_gradient_had_are_left_alone(name):
+    options = {"full": True} if name == "adagrad" else {}
+    a, b = draw(4, seed=1), draw(6, count=3, seed=2)
+    got = deltas(name, draw(4, 6), [np.outer(a, row) for row in b], **options)
+    away = np.eye(4) - np.outer(a, a) / (a @ a)
+    assert np.isfinite(got).all() and np.abs(away @ got).max() < 1e-6 and np.abs(got).max() > 1e-3
+
+
 def test_delta_momentum_is_the_printed_rule_for_small_gradients():
     m, g, gap = draw(3, 4), draw(3, 4, seed=1), []
     for size in (1e-2, 5e-3):
@@ -447,7 +575,31 @@ def test_delta_momentum_cannot_diverge_where_the_printed_rule_does():
     assert np.abs(deltas("delta_momentum", g, [g] * 50)).max() < 0.1
 
 
+@pytest.mark.parametrize("kind", ["varied", "repeated"])
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3), (6, 6), (3, 8)])
+def test_delta_momentum_stays_bounded_in_float32_for_gradients_of_any_size(kind, shape):
+    for size in (1e4, 1e8):
+        g = size * draw(*shape, count=60)
+        g = g if kind == "varied" else [np.outer(g[0, :, 0], g[1, 0]) / size] * 60
+        p = parameter(np.zeros(shape), np.float32)
+        optimizer = build("delta_momentum", [p], 1e-3)
+        for now in g:
+            feed(optimizer, p, now.astype(np.float32))
+        assert np.abs(p.data).max() < 1e-2 * size / 1e4
+
+
 # Published definitions, written a second time.
+
+
+def test_nesterov_momentum_agrees_with_pytorchs_algorithm_over_ten_steps():
+    g, lr, theta, buffer = draw(4, 3, count=10), 0.02, draw(4, 3, seed=1), 0
+    p = parameter(theta)
+    optimizer = build("momentum", [p], lr, momentum=0.8, nesterov=True)
+    for now in g:
+        feed(optimizer, p, now)
+        buffer = 0.8 * buffer + now
+        theta = theta - lr * (now + 0.8 * buffer)
+        close(p.data, theta, rtol=1e-12)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -499,6 +651,17 @@ def test_newton_schulz_acts_on_singular_values_alone(rows, columns, seed):
         assert values.min() > 0.65 and values.max() < 1.25
 
 
+def test_cubic_newton_schulz_is_gradient_descent_on_the_distance_from_orthogonality():
+    """X ← X − ζ∇¼‖XᵀX − I‖², ζ = ½ [A 43–44]."""
+    M = draw(3, 3)
+    X, h = M / np.linalg.norm(M), 1e-6
+    for _ in range(4):
+        steps = h * np.eye(9).reshape(9, 3, 3)
+        loss = [[np.sum(((X + s * d).T @ (X + s * d) - np.eye(3)) ** 2) / 4 for s in (1, -1)] for d in steps]
+        X = X - (np.array(loss) @ [1, -1] / (2 * h)).reshape(3, 3) / 2
+    close(newton_schulz(M, 4, CUBIC), X, atol=1e-6)
+
+
 def test_newton_schulz_leaves_zero_alone_and_treats_a_stack_as_each_matrix_alone():
     same(newton_schulz(np.zeros((3, 4))), 0)
     M = draw(3, 4, count=2)
@@ -509,9 +672,9 @@ def test_newton_schulz_leaves_zero_alone_and_treats_a_stack_as_each_matrix_alone
 @given(out=st.integers(2, 6), n=st.integers(2, 6), rank=st.integers(1, 5), seed=st.integers(0, 99))
 def test_low_rank_loses_nothing_for_good(out, n, rank, seed):
     g, state = draw(out, n, count=5, seed=seed), {}
-    digests = [low_rank(x, state, rank) for x in g]
-    close(sum(digests) + state.get("error", 0), sum(g), atol=1e-9)
-    assert all(np.linalg.matrix_rank(d, tol=1e-8) <= min(rank, out, n) for d in digests)
+    compressed = [low_rank(x, state, rank) for x in g]
+    close(sum(compressed) + state.get("error", 0), sum(g), atol=1e-9)
+    assert all(np.linalg.matrix_rank(x, tol=1e-8) <= min(rank, out, n) for x in compressed)
 
 
 def test_low_rank_keeps_what_has_the_rank_and_finds_the_main_directions():
@@ -520,8 +683,8 @@ def test_low_rank_keeps_what_has_the_rank_and_finds_the_main_directions():
     g, state = on_singular_values(draw(6, 5), lambda s: np.array([9, 6, 0.3, 0.2, 0.1])), {}
     for _ in range(4):
         state.pop("error", None)
-        digest = low_rank(g, state, 2)
-    close(digest, on_singular_values(g, lambda s: s * (s > 1)), atol=1e-4)
+        compressed = low_rank(g, state, 2)
+    close(compressed, on_singular_values(g, lambda s: s * (s > 1)), atol=1e-4)
 
 
 def test_cosine_basis_is_orthonormal():
@@ -533,16 +696,18 @@ def test_cosine_basis_is_orthonormal():
 # Symmetries. None: the rung has none, and that is a claim too.
 
 TURNS: dict = {
-    "sgd": {}, "momentum": {}, "adagrad": None, "adamw": None, "delta_momentum": {}, "deep_momentum": None,
-    "higher_order": {}, "nonlinear": {}, "muon": {}, "m3": None, "dgd": {}, "multi_timescale": None,
+    "sgd": {}, "momentum": {}, "adagrad": None, "adamw": None, "preconditioned": {}, "delta_momentum": {},
+    "deep_momentum": None, "higher_order": {}, "nonlinear": {}, "muon": {}, "m3": None, "dgd": {},
+    "multi_timescale": None,
 }  # fmt: skip
 SCALES: dict = {
     "sgd": (1, {}), "momentum": (1, {}), "adagrad": (0, {"eps": 0.0}), "adamw": (0, {"eps": 0.0}),
-    "delta_momentum": None, "deep_momentum": None, "higher_order": (1, {}), "nonlinear": (0, {}),
-    "muon": (0, {}), "m3": (0, {"slow_period": 2, "eps": 0.0}), "dgd": None,
+    "preconditioned": (0, {}), "delta_momentum": None, "deep_momentum": None, "higher_order": (1, {}),
+    "nonlinear": (0, {}), "muon": (0, {}), "m3": (0, {"slow_period": 2, "eps": 0.0}), "dgd": None,
     "multi_timescale": (0, {"eps": 0.0, "rank": 2}),
 }  # fmt: skip
-SPECIAL_TURNS = [("m3", {"variance": False, "slow_period": 2}), ("deep_momentum", {"hidden": 0})]
+SPECIAL_TURNS = [("m3", {"variance": False, "slow_period": 2}), ("deep_momentum", {"hidden": 0}),
+                 ("adagrad", {"full": True, "momentum": 0.9})]
 
 
 @pytest.mark.parametrize(("name", "options"), [*TURNS.items(), *SPECIAL_TURNS])
@@ -889,17 +1054,37 @@ def test_every_rung_learns_the_regression_of_the_trace(name):
     assert losses[-1] < 0.3 * losses[0]  # DGD as printed comes to rest half-way, at a quarter of the loss
 
 
-@pytest.mark.parametrize("f", [optimizers.quadratic, optimizers.ravine, optimizers.curved_valley])
+@pytest.mark.parametrize("f", [ladder.quadratic, ladder.ravine, ladder.curved_valley, ladder.toy])
 def test_landscapes_have_their_gradients(f):
+    """The last is the paper's [A 53]."""
     x, y, h = 0.3, -0.7, 1e-6
     slopes = (f(x + h, y)[0] - f(x - h, y)[0]) / (2 * h), (f(x, y + h)[0] - f(x, y - h)[0]) / (2 * h)
     close(f(x, y)[1:], slopes, rtol=1e-6)
 
 
+def test_momentum_forgets_a_task_that_sums_and_slow_averages_keep():
+    """Orthogonal tasks in turn [A 45], learning rates as `python optimizers.py --context` finds them."""
+
+    def kept(name, key, lr):
+        return optimizers.due_to_the_first(name, lr, optimizers.orthogonal_tasks(), 25)[key]
+
+    after = kept("momentum", "m", 0.01)
+    assert after[0] == 1 and after[1] < 0.2 and after[3] < 0.9**75 * 10  # βⁱ, whatever has come since
+    assert kept("adamw", "m", 0.05)[3] < 0.01 < 0.1 < kept("adamw", "v", 0.05)[3]
+    assert min(kept("adagrad", "v", 1.0)[3], kept("m3", "slow", 0.2)[3], kept("multi_timescale", "slow", 0.05)[3]) > 0.2
+
+
+def test_what_is_left_in_momentum_spoils_a_task_that_sgd_would_keep():
+    loss = {name: optimizers.in_turn(name, lr, optimizers.orthogonal_tasks(), 25)[1][24::25, 0]
+            for name, lr in (("sgd", 1.0), ("momentum", 0.01), ("muon", 0.3))}
+    assert loss["sgd"][-1] < 1e-20
+    assert loss["momentum"][-1] > 10 * loss["momentum"][0] and loss["muon"][-1] > 100 * loss["muon"][0]
+
+
 def test_the_trace_names_every_rung_and_the_picture_is_drawn(tmp_path, capsys):
     with np.errstate(all="ignore"):
-        optimizers.trace()
-        optimizers.draw(tmp_path / "paths.png", steps=1)
+        optimizers.trace(), optimizers.context()
+        ladder.draw_paths(tmp_path / "paths.png", steps=1)
     printed = capsys.readouterr().out
-    assert all(f"\n{name} " in printed for name in OPTIMIZERS)
+    assert all(printed.count(f"\n{name} ") >= 2 for name in OPTIMIZERS)
     assert (tmp_path / "paths.png").read_bytes()[:4] == b"\x89PNG"

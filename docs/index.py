@@ -1,34 +1,40 @@
-"""Where is each equation computed?  Rewrites the equation index of PAPER.md, between its two markers.
+"""Where is each equation computed?  Rewrites the two tables of PAPER.md that stand between its markers.
 
     python docs/index.py
 
 A row says what the paper prints: the numbers, the formula, how far we follow it, the tests named for it.
 Where it is computed is not written down here but found: a place is whatever function, class or table cites
-one of the numbers, as `[A 56–57, 88; N 27–29]` in a docstring or a comment. Tests that cite one join in.
+one of the numbers, as `[A 56–57, 88; N 27–29]` in a docstring or a comment, and the table links to its line.
+Tests that cite one join in. The numbers of the short edition follow from those of the long one, by `SHORT`.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "PAPER.md"
 BEGIN, END = "<!-- equations: written by `python docs/index.py` -->", "<!-- end of equations -->"
-ROOMS = ("apps", "gpu", "lessons", "benchmarks")  # may cite; a row is computed in the root
+ROOMS = ("apps", "gpu", "lessons", "tools", "corpora", "cluster", "benchmarks", "docs")  # may cite as well
+LAST = 121  # the long edition's last equation
+SHORT = {1: 6, 2: 7, 3: 8, 4: 8, 5: 9, 6: 9, 7: 10, 8: 11, 9: 12, 10: 13, 11: 13, 12: 14, 13: 15, 14: 16, 15: 17,
+         16: 18, 17: 33, 18: 34, 19: 46, 20: 47, 21: 48, 22: 49, 23: 50, 24: 52, 25: 54, 26: 55, 27: 56, 28: 57, 29: 57,
+         30: 70, 31: 71}  # equation of the short edition → of the long one
 
 
 class Row(NamedTuple):
-    """What the paper prints. `places` names the code of a formula that has no number."""
+    """What the paper prints. `names` are those of the code for a formula that has no number."""
 
     numbers: str
-    verdict: str  # "exact", "choice 3, 7" or "omitted: why"
+    verdict: str  # "exact", "choice 3, 7", "definitional: our instance" or "omitted: why"
     formula: str
     tests: str = ""
-    places: str = ""
+    names: str = ""
 
 
 TITANS = ("test_memory::test_titans_are_the_papers_for_every_setting "
@@ -37,166 +43,246 @@ RULES = ("test_memory::test_every_rule_is_the_one_in_the_papers_table "
          "test_kernels::test_the_rules_of_the_table_are_settings_of_the_family")
 CLOSED = "test_optimizers::test_two_steps_have_their_closed_form"
 LIMITS = "test_optimizers::test_limits_coincide"
+COSTUMES = "test_optimizers::test_three_costumes_of_gradient_descent_agree"
+PROXIMAL = "test_optimizers::test_momentum_is_a_proximal_step_of_its_memory"
+TRANSFER = "definitional: [kinds of transfer](#kinds-of-transfer)"
+NOT_YET = "omitted: not built yet"
 
 ROWS = [
     Row("A 1–3", "exact",
-        "W_{t+1} = W_t − η g_t = argmin_V ⟨g_t, V⟩ + ‖V − W_t‖²/(2η) = "
-        "argmin_V Σ_{i≤t} ⟨g_i, V⟩ + ‖V − W_1‖²/(2η)",
-        "test_optimizers::test_three_costumes_of_gradient_descent_agree"),
-    Row("A 5", "exact",
-        "S_t = α S_{t−1} + v_t k_tᵀ",
+        "W_{t+1} = W_t − η g_t = argmin_V ⟨g_t, V⟩ + ‖V − W_t‖²/(2η) = argmin_V Σ_{i≤t} ⟨g_i, V⟩ + ‖V − W_1‖²/(2η)",
+        COSTUMES),
+    Row("A 4", "definitional: A 28, 72 and 73 are its instances",
+        "meta-learning: Φ* = argmin_Φ E_T ℓ(θ, T; Φ)"),
+    Row("A 5", "choice 2",
+        "M_t = α M_{t−1} + v_t φ(k_t)ᵀ,  y_t = M_t φ(q_t); φ is the identity here",
         RULES),
-    Row("A 6, N 1", "omitted: the definition; the rules below are its cases",
+    Row("A 6", "definitional: every memory and every optimiser here",
         "M* = argmin_M L̃(M(K); V)"),
-    Row("A 8, N 3", "exact",
+    Row("A 7", "exact",
+        "W* = argmin_W L(W; data), by A 8",
+        COSTUMES),
+    Row("A 8", "exact",
         "W ← W − η ∇_y L ⊗ x",
-        "test_layers::test_a_tap_collects_the_layers_inputs_and_output_errors "
-        "test_optimizers::test_three_costumes_of_gradient_descent_agree"),
-    Row("A 9, N 4–5", "exact",
+        f"test_layers::test_a_tap_collects_the_layers_inputs_and_output_errors {COSTUMES}"),
+    Row("A 9", "exact",
         "W ← argmin_V ⟨V x, ∇_y L⟩ + ‖V − W‖²/(2η)",
-        "test_optimizers::test_three_costumes_of_gradient_descent_agree"),
-    Row("A 10–13, N 7–10", "choice 20",
-        "m ← μ m + η g,  W ← W − m;  m itself a proximal step on −⟨m, g⟩",
-        f"{CLOSED} test_optimizers::test_momentum_is_a_proximal_step_of_its_memory"),
-    Row("A 14–18, 64; N 12–15", "choice 2",
-        "S_t = S_{t−1} + v_t k_tᵀ,  o = S q",
+        COSTUMES),
+    Row("A 10–13", "exact",
+        "m ← m + η g,  W ← W − m  (momentum=1);  m = argmin_n −⟨n, g⟩ + ‖n − m‖²/(2η)",
+        f"{CLOSED} {PROXIMAL}"),
+    Row("A 14–18", "choice 2",
+        "k = W_k x, v = W_v x, q = W_q x;  M_t = M_{t−1} + v_t k_tᵀ, a step of η = 1 on −⟨M k, v⟩;  y_t = M_t q_t",
         f"{RULES} test_kernels::test_hebbian_reads_are_linear_attention_over_the_past"),
-    Row("A 33, N 17", "choice 20",
-        "m_{t+1} = μ m_t + η g_t: a memory of the gradients, without values",
-        f"test_optimizers::test_momentum_is_a_proximal_step_of_its_memory {LIMITS}"),
-    Row("A 42", "choice 28",
-        "W ← W − η NS(m)",
+    Row("A 19–20", "definitional: weights, memories, levels and momenta are the boxes; the sign, finding 18",
+        "a nested system: for every box θ ← argmin_Φ ⟨Φ x, ∇_y L⟩ + ‖Φ − θ‖²/(2η), on its own data and frequency"),
+    Row("A 21", NOT_YET,
+        "AdaTransformer: y = W_t attention(k, v, q),  W_t = W_{t−1} + v_t k_tᵀ,  W_0 learned: a layer that adapts"),
+    Row("A 22–23", "exact",
+        "Φ* = argmin_Φ E L(Φ; x, y), by A 1 on samples",
+        COSTUMES),
+    Row("A 24–26", TRANSFER,
+        "direct, parametric: M⁰(·; Θ¹), M⁰(·; M¹(·)),  as in y = M_t(W_q x)"),
+    Row("A 27", TRANSFER,
+        "direct, non-parametric: M⁰(·; C¹)"),
+    Row("A 28", TRANSFER,
+        "initialisation: Θ¹_0 = argmin_Φ E_{C∼C⁰} ℓ(M¹(·; Φ), C)"),
+    Row("A 29–31", "exact",
+        "∂L/∂W_ℓ = δ_ℓ x̂_{ℓ−1}ᵀ,  δ_ℓ = J_φ(z_ℓ)ᵀ W_{ℓ+1}ᵀ δ_{ℓ+1};  "
+        "W ← W − η δ x̂ᵀ = argmin_V ⟨V x̂, δ⟩ + ‖V − W‖²/(2η)",
+        "test_optimizers::test_backpropagation_writes_the_error_of_every_layer_under_its_input"),
+    Row("A 32", "exact",
+        "W ← W − η g",
+        COSTUMES),
+    Row("A 33", "choice 20",
+        "m ← μ m + η g,  W ← W − m",
+        f"{PROXIMAL} {LIMITS}"),
+    Row("A 34–37", "choice 20",
+        "m by gradient descent on ⟨m x̂, δ⟩, for μ ≠ 1 with an ℓ₂ term; in general on any L̃(m; x̂, −δ)",
+        f"{PROXIMAL} test_optimizers::test_delta_momentum_is_a_proximal_step_of_its_memory"),
+    Row("A 38–41", "choice 45",
+        "W ← W − η P⁻¹(g),  P ← P − ζ ∇_P L̃(P(ĝ); g)",
+        "test_optimizers::test_a_preconditioner_descends_the_error_of_its_map_from_coordinates_to_gradients"),
+    Row("A 42", "choice 27, 28",
+        "W ← W + NS(m),  m ← μ m − η g",
         f"test_optimizers::test_muon_agrees_with_its_published_algorithm_over_ten_steps {LIMITS}"),
-    Row("A 43–44", "exact",
-        "O ← a O + (b O Oᵀ + c (O Oᵀ)²) O  from  O₀ = M/‖M‖_F",
+    Row("A 43–44", "choice 46",
+        "L̃ = ‖OᵀO − I‖²,  O ← O − ζ (O − g + 2 O (OᵀO − I))  from  O_0 = g",
         "test_optimizers::test_newton_schulz_acts_on_singular_values_alone"),
-    Row("A 48–49, N 22", "choice 21, 22",
-        "m ← m (α I − gᵀg) + η P g,  W ← W − m",
+    Row("A 45", "exact",
+        "tasks L_i = E‖W x − y‖² with orthogonal gradients u_i, in turn: what is left of u_1?",
+        "test_optimizers::test_what_is_left_in_momentum_spoils_a_task_that_sgd_would_keep"),
+    Row("A 46–47", "choice 22",
+        "m ← α m + η P g,  W ← W − m, from ⟨m gᵀ, P⟩  (delta momentum with decay=0)",
+        "test_optimizers::test_delta_momentum_with_preconditioner_has_its_closed_form"),
+    Row("A 48–49", "choice 21, 22",
+        "m ← m (α I − gᵀg) + η P g,  W ← W − m, from ‖m gᵀ − P‖²",
         "test_optimizers::test_delta_momentum_is_the_printed_rule_for_small_gradients "
         "test_optimizers::test_delta_momentum_is_a_proximal_step_of_its_memory"),
-    Row("A 50, N 23", "choice 23, 24, 25",
-        "m ← α m − η ∇L(m; u, I),  W ← W − m(u),  u = g,  m an MLP",
+    Row("A 50", "choice 23, 24, 25",
+        "m ← α m − η ∇L(m; u, 1),  W ← W − m(u),  u = g,  m an MLP",
         "test_optimizers::test_deep_momentum_follows_the_gradient_of_its_dot_objective_and_reads_its_jacobian"
         " test_optimizers::test_deep_momentum_trains_each_layer_by_a_proximal_step_of_the_l2_objective"),
     Row("A 51", "choice 26",
-        "m ← μ m + η φ(g)",
+        "m ← α m + η P φ(g)",
         f"{CLOSED} "
         "test_optimizers::test_features_before_memory_equal_output_behind_it_when_nothing_is_remembered"),
-    Row("A 52, N 24", "choice 27",
-        "W ← W − η σ(m(u))",
+    Row("A 52", "choice 27",
+        "W ← W + σ(m(u)),  m ← α m − η ∇L(m; u, I)",
         f"{CLOSED} {LIMITS}"),
-    Row("A 56–57, N 27–29", "choice 1, 31, 32",
+    Row("A 53", "choice 48",
+        "ψ(r, θ) = r² + k (r − θ + a sin ωr)²  from (−3.5, 2)",
+        "test_optimizers::test_landscapes_have_their_gradients"),
+    Row("A 54–55", "exact",
+        "W ← W − η ∇_y L ⊗ x = argmin_V ⟨V x, ∇_y L⟩ + ‖V − W‖²/(2η)",
+        COSTUMES),
+    Row("A 56–57", "choice 1, 31, 32",
         "W ← argmin_V ½‖V x − u‖² + ‖V − W‖²/(2η) = W (I − η′ x xᵀ) + η′ u xᵀ,  u = −∇_y L",
         "test_optimizers::test_dgd_with_one_token_is_the_papers_rank_one_rule "
         "test_optimizers::test_dgd_is_the_proximal_step_of_its_regression"),
-    Row("A 65", "exact",
-        "S_t = S_{t−1} (I − β k kᵀ) + β v kᵀ",
+    Row("A 58", "exact",
+        "W ← W + η v ⊗ x,  v = f_W(x) = −∇_y L: a value that the memory makes for itself",
+        COSTUMES),
+    Row("A 59–60", "definitional: [rules of learning](#rules-of-learning)",
+        "W ← argmin_V L̃(V; x, u) + Ret(V, {W_i}),  u = f_W(x)",
+        "test_optimizers::test_rules_are_an_objective_and_a_retention"),
+    Row("A 61", "definitional: the projections of every mixer",
+        "k = W_k x, v = W_v x, q = W_q x"),
+    Row("A 62", f"{NOT_YET}: the test; attention itself is the row “the Transformer”",
+        "softmax attention: argmin_m Σ_i s(k_i, q) ‖v_i − m‖² = Σ_i s_i v_i / Σ_i s_i"),
+    Row("A 63", NOT_YET,
+        "the same over the last c tokens: sliding-window attention"),
+    Row("A 64", "choice 2",
+        "M_t = α M_{t−1} + η v_t φ(k_t)ᵀ, from −2⟨M k, v⟩; η = 1 and φ the identity here",
         RULES),
-    Row("A 70, N 30", "choice 17",
-        "y = MLP_k( … MLP_2(MLP_1(x)) … )",
+    Row("A 65", "exact",
+        "M_t = M_{t−1} (I − η k kᵀ) + η v kᵀ, from ‖M k − v‖²; printed with the factor on the left, finding 18",
+        RULES),
+    Row("A 66–67", f"{NOT_YET}; it is the delta rule of Mᵀ, finding 20",
+        "Oja: M_t = α M_{t−1} + η v (φ(k) − M_{t−1}ᵀ v)ᵀ, from −2⟨M k, v⟩ + ‖Mᵀ v‖²"),
+    Row("A 68", NOT_YET,
+        "Omega: M_t = α M_{t−1} − Σ_{t−c<i≤t} γ_{t,i} ∇L̃(M_{t−1}; φ(k_i), v_i)"),
+    Row("A 69", NOT_YET,
+        "AdaTransformer, A 21 again"),
+    Row("A 70", "choice 17",
+        "y = MLP_k( … MLP_2(MLP_1(x)) … ), fast to slow as in Fig. 5, finding 19",
         "test_cms::test_a_chain_is_the_composition_of_its_residual_levels_fast_to_slow "
         "test_cms::test_one_level_behind_attention_is_a_transformer"),
-    Row("A 71, N 31", "choice 14, 15, 16",
-        "θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η f(θ_ℓ; x)  if i ≡ 0 (mod C_ℓ), else unchanged",
+    Row("A 71", "choice 14, 15, 16, 41",
+        "θ_ℓ ← θ_ℓ − Σ_{last C_ℓ tokens} η_t^ℓ f(θ_ℓ; x_t)  if i ≡ 0 (mod C_ℓ), else unchanged",
         "test_cms::test_in_training_a_level_moves_at_exactly_the_steps_its_clock_says "
         "test_cms::test_in_reading_a_level_moves_at_exactly_the_segments_its_clock_says "
         "test_optimizers::test_a_due_level_moves_by_the_sum_of_updates_at_its_frozen_weights"),
     Row("A 72", "choice 18",
-        "nested: the slower level learns the initial state that the faster one restarts from",
+        "nested: the slower level learns the initial state that the faster one restarts from, over its contexts",
         "test_cms::test_context_loss_is_its_explicit_loop "
         "test_cms::test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context "
         "test_cms::test_the_gradient_of_context_loss_runs_through_its_inner_moves_or_holds_them_still"),
-    Row("A 73", "choice 17",
-        "sequential: the initial states of all levels are learned together, by backpropagation",
+    Row("A 73", "choice 17, 44",
+        "sequential: all initial states are learned together, over the slowest level's contexts, in which A 71 runs",
         "test_cms::test_every_level_of_every_variant_receives_gradients_at_the_start"),
-    Row("A 74", "choice 17",
+    Row("A 74", "choice 17, 44",
         "independent: y = Agg(MLP_1(x), …, MLP_k(x))",
         "test_cms::test_independent_levels_are_mixed_by_the_softmax_of_learned_weights"),
-    Row("A 75, Algorithm 1", "choice 28, 29, 30",
+    Row("A 75, Algorithm 1", "choice 28, 29, 30, 42",
         "M₁ ← M₁ + β₁ g;  V ← V + β₂ g²;  every f steps M₂ ← M₂ + β₃ Σ_{last f} g;  θ ← θ − η (NS(M₁) + α "
-        "NS(M₂))/(√V + ε)",
+        "NS(M₂))/√(V + ε); A 75 has − β₂ for + β₃, finding 10",
         f"{CLOSED} test_optimizers::test_m3_ema_reads_slow_memory_from_the_step_after_its_window {LIMITS}"),
     Row("A 76–78", "choice 2",
-        "k = W_k x, v = W_v x, q = W_q x, η = W_η x, α = W_α x: only the main memory learns",
+        "k = W_k x, v = W_v x, q = W_q x, η = W_η x, α = W_α x;  min L(M; k, v);  y_t = M_t q_t",
         "test_memory::test_plain_titans_are_one_memory_fed_by_fixed_projections"),
     Row("A 79–82",
-        'omitted: superseded by A 83; targets="value" is the same but for η and α, '
-        "which cannot take a vector",
-        "every projection a memory, all of them writing the same pair (k_t, v_t)"),
-    Row("A 83", "choice 10",
-        "o_t = M_memory,t−1(q_t),  v̂_□,t = M_□,t−1(v_t),  min L(M_□; k_t, v̂_□,t)",
+        "omitted: superseded by A 83–85, where every memory has keys and targets of its own",
+        "□_t = M_□,t−1(x_t) for k, v, q, η, α, each trained on (□_t, v_t), the main memory on (k_t, v_t);  "
+        "y_t = M_mem,t(q_t)"),
+    Row("A 83", "choice 5, 9, 10, 13, 19",
+        "y_t = M_mem,t−1(q_t);  k_t, v_t, η_t, α_t = M_□,t−1(x_t)",
         TITANS),
-    Row("A 84–85", "choice 5, 9, 10, 13, 19",
-        "k_t = M_k(x_t), v_t = M_v(x_t), η_t = M_η(x_t), α_t = M_α(x_t), q_t = W_q x_t",
+    Row("A 84", "choice 10",
+        "v̂_□,t = M_□,t−1(v_t)",
+        TITANS),
+    Row("A 85", "choice 3, 5",
+        "min L(M_□; k_t, v̂_□,t) for k, v, q, η, α, mem; “q_t = W_q x_t is the only non-adaptive projection”",
         TITANS),
     Row("A 86–87", "choice 5, 10",
-        "the same o, v̂, k and v, under the rule of A 88",
+        "A 83–84 again, for the rule of A 88",
         TITANS),
-    Row("A 88", "choice 1, 3, 4, 8, 11",
-        "M_□ ← M_□ (α_t I − η_t k_t k_tᵀ) − η_t ∇L(M_□; k_t, v̂_□,t)",
+    Row("A 88", "choice 1, 3, 4, 8, 11, 39",
+        "M_□ ← M_□ (α_t I − η_t k_t k_tᵀ) − η_t ∇L(M_□,t−1; k_t, v̂_□,t)",
         f"{TITANS} test_memory::test_chunks_of_one_token_read_alike_at_their_start_and_exactly"),
-    Row("A 89", "choice 12, 13",
+    Row("A 89, 91", "choice 12, 13",
         "M(x) = x + W₁ σ(W₂ x)",
         TITANS),
-    Row("A 90", "choice 6, 7",
-        "in a chunk, o, k, v, η and α come from the memories as they were at its start",
+    Row("A 90", "choice 4, 6, 7",
+        "in a chunk y, k, v, η, α, v̂ and ∇L come from the memories at its start; (α_t I − η_t k_t k_tᵀ) token by token",
         f"{TITANS} test_memory::test_exact_reads_and_chunk_start_reads_differ_inside_a_chunk "
-        "test_memory::test_every_memory_is_written_exactly_as_often_as_its_chunk_size_says"),
-    Row("A 91", "choice 4, 6",
-        "in a chunk, v̂ and ∇L come from its start, and M_□,t−1 (α_t I − η_t k_t k_tᵀ) token by token",
-        f"{TITANS} test_memory::test_no_bit_of_an_output_depends_on_a_later_token"),
+        "test_memory::test_every_memory_is_written_exactly_as_often_as_its_chunk_size_says "
+        "test_memory::test_no_bit_of_an_output_depends_on_a_later_token"),
     Row("A 92", "choice 1, 8",
-        "L = −⟨M k, v̂⟩:  M ← M (α I − η k kᵀ) + η v̂ kᵀ",
+        "L = −⟨M k, v̂⟩:  M ← M (α I − η k kᵀ) + η v̂ kᵀ; the sign corrected, finding 12",
         RULES),
     Row("A 93", "choice 1, 3, 6, 8",
         "L = ½‖M k − v̂‖²:  M ← M (α I − η k kᵀ) − η (M_start k − v̂) kᵀ",
         f"{TITANS} test_memory::test_every_rule_is_the_one_in_the_papers_table"),
-    Row("A 94–97", "choice 17",
+    Row("A 94–97", "choice 17, 40",
         "Hope: A 83–88, then y = MLP_k( … MLP_1(o) … ); attention for Hope-Attention",
         "test_hope::test_a_text_reads_the_same_however_it_is_cut_and_in_whatever_batch "
         "test_hope::test_gradients_of_the_whole_model_agree_with_finite_differences"),
-    Row("A 101–105", "exact",
-        "Adam: m̂/√v̂ is the best element-wise memory of the gradients under ℓ₂ regression",
-        "test_optimizers::test_adamw_agrees_with_its_published_algorithm_over_ten_steps"),
-    Row("A 106–111", "exact",
-        "AdaGrad, likewise: g/√V,  V ← V + g²",
-        CLOSED),
-    Row("A 113–121", "choice 1",
-        "(I + η x xᵀ)⁻¹ = I − η′ x xᵀ,  η′ = η/(1 + η‖x‖²)",
+    Row("A 98–99", "definitional: the implicit step, ours for ℓ₂",
+        "θ ← argmin_Φ L(Φ; x) + ‖Φ − θ‖²/(2η)",
         "test_optimizers::test_an_implicit_step_minimises_the_proximal_objective"),
-    Row("N 20–21", "choice 22",
-        "m ← α m + η P g, W ← W − m: momentum with values P (delta momentum with decay=0)",
-        "test_optimizers::test_delta_momentum_with_preconditioner_has_its_closed_form"),
+    Row("A 100", "choice 20",
+        "A 33 again",
+        PROXIMAL),
+    Row("A 101–105", "exact",
+        "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ),  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with P = Σ g² "
+        "momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies, see the tests)",
+        "test_optimizers::test_adamw_agrees_with_its_published_algorithm_over_ten_steps"),
+    Row("A 106–111", "choice 47",
+        "the same for matrices: H ← H + β₂ g gᵀ,  M̃ ← M̃ + β₁ g,  W ← W − (η/√β₂) H^(−½) M̃",
+        f"{CLOSED} test_optimizers::test_full_adagrad_begins_with_an_orthogonal_step_and_is_the_diagonal_one_"
+        "for_a_single_element"),
+    Row("A 112", "exact",
+        "A 55 again",
+        COSTUMES),
+    Row("A 113–121", "choice 1",
+        "(I + η x xᵀ)⁻¹ = I − η′ x xᵀ,  η′ = η/(1 + η‖x‖²); printed with slips, finding 15",
+        "test_optimizers::test_an_implicit_step_minimises_the_proximal_objective"),
     Row("§7.3", "exact",
-        "every level starts from the MLP of a trained model",
+        "level stacking: k trained MLPs start the k levels (`spread`; `independent` copies of one MLP are ours)",
         "test_cms::test_stacked_levels_leave_the_function_unchanged"),
     Row("", "exact",
         "gated delta rule: S_t = α S_{t−1} (I − β k kᵀ) + β v kᵀ",
-        RULES,
-        "memory.py::RULES kernels.py::delta_rule_recurrent"),
+        RULES, "memory.py::RULES"),
     Row("", "exact",
         "signed delta rule, with eigenvalues from −1: S_t = S_{t−1} (I − 2β k kᵀ) + 2β v kᵀ",
-        "test_memory::test_every_rule_is_the_one_in_the_papers_table",
-        "memory.py::RULES kernels.py::delta_rule_recurrent"),
+        "test_memory::test_every_rule_is_the_one_in_the_papers_table", "memory.py::RULES"),
     Row("", "exact",
         "chunk-parallel: (I + L) U = diag(c) V − diag(b·g_{t−1}) K S₀ᵀ,  o_t = g_{t−1} S₀ q_t + Σ_{i<t} "
         "(g_{t−1}/g_i)(q_t·k_i) u_i",
         "test_memory::test_every_form_is_the_product_of_rank_one_writes "
-        "test_kernels::test_chunked_and_compiled_are_the_recurrence_forwards_and_backwards",
-        "memory.py::chunked kernels.py::delta_rule_chunked kernels.py::delta_rule"),
+        "test_kernels::test_chunked_and_compiled_are_the_recurrence_forwards_and_backwards", "chunked"),
     Row("", "choice 4, 11",
         "layer by layer: W ← W (α I − η′ z zᵀ) − η′ δ zᵀ, z and δ the layer's own input and error",
         f"test_memory::test_the_errors_used_here_give_the_gradients_of_the_objective {TITANS}",
-        "memory.py::SelfModifyingTitans.errors memory.py::SelfModifyingTitans.write"),
+        "SelfModifyingTitans.errors SelfModifyingTitans.write"),
     Row("", "exact",
         "the Transformer: softmax attention, then one level with chunk size 1",
         "test_layers::test_attention_is_softmax_attention_written_by_hand "
-        "test_cms::test_one_level_behind_attention_is_a_transformer",
-        "layers.py::CausalAttention hope.py::Config.transformer"),
+        "test_cms::test_one_level_behind_attention_is_a_transformer", "CausalAttention transformer"),
+    Row("", "exact",
+        "Muon's quintic: X ← a X + (b X Xᵀ + c (X Xᵀ)²) X  from  X = M/‖M‖, in no equation of the paper",
+        "test_optimizers::test_newton_schulz_acts_on_singular_values_alone", "newton_schulz"),
     Row("", "choice 33",
-        "two time scales: W ← W − η (s_f m_fast + s_s m_slow)/√v, of a low-rank digest of g",
-        f"{CLOSED} test_optimizers::test_low_rank_loses_nothing_for_good",
-        "optimizers.py::MultiTimescale optimizers.py::low_rank"),
+        "two time scales: W ← W − η (s_f m_fast + s_s m_slow)/√v, of g at a low rank with error feedback",
+        f"{CLOSED} test_optimizers::test_low_rank_loses_nothing_for_good", "MultiTimescale low_rank"),
+    Row("", f"{NOT_YET}; choice 39",
+        "momentum in Titans (Table 6; from the Titans paper): S_t = β_t S_{t−1} − η_t ∇L,  "
+        "M_t = M_{t−1} (α_t I − η_t k kᵀ) + S_t"),
+    Row("", NOT_YET,
+        "other norms: ‖M k − v‖_p^p in place of the squared error (§5)"),
+    Row("", NOT_YET,
+        "Fig. 5 for any model: chunk in tokens, relative frequency and length of backpropagation of every component"),
 ]  # fmt: skip
 
 # What the code says --------------------------------------------------------------------------------------
@@ -234,6 +320,7 @@ class Source:
 
     def __init__(self, path: Path):
         self.file = path.relative_to(ROOT).as_posix()
+        self.root = "/" not in self.file or self.file.startswith("kernels/")  # where equations are computed
         self.text = path.read_text(encoding="utf-8")
         self.names = {f"{self.file}::{name}": (node.lineno, node.end_lineno)  # type: ignore[attr-defined]
                       for name, node in named(ast.parse(self.text).body)} | {self.file: (0, 10**9)}
@@ -248,66 +335,89 @@ class Source:
 
 def sources() -> list[Source]:
     """The root modules first, in a fixed order, then the other rooms and the tests."""
-    paths = sorted(ROOT.glob("*.py"))
+    paths = sorted(ROOT.glob("*.py")) + sorted((ROOT / "kernels").rglob("*.py"))
     for room in (*ROOMS, "tests"):
         paths += sorted((ROOT / room).rglob("*.py"))
-    return [Source(path) for path in paths]
+    return [Source(path) for path in paths if path != Path(__file__).resolve()]
 
 
-# The table -----------------------------------------------------------------------------------------------
+# The tables ----------------------------------------------------------------------------------------------
+
 
 def places(row: Row, code: list[Source]) -> list[str]:
-    """Where the root computes a row: what cites its numbers; a whole file only if nothing smaller does."""
-    found = [place for source in code if "/" not in source.file for place, cited in source.citations
-             if cited & numbers(row.numbers)]
-    found = row.places.split() + [place for place in found if "::" in place] or found
-    return list(dict.fromkeys(found))
+    """Where a row is computed: what cites its numbers in the root, or failing that in another room.
+
+    A whole file counts only if nothing smaller in it or elsewhere does.
+    """
+    cited = [(source.root, place) for source in code if not source.file.startswith("tests/")
+             for place, said in source.citations if said & numbers(row.numbers)]
+    found = [place for root, place in cited if root] or [place for _, place in cited]
+    named = [place for source in code if source.root for place in source.names for name in row.names.split()
+             if re.search(rf"(^|::|\.){re.escape(name)}$", place)]
+    return list(dict.fromkeys(named + [place for place in found if "::" in place] or found))
 
 
 def tests(row: Row, code: list[Source]) -> list[str]:
     """The tests that are named for a row, and those that cite it."""
     given = [f"tests/{name.replace('::', '.py::')}" for name in row.tests.split()]
-    citing = [place for source in code for place, cited in source.citations
-              if "::test_" in place and cited & numbers(row.numbers)]
+    citing = [place for source in code for place, said in source.citations
+              if "::test_" in place and said & numbers(row.numbers)]
     return list(dict.fromkeys(given + citing))
 
 
 def order(row: Row) -> tuple[bool, bool, float]:
-    """By number: the long edition, then what only the short one counts, then what has no number."""
-    first = {edition: [float(n[2:]) for n in numbers(row.numbers) if n.startswith(f"{edition} ")]
-             for edition in "AN§"}
-    return not first["A"], not row.numbers, min(first["A"] or first["N"] or first["§"], default=0)
+    """By number; then the sections, then what has no number."""
+    found = [float(n.split()[1]) for n in numbers(row.numbers) if n.startswith(("A ", "§ "))]
+    return not row.numbers.startswith("A"), not row.numbers, min(found, default=0)
 
 
-def verdict(row: Row) -> str:
-    """How far a row is followed, with a link to each choice."""
-    linked = re.sub(r"\d+", r"[\g<0>](#choice-\g<0>)", row.verdict)
-    return linked if row.verdict.startswith("choice") else row.verdict
+def ranges(values: Iterable[int]) -> str:
+    """{3, 4, 6} → "3–4, 6"."""
+    runs: list[list[int]] = []
+    for n in sorted(values):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def missing(known: set[str], edition: str) -> str:
-    """The numbers of an edition, up to the last one known, that are not known: "4, 7, 19–32"."""
-    have = sorted(int(n[2:]) for n in known if n.startswith(f"{edition} "))
-    gaps = [(a + 1, b - 1) for a, b in zip([0, *have], have, strict=False) if b - a > 1]
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in gaps)
+def label(row: Row) -> str:
+    """The numbers of both editions: "A 8, N 3–4"."""
+    short = ranges(n for n, long in SHORT.items() if f"A {long}" in numbers(row.numbers))
+    return ", ".join(filter(None, [row.numbers, short and f"N {short}"])) or "–"
+
+
+def linked(row: Row) -> str:
+    """How far a row is followed, with a link to each choice and finding."""
+    if row.verdict.startswith("choice"):
+        return re.sub(r"\d+", r"[\g<0>](#choice-\g<0>)", row.verdict)
+    return re.sub(r"choice (\d+)", r"[\g<0>](#choice-\1)", row.verdict)
+
+
+def link(place: str, code: list[Source]) -> str:
+    """`memory.py::SelfModifyingTitans.write` → its last name, linked to its line."""
+    file, _, name = place.partition("::")
+    line = next(source.names[place][0] for source in code if place in source.names)
+    return f"[`{file}::{name.split('.')[-1]}`]({file}#L{line})" if name else f"[`{file}`]({file})"
 
 
 def table(code: list[Source]) -> str:
     """What stands between the markers."""
     rows = sorted(ROWS, key=order)
-    lines = ["| equation | formula, restated | computed in | tested by | how |", "|---|---|---|---|---|"]
+    lines = ["| equation | formula, restated | computed in | how |", "|---|---|---|---|"]
     for row in rows:
-        where, held = ("<br>".join(f"`{name}`" for name in f(row, code)) or "–" for f in (places, tests))
-        cells = row.numbers or "–", row.formula.replace("|", r"\|"), where, held, verdict(row)
-        lines.append(f"| {' | '.join(cells)} |")
-    known = set().union(*(numbers(row.numbers) for row in rows))
-    short = sorted(((n, row) for row in rows for n in numbers(row.numbers) if n[0] == "N"),
-                   key=lambda pair: int(pair[0][2:]))
-    lines += ["", "From the short edition: " + " · ".join(
-        f"{n} → {re.split('[,;] ?N', row.numbers)[0] if row.numbers[0] == 'A' else 'its own row'}"
-        for n, row in short) + "."]
-    lines += ["", f"Numbers without a row: A {missing(known, 'A')}; N {missing(known, 'N')}. "
-              "We have no formula for them that we could restate, so nothing is claimed about them."]
+        where = "<br>".join(link(place, code) for place in places(row, code)) or "–"
+        formula = row.formula.replace("|", r"\|")
+        lines.append(f"| {label(row)} | {formula} | {where} | {linked(row)} |")
+    short = (f"N {ranges(n for n in SHORT if SHORT[n] == long)} → A {long}" for long in dict.fromkeys(SHORT.values()))
+    lines += ["", f"From the short edition: {' · '.join(short)}.", "", "### Tests by equation", "",
+              "| equation | tests |", "|---|---|"]
+    for row in rows:
+        held = [place.partition("::") for place in tests(row, code)]
+        if held:
+            name = label(row) if row.numbers else row.formula.split(":")[0]
+            lines.append(f"| {name} | {'<br>'.join(f'[`{test}`]({file})' for file, _, test in held)} |")
     return "\n".join(lines)
 
 
@@ -321,6 +431,7 @@ def split(text: str) -> tuple[str, str, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     before, _, after = split(PAPER.read_text(encoding="utf-8"))
     PAPER.write_text(f"{before}{BEGIN}\n{table(sources())}\n{END}{after}", encoding="utf-8")
     print(f"PAPER.md: {len(ROWS)} rows")

@@ -1,10 +1,12 @@
-"""What PAPER.md promises: its names exist, what the code cites is in it, its counterexamples hold."""
+"""What PAPER.md promises: its names exist, its links lead there, what the code cites is in it."""
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,7 @@ spec.loader.exec_module(index)
 SOURCES = index.sources()
 CODE = [source for source in SOURCES if not source.file.startswith("tests/")]
 NAMES = set().union(*(source.names for source in SOURCES)) | {"docs/index.py"}
+ROW = pytest.mark.parametrize("row", index.ROWS, ids=lambda row: row.numbers or row.formula.split(":")[0])
 
 
 def plain(text: str) -> str:
@@ -28,13 +31,27 @@ def plain(text: str) -> str:
 # --- names and numbers --------------------------------------------------------------------------------------
 
 
-def test_the_table_is_what_the_code_says():
+def test_the_tables_and_their_links_are_what_the_code_says():
     _, committed, _ = index.split(TEXT)
     assert committed == index.table(SOURCES), "PAPER.md is behind the code: run `python docs/index.py`"
 
 
+def test_every_link_to_a_line_leads_to_the_definition_of_its_name():
+    found = re.findall(r"\[`([\w/]+\.py)::(\w+)`\]\(([\w/]+\.py)#L(\d+)\)", TEXT)
+    assert len(found) > 60
+    for file, name, target, line in found:
+        assert file == target
+        there = (ROOT / target).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(rf"\s*((async )?def|class) {name}\b|{name}\b.* = ", there), f"{target}:{line} is {there!r}"
+
+
+def test_every_link_to_a_test_leads_to_its_file():
+    found = re.findall(r"\[`(test_\w+)`\]\((tests/\w+\.py)\)", TEXT)
+    assert len(found) > 60 and {f"{file}::{name}" for name, file in found} <= NAMES
+
+
 def test_every_function_and_test_named_in_the_paper_exists():
-    named = set(re.findall(r"`((?:\w+/)*\w+\.py(?:::[\w.]+)?)`", TEXT))
+    named = set(re.findall(r"(?<!\[)`((?:\w+/)*\w+\.py(?:::[\w.]+)?)`", TEXT))
     missing = sorted(named - NAMES)
     assert not missing, (
         f"{missing} do not exist: correct the name in docs/index.py or PAPER.md, "
@@ -42,36 +59,53 @@ def test_every_function_and_test_named_in_the_paper_exists():
     )
 
 
-def test_every_equation_cited_in_code_is_in_the_index():
+def test_every_equation_of_the_paper_stands_in_one_row():
+    found = [number for row in index.ROWS for number in index.numbers(row.numbers)]
+    assert len(found) == len(set(found))
+    assert {number for number in found if number[0] == "A" and number[1] == " "} == {
+        f"A {n}" for n in range(1, index.LAST + 1)}  # fmt: skip
+    assert list(index.SHORT) == list(range(1, 32))
+
+
+def test_every_citation_in_code_is_of_a_row_and_short_numbers_are_those_of_the_long_ones():
     known = set().union(*(index.numbers(row.numbers) for row in index.ROWS))
     for source in SOURCES:
         for place, cited in source.citations:
-            assert cited <= known, (
-                f"{place} cites {sorted(cited - known)}: give it a row in docs/index.py, "
+            short = {number for number in cited if number[0] == "N"}
+            assert cited - short <= known, (
+                f"{place} cites {sorted(cited - short - known)}: give it a row in docs/index.py, "
                 "then run `python docs/index.py`"
             )
+            for number in short:
+                long = f"A {index.SHORT[int(number[2:])]}"
+                assert long in cited, f"{place} cites {number} without {long}, which it is in the long edition"
 
 
-@pytest.mark.parametrize("row", index.ROWS, ids=lambda row: row.numbers or row.formula.split(":")[0])
+@ROW
 def test_every_row_is_computed_where_it_says_and_tested(row):
-    if row.verdict.startswith("omitted: "):
-        assert not index.places(row, SOURCES), f"{row.numbers} is said to be omitted and cited in the code"
-        return
-    root = [source for source in CODE if "/" not in source.file]
-    cited = set().union(*(numbers for source in root for _, numbers in source.citations))
-    missing = sorted(index.numbers(row.numbers) - cited)
-    assert not missing, (
-        f"no code cites {missing}: cite it where it is computed, as [{missing[0]}], or say 'omitted: why' "
-        "in docs/index.py; then run `python docs/index.py`"
-    )
-    assert index.places(row, SOURCES) and index.tests(row, SOURCES)
-    assert row.numbers or set(row.places.split()) <= NAMES
-    assert re.fullmatch(r"exact|choice \d+(, \d+)*", row.verdict)
+    kind = row.verdict.partition(":")[0]
+    where = index.places(row, SOURCES)
+    if kind == "omitted":
+        assert not where, f"{row.numbers} is said to be omitted and cited in {where}: give its row another verdict"
+    elif kind != "definitional":
+        cited = set().union(*(numbers for source in CODE for _, numbers in source.citations))
+        missing = sorted(index.numbers(row.numbers) - cited)
+        assert not missing, (
+            f"no code cites {missing}: cite it where it is computed, as [{missing[0]}], or say 'omitted: why' "
+            "in docs/index.py; then run `python docs/index.py`"
+        )
+        assert where and index.tests(row, SOURCES)
+        assert re.fullmatch(r"exact|choice \d+(, \d+)*", row.verdict)
+    for name in row.names.split():
+        assert any(re.search(rf"(^|::|\.){name}$", place) for place in where), f"no {name}: correct docs/index.py"
 
 
-def test_no_number_has_two_rows():
-    found = [number for row in index.ROWS for number in index.numbers(row.numbers)]
-    assert len(found) == len(set(found))
+def test_help_of_the_index_changes_nothing():
+    before = (ROOT / "PAPER.md").read_bytes()
+    done = subprocess.run([sys.executable, str(ROOT / "docs" / "index.py"), "--help"], capture_output=True, text=True,
+                          encoding="utf-8", env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0 and "python docs/index.py" in done.stdout
+    assert (ROOT / "PAPER.md").read_bytes() == before
 
 
 def test_citations_are_read_as_they_are_written():
@@ -80,6 +114,7 @@ def test_citations_are_read_as_they_are_written():
     assert index.numbers("§7.3") == {"§ 7.3"}
     written = ["A\n  70–71, N 30", "§7.3"]
     assert index.CITATION.findall(f"S[A @ 1] [{written[0]}] x[N - 1] [{written[1]}]") == written
+    assert index.ranges({3, 4, 6, 8, 9, 10}) == "3–4, 6, 8–10"
 
 
 # --- choices ------------------------------------------------------------------------------------------------
@@ -138,151 +173,16 @@ def test_every_link_inside_the_paper_leads_somewhere():
     assert set(re.findall(r"\(#([\w-]+)\)", TEXT)) <= headings
 
 
-# --- counterexamples to what is printed ---------------------------------------------------------------------
-
-K, V, EYE = np.array([0.6, 0.8, 0.0]), np.array([1.0, -2.0]), np.eye(3)
+# --- findings -----------------------------------------------------------------------------------------------
 
 
-def test_with_the_l2_objective_a_pair_written_for_ever_is_read_back_at_half():
-    M = np.ones((2, 3))
-    for _ in range(200):
-        M = M @ (EYE - 0.3 * np.outer(K, K)) - 0.3 * np.outer(M @ K - V, K)
-    assert np.allclose(M @ K, V / 2)
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_with_frozen_errors_a_repeated_pair_swings_from_chunk_to_chunk(chunk):
-    M, eta, away = np.ones((2, 3)), 0.1, []
-    for _ in range(12):
-        away.append(M @ K - V / 2)
-        error = M @ K - V
-        for _ in range(chunk):
-            M = M @ (EYE - eta * np.outer(K, K)) - eta * np.outer(error, K)
-    ratio = 2 * (1 - eta) ** chunk - 1
-    assert np.allclose(away[1:], np.multiply(away[:-1], ratio))
-    assert (ratio < -0.99) == (chunk == 64)
-
-
-def test_dgd_is_stable_for_a_given_target_and_not_for_one_that_answers():
-    eta = 1e3
-    step = eta / (1 + eta)
-
-    def after(surprise, steps=30):
-        W = np.ones((2, 3))
-        for _ in range(steps):
-            W = W @ (EYE - step * np.outer(K, K)) + step * np.outer(surprise(W), K)
-        return np.abs(W @ K).max()
-
-    assert after(lambda W: V) < 3  # given
-    assert after(lambda W: -0.5 * (W @ K - V)) < 3  # −∇_y of ½λ‖y − v‖², λ = ½
-    assert after(lambda W: -3 * (W @ K - V)) > 1e10  # λ = 3
-
-
-def test_a_step_made_for_short_inputs_diverges_on_long_ones():
-    x, eta = 10 * K, 1.0
-    for step, diverges in ((eta / (1 + eta), True), (eta / (1 + eta * x @ x), False)):
-        W = np.ones((2, 3))
-        for _ in range(20):
-            W = W @ (EYE - step * np.outer(x, x)) + step * np.outer(V, x)
-        assert (np.abs(W).max() > 1e20) == diverges
-
-
-def test_literal_retention_wipes_out_the_initial_state_and_it_never_returns():
-    W2, W1, sigma = np.full((4, 3), 0.5), np.full((2, 4), 0.5), lambda a: a / (1 + np.exp(-a))
-    for _ in range(512):
-        W2, W1 = 0.98 * W2, 0.98 * W1
-    assert np.abs(W1 @ sigma(W2 @ K)).max() < 1e-8  # however it began
-    W2, W1 = 0 * W2, 0 * W1  # then no error, however large, moves either layer
-    error = W1 @ sigma(W2 @ K) - 100 * V
-    assert not np.any(np.outer(error, sigma(W2 @ K))) and not np.any(W1.T @ error)
-
-
-@pytest.mark.parametrize("C", [1, 4])
-def test_the_printed_chunk_index_lets_a_token_see_later_ones(C):
-    """M_{C·⌈t/C⌉} read at token t, t from 1; a linear attention is enough to show it."""
-    T, rng = 8, np.random.default_rng(0)
-    k, v, q = (rng.standard_normal((T, 3)) for _ in range(3))
-    changed = v.copy()
-    changed[C - 1] += 1  # the last token of the first chunk
-
-    def reads(v, state_of):
-        states = np.cumsum([np.zeros((3, 3)), *(np.outer(a, b) for a, b in zip(v, k, strict=True))], axis=0)
-        return np.array([states[state_of(t)] @ q[t - 1] for t in range(1, T + 1)])
-
-    for state_of, leaks in ((lambda t: C * -(-t // C), True), (lambda t: C * ((t - 1) // C), False)):
-        same = np.array_equal(reads(v, state_of)[:C], reads(changed, state_of)[:C])
-        assert same != leaks
-
-
-@pytest.mark.parametrize("C", [1, 4])
-def test_the_printed_sum_of_a_level_counts_some_steps_twice(C):
-    """Σ_{t=i−C}^{i} at i = C, 2C, …: how often does each step count?"""
-    printed, ours = (np.zeros(4 * C + 1, int) for _ in range(2))
-    for i in range(C, 4 * C + 1, C):
-        printed[i - C : i + 1] += 1
-        ours[i - C + 1 : i + 1] += 1
-    assert np.all(ours[1:] == 1) and np.all(printed[C : 4 * C : C] == 2)
-
-
-def test_a_memory_that_teaches_itself_unbounded_targets_overflows():
-    m = 2.0  # k = 1, v = m x, v̂ = m v, x = 1, η = 1: m ← m − (m − m²)
-    for _ in range(10):
-        m = m - (m - m * m)
-    assert m > 1e300
-    m = 2.0
-    for _ in range(10):
-        m = m - (m - np.tanh(m * np.tanh(m)))
-    assert abs(m) <= 1
-
-
-def orthogonal(M):
-    U, _, Vt = np.linalg.svd(M, full_matrices=False)
-    return U @ Vt
-
-
-def test_the_printed_sums_of_m3_stop_learning():
-    """A gradient turns round after 100 steps: the sum goes the old way for as long, an average for a few."""
-    g, total, average, V = np.diag([1.0, 2.0]), 0.0, 0.0, 0.0
-    wrong, sizes = {"sum": 0, "average": 0}, []
-    for t in range(200):
-        now = g if t < 100 else -g
-        total, average, V = total + now, 0.9 * average + 0.1 * now, V + now * now
-        sizes.append(1 / np.sqrt(V[0, 0]))
-        if t >= 100:
-            wrong["sum"] += orthogonal(total)[0, 0] > 0.5
-            wrong["average"] += orthogonal(average)[0, 0] > 0.5
-    assert wrong["sum"] > 95 and wrong["average"] < 10
-    assert sizes[-1] < 0.1 * sizes[0]  # and the step fades like 1/√t
-
-
-def test_the_printed_step_of_m3_grows_as_gradients_shrink():
-    g = np.array([[1.0, 2.0], [-3.0, 1.0]])
-    first, small = (np.linalg.norm(orthogonal(x) / np.sqrt(x * x)) for x in (g, g / 100))
-    assert np.isclose(small, 100 * first)
-
-
-def test_a_chain_without_inner_residuals_fades_with_every_level():
-    rng, x = np.random.default_rng(0), np.random.default_rng(1).standard_normal(16)
-    layers = [(rng.standard_normal((32, 16)) / 4, 0.1 * rng.standard_normal((16, 32)) / 6) for _ in range(4)]
-
-    def level(h, layer):
-        return layer[1] @ np.maximum(layer[0] @ h, 0)
-
-    def norm(h):
-        return h / np.sqrt(np.mean(h * h))
-
-    around, each, sizes = norm(x), x, []
-    for layer in layers:
-        around, added = level(around, layer), level(norm(each), layer)
-        each = each + added
-        sizes.append((np.linalg.norm(around), np.linalg.norm(added), np.abs(x + around - each).max()))
-    assert sizes[0][2] < 1e-12 and all(size[2] > 0.01 for size in sizes[1:])  # one level: the same function
-    assert sizes[3][0] < 1e-2 * sizes[0][0] and sizes[3][1] > 0.3 * sizes[0][1]
-
-
-def test_the_dot_objective_is_lowered_by_adding_the_target():
-    for sign in (1, -1):
-        M = np.zeros((2, 3))
-        for _ in range(100):
-            M = M @ (EYE - 0.3 * np.outer(K, K)) + sign * 0.3 * np.outer(V, K)
-        assert np.allclose(M @ K, sign * V)
+def test_every_finding_but_the_ambiguous_one_runs_and_every_slip_has_a_line():
+    part = TEXT[TEXT.index("## What we found"):]
+    findings = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^###|\Z)", part, re.M | re.S)
+    assert [int(n) for n, _ in findings] == list(range(1, 22))
+    assert [n for n, words in findings if "`tests/" not in words] == ["14"]  # ambiguous, so nothing to run
+    slips = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", part[part.index("### Slips in print"):], re.M)
+    assert [int(n) for n, _ in slips] == list(range(1, len(slips) + 1)) and len(slips) >= 23
+    for _, shown in slips:
+        assert shown == "–" or re.fullmatch(r"finding \d+", shown) or (
+            f"tests/test_findings.py::{shown.strip('`')}" in NAMES), shown  # fmt: skip

@@ -43,10 +43,11 @@ RULES = ("test_memory::test_every_rule_is_the_one_in_the_papers_table "
          "test_kernels::test_the_rules_of_the_table_are_settings_of_the_family")
 CLOSED = "test_optimizers::test_two_steps_have_their_closed_form"
 LIMITS = "test_optimizers::test_limits_coincide"
+ADA = ("test_states::test_an_ada_transformer_without_writes_is_attention_and_a_linear_mlp "
+       "test_states::test_an_ada_transformer_writes_the_keys_and_values_of_its_attention")
 COSTUMES = "test_optimizers::test_three_costumes_of_gradient_descent_agree"
 PROXIMAL = "test_optimizers::test_momentum_is_a_proximal_step_of_its_memory"
 TRANSFER = "definitional: [kinds of transfer](#kinds-of-transfer)"
-NOT_YET = "omitted: not built yet"
 
 ROWS = [
     Row("A 1–3", "exact",
@@ -55,8 +56,8 @@ ROWS = [
     Row("A 4", "definitional: A 28, 72 and 73 are its instances",
         "meta-learning: Φ* = argmin_Φ E_T ℓ(θ, T; Φ)"),
     Row("A 5", "choice 2",
-        "M_t = α M_{t−1} + v_t φ(k_t)ᵀ,  y_t = M_t φ(q_t); φ is the identity here",
-        RULES),
+        "M_t = α M_{t−1} + v_t φ(k_t)ᵀ,  y_t = M_t φ(q_t)",
+        f"{RULES} test_memory::test_features_are_of_keys_and_queries_before_their_length"),
     Row("A 6", "definitional: every memory and every optimiser here",
         "M* = argmin_M L̃(M(K); V)"),
     Row("A 7", "exact",
@@ -76,8 +77,9 @@ ROWS = [
         f"{RULES} test_kernels::test_hebbian_reads_are_linear_attention_over_the_past"),
     Row("A 19–20", "definitional: weights, memories, levels and momenta are the boxes; the sign, finding 18",
         "a nested system: for every box θ ← argmin_Φ ⟨Φ x, ∇_y L⟩ + ‖Φ − θ‖²/(2η), on its own data and frequency"),
-    Row("A 21", NOT_YET,
-        "AdaTransformer: y = W_t attention(k, v, q),  W_t = W_{t−1} + v_t k_tᵀ,  W_0 learned: a layer that adapts"),
+    Row("A 21", "choice 2, 49",
+        "AdaTransformer: y = W_t attention(k, v, q),  W_t = W_{t−1} + v_t k_tᵀ,  W_0 learned: a layer that adapts",
+        ADA),
     Row("A 22–23", "exact",
         "Φ* = argmin_Φ E L(Φ; x, y), by A 1 on samples",
         COSTUMES),
@@ -148,22 +150,28 @@ ROWS = [
         "test_optimizers::test_rules_are_an_objective_and_a_retention"),
     Row("A 61", "definitional: the projections of every mixer",
         "k = W_k x, v = W_v x, q = W_q x"),
-    Row("A 62", f"{NOT_YET}: the test; attention itself is the row “the Transformer”",
-        "softmax attention: argmin_m Σ_i s(k_i, q) ‖v_i − m‖² = Σ_i s_i v_i / Σ_i s_i"),
-    Row("A 63", NOT_YET,
-        "the same over the last c tokens: sliding-window attention"),
+    Row("A 62", "exact",
+        "softmax attention: argmin_m Σ_i s(k_i, q) ‖v_i − m‖² = Σ_i s_i v_i / Σ_i s_i",
+        "test_layers::test_attention_is_a_regression_on_values_solved_anew_for_every_query"),
+    Row("A 63", "exact",
+        "the same over the last c tokens: sliding-window attention",
+        "test_layers::test_windowed_attention_sees_the_last_tokens_only_however_the_text_is_cut "
+        "test_layers::test_a_window_as_long_as_the_text_is_attention"),
     Row("A 64", "choice 2",
-        "M_t = α M_{t−1} + η v_t φ(k_t)ᵀ, from −2⟨M k, v⟩; η = 1 and φ the identity here",
-        RULES),
+        "M_t = α M_{t−1} + η v_t φ(k_t)ᵀ, from −2⟨M k, v⟩; η = 1 here",
+        f"{RULES} test_memory::test_features_are_of_keys_and_queries_before_their_length"),
     Row("A 65", "exact",
         "M_t = M_{t−1} (I − η k kᵀ) + η v kᵀ, from ‖M k − v‖²; printed with the factor on the left, finding 18",
         RULES),
-    Row("A 66–67", f"{NOT_YET}; it is the delta rule of Mᵀ, finding 20",
-        "Oja: M_t = α M_{t−1} + η v (φ(k) − M_{t−1}ᵀ v)ᵀ, from −2⟨M k, v⟩ + ‖Mᵀ v‖²"),
-    Row("A 68", NOT_YET,
-        "Omega: M_t = α M_{t−1} − Σ_{t−c<i≤t} γ_{t,i} ∇L̃(M_{t−1}; φ(k_i), v_i)"),
-    Row("A 69", NOT_YET,
-        "AdaTransformer, A 21 again"),
+    Row("A 66–67", "exact",
+        "Oja: M_t = α M_{t−1} + η v (φ(k) − M_{t−1}ᵀ v)ᵀ, from −2⟨M k, v⟩ + ‖Mᵀ v‖²: the delta rule of Mᵀ, finding 20",
+        "test_memory::test_ojas_rule_is_the_delta_rule_of_the_transpose"),
+    Row("A 68", "choice 51",
+        "Omega: M_t = α M_{t−1} − Σ_{t−c<i≤t} γ_{t,i} ∇L̃(M_{t−1}; φ(k_i), v_i)",
+        "test_memory::test_omega_learns_from_the_last_pairs_at_every_token"),
+    Row("A 69", "choice 2, 49",
+        "AdaTransformer, A 21 again",
+        ADA),
     Row("A 70", "choice 17",
         "y = MLP_k( … MLP_2(MLP_1(x)) … ), fast to slow as in Fig. 5, finding 19",
         "test_cms::test_a_chain_is_the_composition_of_its_residual_levels_fast_to_slow "
@@ -178,9 +186,11 @@ ROWS = [
         "test_cms::test_context_loss_is_its_explicit_loop "
         "test_cms::test_a_nested_level_returns_to_its_initial_state_at_the_end_of_its_context "
         "test_cms::test_the_gradient_of_context_loss_runs_through_its_inner_moves_or_holds_them_still"),
-    Row("A 73", "choice 17, 44",
+    Row("A 73", "choice 17, 18, 44",
         "sequential: all initial states are learned together, over the slowest level's contexts, in which A 71 runs",
-        "test_cms::test_every_level_of_every_variant_receives_gradients_at_the_start"),
+        "test_cms::test_every_level_of_every_variant_receives_gradients_at_the_start "
+        "test_cms::test_levels_that_move_in_the_context_are_weights_that_move "
+        "test_cms::test_initial_states_and_rates_are_learned_through_the_moves"),
     Row("A 74", "choice 17, 44",
         "independent: y = Agg(MLP_1(x), …, MLP_k(x))",
         "test_cms::test_independent_levels_are_mixed_by_the_softmax_of_learned_weights"),
@@ -207,9 +217,11 @@ ROWS = [
     Row("A 86–87", "choice 5, 10",
         "A 83–84 again, for the rule of A 88",
         TITANS),
-    Row("A 88", "choice 1, 3, 4, 8, 11, 39",
+    Row("A 88", "choice 1, 3, 4, 8, 11, 50",
         "M_□ ← M_□ (α_t I − η_t k_t k_tᵀ) − η_t ∇L(M_□,t−1; k_t, v̂_□,t)",
-        f"{TITANS} test_memory::test_chunks_of_one_token_read_alike_at_their_start_and_exactly"),
+        f"{TITANS} test_memory::test_chunks_of_one_token_read_alike_at_their_start_and_exactly "
+        "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions "
+        "test_memory::test_the_step_as_printed_is_the_plain_eta_and_reaches_an_eigenvalue_of_minus_one"),
     Row("A 89, 91", "choice 12, 13",
         "M(x) = x + W₁ σ(W₂ x)",
         TITANS),
@@ -276,13 +288,18 @@ ROWS = [
     Row("", "choice 33",
         "two time scales: W ← W − η (s_f m_fast + s_s m_slow)/√v, of g at a low rank with error feedback",
         f"{CLOSED} test_optimizers::test_low_rank_loses_nothing_for_good", "MultiTimescale low_rank"),
-    Row("", f"{NOT_YET}; choice 39",
+    Row("", "choice 39",
         "momentum in Titans (Table 6; from the Titans paper): S_t = β_t S_{t−1} − η_t ∇L,  "
-        "M_t = M_{t−1} (α_t I − η_t k kᵀ) + S_t"),
-    Row("", NOT_YET,
-        "other norms: ‖M k − v‖_p^p in place of the squared error (§5)"),
-    Row("", NOT_YET,
-        "Fig. 5 for any model: chunk in tokens, relative frequency and length of backpropagation of every component"),
+        "M_t = M_{t−1} (α_t I − η_t k kᵀ) + S_t",
+        "test_memory::test_momentum_in_chunks_is_momentum_token_by_token "
+        "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions", "momentum_rule"),
+    Row("", "exact",
+        "other norms: ‖M k − v‖_p^p/p in place of half the squared error (§5)",
+        "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions",
+        "SelfModifyingTitans.errors"),
+    Row("", "exact",
+        "C_ℓ = max C / f_ℓ: chunk, relative frequency and length of backpropagation of every component, as in Fig. 5",
+        "test_cms::test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach", "timetable"),
 ]  # fmt: skip
 
 # What the code says --------------------------------------------------------------------------------------
@@ -292,11 +309,12 @@ NUMBER = re.compile(r"(?:([AN§]|Algorithm)\s*)?(\d+(?:\.\d+)?)(?:\s*[–-]\s*(\
 
 
 def numbers(text: str) -> set[str]:
-    """"A 56–57, 88; N 27" → {"A 56", "A 57", "A 88", "N 27"}."""
+    """"A 56–57, 88; N 27; Su 2021" → {"A 56", "A 57", "A 88", "N 27"}."""
     found, edition = set(), ""
-    for letter, first, last in NUMBER.findall(text):
-        edition = letter or edition
-        found |= {f"{edition} {n}" for n in (range(int(first), int(last) + 1) if last else [first])}
+    for part in re.sub(r"(Fig\.|Table) *\d+", "", text).split(";"):  # a part may be another's work
+        for letter, first, last in NUMBER.findall(part) if re.match(r"\s*([AN§]|Algorithm)\s*\d", part) else ():
+            edition = letter or edition
+            found |= {f"{edition} {n}" for n in (range(int(first), int(last) + 1) if last else [first])}
     return found
 
 

@@ -5,7 +5,7 @@ slow; the one with chunk size C changes only when its clock is due, and then by 
 [A 70–71, N 30–31]:
 
     y = MLP_k( … MLP_2(MLP_1(x)) … )
-    θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η f(θ_ℓ; x)     if i ≡ 0 (mod C_ℓ),      else unchanged
+    θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η_ℓ f(θ_ℓ; x)     if i ≡ 0 (mod C_ℓ),      else unchanged
 
 One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment, or all
 that one step of the optimiser takes in.
@@ -162,16 +162,17 @@ def gather(pending: Drift | None, grads: Drift) -> Drift:
 
 
 def move(drift: Drift, pending: Drift, rate: Any) -> Drift:
-    """The change that is due [A 71]: θ ← θ − η Σ f."""
+    """The change that is due [A 71]: θ_ℓ ← θ_ℓ − η_ℓ Σ f."""
     return {name: d - pending[name] * rate for name, d in drift.items()}
 
 
 def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> dict[str, np.ndarray]:
     """Weights of a trained one-level model, spread over the levels of a new configuration [§7.3].
 
-    independent: every level starts as the trained MLP, and their equal mixture is the trained function, to
-    rounding; spread: every block keeps its own MLP and only the clocks differ, bit for bit. Raises ValueError
-    for other variants, whose chain would apply the MLP several times.
+    spread: every block keeps its own MLP, in a level of its own, and only the clocks differ, bit for bit: the paper's,
+    for k different trained MLPs start k levels. independent: every level starts as a copy of the trained MLP, and
+    their equal mixture is the trained function, to rounding. Raises ValueError for other variants, whose chain would
+    apply the MLP several times.
     """
     if len(set(old.chunks)) != 1 or len(old.block_chunks(0)) != 1:
         raise ValueError("levels are stacked from a model with one level; this one has chunk sizes "
@@ -193,10 +194,10 @@ def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> di
 
 
 def timetable(config: Config, step_tokens: int) -> list[tuple[str, float, float, int]]:
-    """What moves when, as in the paper's Fig. 5: (component, chunk in tokens, relative frequency, BPTT in tokens).
+    """What moves when, as in the paper's Fig. 5 [§8.2]: (component, chunk in tokens, frequency, BPTT in tokens).
 
     step_tokens: what one step of the optimiser reads. A chunk is what a component takes in between two moves (0: it is
-    computed anew for every token, and has no state that moves); frequencies are relative, the slowest has 1: C_ℓ = max
+    computed anew for every token, and has no state that moves); frequencies are relative: the slowest has 1: C_ℓ = max
     C/f_ℓ. The last column is how far back a gradient is carried through those moves.
     """
     window = config.segment

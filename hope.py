@@ -292,8 +292,8 @@ class Hope(Module):
 
         Only the running state moves: each sequence's drift, by the gradient of its own loss, summed over the
         last C_ℓ segments [A 71] and clipped to norm 1 per sequence and level (CHOICE: f is the plain
-        gradient). Nested levels return to their initial states when the clock of the next slower level is due
-        [A 72]. Returns the mean loss before learning, and the state after it.
+        gradient, of the next-token loss). Nested levels return to their initial states when the clock of the next
+        slower level is due [A 72]. Returns the mean loss before learning, and the state after it.
         """
         state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
         batch, time = tokens.shape[0], tokens.shape[1] - 1

@@ -100,7 +100,7 @@ def normal(rng: Rng | None, shape: tuple[int, ...], std: float) -> Parameter:
 
 @op
 def linear(x, w):
-    """z = x Wᵀ;  x̄ = z̄ W, W̄ = z̄ᵀ x [A 8, N 3], which are such products, too.  x (…,in), w (out,in)
+    """z = x Wᵀ;  x̄ = z̄ W, W̄ = z̄ᵀ x [A 8, 29; N 3–4], which are such products, too.  x (…,in), w (out,in)
 
     If the weight has a tap, what a learning rule on the layer itself needs is put there: its inputs and
     output errors.

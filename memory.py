@@ -78,7 +78,7 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
     reads = []
     for t in range(0, k.shape[-2], chunk):
         K, V = (x[..., t:t + chunk, :] for x in (k, v))
-        U, ratio, before, after, whole = written(K, V, *(x[..., t:t + chunk] for x in (log_a, b, c)), S)
+        U, ratio, before, after, whole = written(K, V, S, *(x[..., t:t + chunk] for x in (log_a, b, c)))
         if q is not None:
             Q = q[..., t:t + chunk, :]
             reads.append(before * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
@@ -86,7 +86,7 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
     return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S
 
 
-def written(K: Tensor, V: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor) -> tuple[Tensor, ...]:
+def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """U of one chunk; and the decays g_{t−1}/g_i (…,C,C), g_{t−1} and g_C/g_i (…,C,1), g_C (…,1,1)."""
     log_g = cumsum(log_a, axis=-1)
     log_before = concatenate([log_a[..., :1] * 0, log_g[..., :-1]], axis=-1)
@@ -295,7 +295,7 @@ FEATURES = {  # φ of [A 5, 64], element by element, before keys and queries are
     "identity": lambda x: x, "relu": relu, "elu": lambda x: where(x > 0, x + 1, exp(minimum(x, 0.0))),
     "square": lambda x: x * x}
 
-RULES = {  # (log a, b, c) from the gates (log α, η) of a token
+RULES: dict[str, Callable] = {  # (log a, b, c) from the gates (log α, η) of a token
     "linear":    lambda log_alpha, eta, step=proximal: (0.0, 0.0, 1.0),             # Hebbian [A 14–18; N 12–16]
     "retention": lambda log_alpha, eta, step=proximal: (log_alpha, 0.0, 1.0),       # … with retention [A 5, 64]
     "delta":     lambda log_alpha, eta, step=proximal: (0.0, eta, eta),             # DeltaNet [A 65]
@@ -323,7 +323,7 @@ def oja(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S:
     X, reads = S.mT, []  # (…,d_k,d_v)
     for t in range(0, k.shape[-2], chunk):
         Q, K, V = (x[..., t:t + chunk, :] for x in (q, k, v))
-        U, ratio, before, after, whole = written(V, K, *(x[..., t:t + chunk] for x in (log_a, b, c)), X)
+        U, ratio, before, after, whole = written(V, K, X, *(x[..., t:t + chunk] for x in (log_a, b, c)))
         reads.append(before * (Q @ X) + (Q @ U.mT * ratio) @ V)
         X = whole * X + (U * after).mT @ V
     return concatenate(reads, axis=-2), X.mT

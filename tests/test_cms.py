@@ -599,7 +599,7 @@ def context_by_hand(model: Hope, tokens: np.ndarray) -> tuple[list[float], dict[
         loss.backward()
         losses.append(loss.item())
         for block, n, level in levels:
-            size = np.sqrt(sum(np.sum(p.grad**2) for p in level.parameters()) + 1e-12)
+            size = np.sqrt(sum(float(np.sum(np.asarray(p.grad) ** 2)) for p in level.parameters()) + 1e-12)
             slower = [clock % other.chunk == 0 for other in block.cms.levels[n + 1 : n + 2]]
             for p in level.parameters():
                 gathered[p.name] += p.grad * min(1, 1 / size)

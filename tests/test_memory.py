@@ -205,7 +205,8 @@ def logistic(x):
 def matrix_by_hand(mixer, x: np.ndarray, table: dict = TABLE, phi: str = "identity", omega_window: int = 3
                    ) -> np.ndarray:
     """One sequence x (T,D) through a `MatrixMemory`, one head and one token at a time."""
-    mixer_phi, past = PHI[phi], {h: [] for h in range(mixer.heads)}
+    mixer_phi = PHI[phi]
+    past: dict[int, list] = {h: [] for h in range(mixer.heads)}
     P = {name: p.data for name, p in mixer.named_parameters()}
     x = convolved(P, x)
     d, reads = x.shape[1] // mixer.heads, np.full(x.shape, np.nan)
@@ -476,8 +477,9 @@ def test_titans_are_the_papers_for_every_setting(n):
         assert_is_the_papers(small(**EVERY[n], form=form, adaptive=adaptive, **chunks), T=13)
 
 
-STEPPED = [{"momentum": True}, {"step": "printed"}, {"momentum": True, "step": "printed", "eta_max": 1.0},
-           {"error_power": 3.0}, {"error_power": 1.5, "momentum": True}]  # fmt: skip
+STEPPED: list[dict[str, Any]] = [
+    {"momentum": True}, {"step": "printed"}, {"momentum": True, "step": "printed", "eta_max": 1.0},
+    {"error_power": 3.0}, {"error_power": 4.0, "momentum": True}]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)

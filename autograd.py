@@ -485,6 +485,28 @@ def _like(tree: Any, other: Any) -> Iterator[Any]:
 
 # the walk back: discover, prune, pull -----------------------------------------------------------
 
+def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
+               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
+    """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
+
+    With `since` the walk ends at what was recorded before, all of which must be among the targets.
+    """
+    # nothing that was recorded before the earliest target depends on a target
+    orders = sorted([x.node.order if x.node else -1 for x in targets or ()])
+    nodes, ends = _discover(outputs, since or (orders[0] if orders else -1))
+    wanted = ends.keys() if targets is None else {_key(x) for x in targets if x.requires_grad}
+    if since and (strange := [x.shape for key, x in ends.items() if key not in wanted]):
+        raise RuntimeError(f"checkpoint: the function uses tensors of shapes {strange} that require gradients"
+                           " but are not among its inputs; name them in parameters=")
+    useful = set(nodes) if targets is None else _prune(nodes, wanted)
+    sums = _Sums()
+    with _recording(create_graph):
+        for y, g in zip(outputs, cotangents, strict=True):
+            sums.add(y, g)
+        _pull(nodes, useful, wanted, sums, retain_graph)
+    return [(x, sums.at.get(_key(x))) for x in (ends.values() if targets is None else targets)]
+
+
 def _discover(outputs: Sequence[Tensor], oldest: int) -> tuple[list[Node], dict[tuple[int, int], Tensor]]:
     """The operations behind the outputs, in the order in which they were recorded, and where the walk ends.
 
@@ -536,6 +558,11 @@ def _pull(nodes: list[Node], useful: set[Node], wanted: Container, sums: _Sums, 
             n.inputs, n.rules, n.kept = (), None, None
 
 
+def _key(x: Tensor) -> tuple[int, int]:
+    """Where cotangents of x add up: at a leaf, or at one result of an operation."""
+    return id(x.node or x), x.index
+
+
 class _Sums:
     """The cotangents that have arrived, added up by place. Sums that were made here may be added to in place."""
 
@@ -567,16 +594,17 @@ class _Sums:
         """What arrived at the results of n, and its result if its rules ask for it; [] if nothing arrived."""
         keys = [(id(n), i) for i in range(len(n.shapes))] if n.shapes else [(id(n), 0)]
         arrived: list[Any] = [self.at.get(key) if key in wanted else self.at.pop(key, None) for key in keys]
-        come = [g for g in arrived if g is not None]
-        if come and n.shapes:
-            like = come[0].data
-            arrived = [Tensor(np.zeros_like(like, shape=s, dtype=d)) if g is None else g
+        known = [g for g in arrived if g is not None]
+        if not known:
+            return []
+        if n.shapes:
+            arrived = [Tensor(np.zeros_like(known[0].data, shape=s, dtype=d)) if g is None else g
                        for g, (s, d) in zip(arrived, n.shapes, strict=True)]
-        if come and n.kept is not None:
+        if n.kept is not None:
             z = _wrap(n.kept)
             z.node, z.requires_grad = n, True
             arrived.append(z)
-        return arrived if come else []
+        return arrived
 
 
 def _cotangent(output: Tensor, given: Any) -> Tensor:
@@ -605,31 +633,6 @@ def _undo_broadcast(g: Tensor, x: Tensor) -> Tensor:
         axes = tuple(i for i, n in enumerate(g.shape) if i < extra or shape[i - extra] == 1 != n)
         g = reshape(sum(g, axis=axes), shape=shape)
     return g if g.data.dtype == x.data.dtype else g.astype(x.dtype)
-
-
-def _key(x: Tensor) -> tuple[int, int]:
-    return id(x.node or x), x.index
-
-
-def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
-               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
-    """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
-
-    With `since` the walk ends at what was recorded before, all of which must be among the targets.
-    """
-    # nothing that was recorded before the earliest target depends on a target
-    orders = sorted([x.node.order if x.node else -1 for x in targets or ()])
-    nodes, ends = _discover(outputs, since or (orders[0] if orders else -1))
-    wanted = ends.keys() if targets is None else {_key(x) for x in targets if x.requires_grad}
-    if since and (strange := [x.shape for key, x in ends.items() if key not in wanted]):
-        raise RuntimeError(f"checkpoint: the function uses tensors of shapes {strange} that require gradients"
-                           " but are not among its inputs; name them in parameters=")
-    useful, sums = set(nodes) if targets is None else _prune(nodes, wanted), _Sums()
-    with _recording(create_graph):
-        for y, g in zip(outputs, cotangents, strict=True):
-            sums.add(y, g)
-        _pull(nodes, useful, wanted, sums, retain_graph)
-    return [(x, sums.at.get(_key(x))) for x in (ends.values() if targets is None else targets)]
 
 
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], cotangents: Any = None,

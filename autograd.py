@@ -29,7 +29,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -234,8 +234,13 @@ class Tensor:
     numpy = lambda x: host(x.data)
     tolist = lambda x: x.data.tolist()
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a tensor has no {name!r} (functions.py has more methods, once it is imported)")
+    def _in_functions(self) -> Any:
+        raise AttributeError("this method is one of functions.py: a tensor has it once that is imported")
+
+    clip = var = std = prod = dot = flatten = ravel = copy = clone = property(_in_functions)
+
+    if TYPE_CHECKING:  # the methods that are set below
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Leaf(Tensor):

@@ -11,7 +11,8 @@ differentiated again: a paper about learning inside learning needs gradients thr
 
 The engine does the shared work once: undoing broadcasts, adding up cotangents, walking the graph in order (no
 recursion: unrolled inner loops are long), and freeing it. Arrays of any library that speaks NumPy's dispatch
-protocols flow through the same functions.
+protocols flow through the same functions. Long, because every operation stands with its rule; what can be made
+of these operations and is not needed to read on is in functions.py.
 
 Notation: z is the result, x̄ = ∂L/∂x the cotangent of x; shapes as in NumPy.
 """
@@ -21,21 +22,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import operator
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-__all__ = ["OPS", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
+__all__ = ["NUMPY", "OPS", "Leaf", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
            "host", "no_grad", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
 
 Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
 OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it
+NUMPY: dict[Callable, Callable] = {}  # NumPy's functions, and ours that stand for them
 
 
 class _Mode(threading.local):
@@ -86,29 +90,37 @@ class Tensor:
 
     `data` is the array, `grad` (an array, on leaves only) what `backward` has accumulated. Python numbers and
     lists become float32 (or int64); arrays keep their dtype. Only floating-point tensors have gradients.
+
+    Operations make new tensors; none is written into. Between an operation and the way back `data` must stay as it
+    is. The way back refuses a leaf with which `x.data = …` or `x.data += …` was done since; `x.data[i] = …` cannot be
+    seen, and gives the gradients at other numbers.
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad")
+    __slots__ = ("__weakref__", "changed", "data", "grad", "index", "node", "requires_grad")
     data: Array
     grad: Array | None
+    node: Node | None
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         data = data.data if isinstance(data, Tensor) else data
         plain = not hasattr(data, "dtype")
         if plain or isinstance(data, np.generic):
             data = np.asarray(data)
-        if data.dtype.kind not in "fiub":
-            raise TypeError(f"a tensor holds real numbers, not {data.dtype}")
-        if plain and dtype is None and data.dtype == np.float64:
-            dtype = np.float32
+        if (own := data.dtype).kind not in "fiub":
+            raise TypeError(f"a tensor holds real numbers, not {own}")
+        if dtype is None:
+            dtype = np.float32 if plain and own == np.float64 else None if own.isnative else own.newbyteorder("=")
         if dtype is not None:
             data = data.astype(dtype, copy=False)
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors have gradients, this one is {data.dtype}; "
                             "convert it with .astype(np.float32) first")
-        self.data, self.grad, self.requires_grad = data, None, requires_grad
-        self.node: Node | None = None
-        self.index = 0
+        self.data = data
+        self.grad = self.node = None
+        self.requires_grad = requires_grad
+        self.index = self.changed = 0
+        if requires_grad and type(self) is Tensor:
+            self.__class__ = Leaf
 
     shape = property(lambda self: self.data.shape)
     ndim = property(lambda self: self.data.ndim)
@@ -136,7 +148,7 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
             raise TypeError("a tensor that requires gradients does not turn into an array by itself; "
-                            "use .data or .detach()")
+                            "use .data or .detach(), and for a list of tensors stack(…)")
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, function: Callable, method: str, *inputs: Any, **settings: Any) -> Any:
@@ -159,9 +171,7 @@ class Tensor:
 
         A tensor of one element needs no cotangent. For derivatives of derivatives use `grad`.
         """
-        if not self.requires_grad:
-            raise RuntimeError("backward() from a tensor that depends on nothing requiring gradients "
-                               "(was it computed under no_grad, or detached?)")
+        _expect_history(self)
         start = _cotangent(self, cotangent)
         taken = {id(start.data)}  # leaves share no array, not even the caller's: somebody may clip in place
         for leaf, g in _pull_back([self], [start], None, False, retain_graph):
@@ -173,7 +183,7 @@ class Tensor:
                 leaf.grad = g.data.copy() if g.data.base is not None or id(g.data) in taken else g.data
                 taken.add(id(leaf.grad))
 
-    # operators -----------------------------------------------------------------------------------
+    # operators (the methods that are functions, x.exp() or x.sum(axis=0), are set below the operations) ---------
     __hash__ = object.__hash__
     __add__ = __radd__ = lambda x, y: add(x, y)
     __mul__ = __rmul__ = lambda x, y: mul(x, y)
@@ -181,11 +191,17 @@ class Tensor:
     __rsub__ = lambda x, y: sub(y, x)
     __truediv__ = lambda x, y: div(x, y)
     __rtruediv__ = lambda x, y: div(y, x)
+    __floordiv__ = lambda x, y: floor_divide(x, y)
+    __rfloordiv__ = lambda x, y: floor_divide(y, x)
+    __mod__ = lambda x, y: remainder(x, y)
+    __rmod__ = lambda x, y: remainder(y, x)
     __pow__ = lambda x, y: power(x, y)
     __rpow__ = lambda x, y: power(y, x)
     __matmul__ = lambda x, y: matmul(x, y)
     __rmatmul__ = lambda x, y: matmul(y, x)
     __neg__ = lambda x: neg(x)
+    __pos__ = lambda x: x
+    __abs__ = lambda x: absolute(x)
     __getitem__ = lambda x, index: getitem(x, index=index)
     __lt__ = lambda x, y: x.data < _plain(y)
     __le__ = lambda x, y: x.data <= _plain(y)
@@ -193,47 +209,83 @@ class Tensor:
     __ge__ = lambda x, y: x.data >= _plain(y)
     __eq__ = lambda x, y: x.data == _plain(y)  # type: ignore
     __ne__ = lambda x, y: x.data != _plain(y)  # type: ignore
+    __int__ = lambda x: int(x.data)
+    __index__ = lambda x: operator.index(x.data)
 
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return sum(self, axis=axis, keepdims=keepdims)
+    def __format__(self, how: str) -> str:
+        return format(self.data if how else repr(self), how)
 
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return mean(self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return max(self, axis=axis, keepdims=keepdims)
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return -max(-self, axis=axis, keepdims=keepdims)
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError("a tensor is not written into: make another one with where(mask, new, x), concatenate "
+                        "or scatter; or write into the array, x.data[...] = ..., which no derivative sees")
 
     def reshape(self, *shape: Any) -> Tensor:
         return reshape(self, shape=shape[0] if len(shape) == 1 else shape)
 
-    def transpose(self, *axes: int) -> Tensor:
-        return transpose(self, axes=axes or None)
+    def transpose(self, *axes: Any) -> Tensor:
+        return transpose(self, axes=axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
 
-    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
-        return swapaxes(self, axis1=axis1, axis2=axis2)
+    view, permute = reshape, transpose
 
-    def astype(self, dtype: Any) -> Tensor:
-        return astype(self, dtype=dtype)
+    # what says something about the numbers is an array, and has no derivative
+    argmax = lambda x, axis=None, keepdims=False: np.argmax(x.data, axis=axis, keepdims=keepdims)
+    any = lambda x, axis=None, keepdims=False: np.any(x.data, axis=axis, keepdims=keepdims)
+    all = lambda x, axis=None, keepdims=False: np.all(x.data, axis=axis, keepdims=keepdims)
+    numpy = lambda x: host(x.data)
+    tolist = lambda x: x.data.tolist()
+
+    def _in_functions(self) -> Any:
+        raise AttributeError("this method is one of functions.py: a tensor has it once that is imported")
+
+    clip = var = std = prod = dot = flatten = ravel = copy = clone = property(_in_functions)
+
+    if TYPE_CHECKING:  # the methods that are set below
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class Leaf(Tensor):
+    """A tensor that requires gradients and was not computed, as a weight. It keeps count of changes of its array."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "data":
+            self.changed_now()
+
+    def changed_now(self) -> None:
+        """Say that elements of the array were written to: no graph that was recorded before goes back any more."""
+        object.__setattr__(self, "changed", next(_order))
 
 
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
-    """NumPy's function on tensors: our operation of that name; plain NumPy where nothing requires gradients."""
-    if function in NUMPY:
+    """NumPy's function on tensors: ours that stands for it; plain NumPy where nothing requires gradients."""
+    if function in NUMPY and settings.get("out") is None:
         return NUMPY[function](*args, **settings)
     leaves, rebuild = tree_flatten((args, settings))
     if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
-        raise TypeError(f"np.{getattr(function, '__name__', function)} has no rule of differentiation here; "
-                        "take .data or .detach() for the numbers alone")
+        name = getattr(function, "__name__", function)
+        raise TypeError(f"np.{name} into an array has no derivative; without out= (array = array + x) it has one"
+                        if function in NUMPY else
+                        f"np.{name} has no rule of differentiation here (functions.py has more of them, once it is "
+                        "imported); take .data or .detach() for the numbers alone")
     args, settings = rebuild(_plain(x) for x in leaves)
     return function(*args, **settings)
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
-    """`data` as a Tensor (itself, whatever else is said, if it is one already)."""
-    return data if isinstance(data, Tensor) else Tensor(data, requires_grad, dtype)
+    """`data` as a Tensor; itself if it is one and as it is asked for. A list of tensors is stacked."""
+    if _holds_tensors(data):
+        data = stack(_as_tensors(tuple(tensor(x) if _holds_tensors(x) else x for x in data)))
+    if not isinstance(data, Tensor):
+        return Tensor(data, requires_grad, dtype)
+    if dtype is not None and data.dtype != dtype:
+        data = astype(data, dtype=dtype)
+    return Tensor(data, True) if requires_grad and not data.requires_grad else data
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(isinstance(x, Tensor) or _holds_tensors(x) for x in data)
 
 
 def _plain(x: Any) -> Any:
@@ -250,13 +302,19 @@ def host(x: Array) -> Array:
 
 def _wrap(data: Array) -> Tensor:
     """`Tensor(data)` for an array that needs no checking."""
-    x = Tensor.__new__(Tensor)
-    x.data, x.grad, x.requires_grad, x.node, x.index = data, None, False, None, 0
+    x = object.__new__(Tensor)
+    x.data = data
+    x.grad = x.node = None
+    x.requires_grad = False
+    x.index = x.changed = 0
     return x
 
 
 def _as_tensors(values: tuple) -> tuple[Tensor, ...]:
-    """Inputs as tensors; Python numbers and lists take the precision of the floats they meet."""
+    """Inputs as tensors; Python numbers and lists take the precision of the floats they meet.
+
+    With integers they are what NumPy makes of them: 0.1 is a float64 then, 1 of the integers' own kind.
+    """
     for v in values:
         if not isinstance(v, Tensor):
             break
@@ -266,26 +324,35 @@ def _as_tensors(values: tuple) -> tuple[Tensor, ...]:
     for v in values:
         if (met := getattr(v, "dtype", None)) is not None:
             dtype = met if dtype is None or dtype == met else np.result_type(dtype, met)
-    if dtype is None or dtype.kind != "f":
+    if dtype is None:
         return tuple(map(tensor, values))
+    if dtype.kind == "f":
+        return tuple([v if isinstance(v, Tensor)
+                      else _wrap(dtype.type(v)) if type(v) in (int, float)  # a scalar: cheap, and fine on a GPU
+                      else tensor(v, dtype=dtype if isinstance(v, (list, tuple)) else None) for v in values])
     return tuple([v if isinstance(v, Tensor)
-                  else _wrap(dtype.type(v)) if type(v) in (int, float)  # a scalar: cheap, and fine on a GPU
-                  else Tensor(v, dtype=dtype if isinstance(v, (list, tuple)) else None) for v in values])
+                  else Tensor(np.result_type(dtype, v).type(v)) if type(v) in (int, float)
+                  else tensor(v if _holds_tensors(v) else np.asarray(v) if isinstance(v, (list, tuple)) else v)
+                  for v in values])
 
 
 def _record(name: str, inputs: tuple[Tensor, ...], z: Any, rules: Any, keep: bool = False) -> Any:
     """The result, an array or a tuple of them, as tensors; with its history if anyone will ask for it."""
-    if type(z) is np.ndarray and not _mode.enabled:
+    if not _mode.enabled and type(z) is np.ndarray:
         return _wrap(z)
-    arrays = z if isinstance(z, tuple) else (z,)
-    tensors = tuple([_wrap(np.asarray(a) if isinstance(a, np.generic) else a) for a in arrays])
-    if _mode.enabled and True in [x.requires_grad for x in inputs]:
-        shapes = None if arrays is not z else [(a.shape, a.dtype) for a in z]
-        node = Node(name, inputs, rules, tensors[0].data if keep else None, shapes)
+    recording = _mode.enabled and True in [x.requires_grad for x in inputs]
+    if not isinstance(z, tuple):
+        made = _wrap(np.asarray(z) if isinstance(z, np.generic) else z)
+        if recording and made.data.dtype.kind == "f":
+            made.node, made.requires_grad = Node(name, inputs, rules, made.data if keep else None, None), True
+        return made
+    tensors = tuple([_wrap(np.asarray(a) if isinstance(a, np.generic) else a) for a in z])
+    if recording:
+        node = Node(name, inputs, rules, tensors[0].data if keep else None, [(a.shape, a.dtype) for a in z])
         for i, t in enumerate(tensors):
             if t.data.dtype.kind == "f":
                 t.node, t.index, t.requires_grad = node, i, True
-    return tensors if arrays is z else tensors[0]
+    return tensors
 
 
 def op(rule: Callable | None = None, *, output: bool = False, name: str | None = None) -> Any:
@@ -294,19 +361,33 @@ def op(rule: Callable | None = None, *, output: bool = False, name: str | None =
     `rules` holds one function of the cotangent z̄ per input, or is one function that returns the cotangents of
     all of them (None for zero) where they share work; written with operations, so that any order works. With
     `output=True` they are functions of (z̄, z). Cotangents broader than their input are summed by the engine.
+    Settings may be given without their names, in order, as in NumPy: sum(x, 0).
     """
     if rule is None:
         return functools.partial(op, output=output, name=name)
-    name = name or rule.__name__
+    name, signature = name or rule.__name__, inspect.signature(rule).parameters.values()
+    names = [p.name for p in signature if p.kind is p.KEYWORD_ONLY]
+    count = sys.maxsize if any(p.kind is p.VAR_POSITIONAL for p in signature) else len(signature) - len(names)
 
     @functools.wraps(rule)
     def operation(*inputs: Any, **settings: Any) -> Any:
+        if len(inputs) > count:
+            settings = _named(name, names, inputs[count:], settings)
+            inputs = inputs[:count]
         inputs = _as_tensors(inputs)
         z, rules = rule(*inputs, **settings)
         return _record(name, inputs, z, rules, output)
 
     OPS[name] = operation
     return operation
+
+
+def _named(operation: str, names: list[str], values: tuple, settings: dict) -> dict:
+    """Settings given in order, by their names, with the others."""
+    found = dict(zip(names, values, strict=False))
+    if len(values) > len(names) or found.keys() & settings.keys():
+        raise TypeError(f"{operation}: too many values; its settings are {', '.join(names) or 'none'}, each once")
+    return found | settings
 
 
 def fused(reference: Callable | str) -> Callable:
@@ -407,7 +488,129 @@ def _like(tree: Any, other: Any) -> Iterator[Any]:
         yield other
 
 
-# the walk back ----------------------------------------------------------------------------------
+# the walk back: discover, prune, pull -----------------------------------------------------------
+
+def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
+               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
+    """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
+
+    With `since` the walk ends at what was recorded before, all of which must be among the targets.
+    """
+    # nothing that was recorded before the earliest target depends on a target
+    orders = sorted([x.node.order if x.node else -1 for x in targets or ()])
+    nodes, ends = _discover(outputs, since or (orders[0] if orders else -1))
+    wanted = ends.keys() if targets is None else {_key(x) for x in targets if x.requires_grad}
+    if since and (strange := [x.shape for key, x in ends.items() if key not in wanted]):
+        raise RuntimeError(f"checkpoint: the function uses tensors of shapes {strange} that require gradients"
+                           " but are not among its inputs; name them in parameters=")
+    useful = set(nodes) if targets is None else _prune(nodes, wanted)
+    sums = _Sums()
+    with _recording(create_graph):
+        for y, g in zip(outputs, cotangents, strict=True):
+            sums.add(y, g)
+        _pull(nodes, useful, wanted, sums, retain_graph)
+    return [(x, sums.at.get(_key(x))) for x in (ends.values() if targets is None else targets)]
+
+
+def _discover(outputs: Sequence[Tensor], oldest: int) -> tuple[list[Node], dict[tuple[int, int], Tensor]]:
+    """The operations behind the outputs, in the order in which they were recorded, and where the walk ends.
+
+    It ends at leaves, and at what was recorded no later than `oldest`.
+    """
+    nodes: set[Node] = set()
+    ends, stack = {}, [y for y in outputs if y.requires_grad]
+    while stack:
+        x = stack.pop()
+        if x.node is None or x.node.order <= oldest:
+            ends[_key(x)] = x
+        elif x.node not in nodes:
+            nodes.add(x.node)
+            stack += [i for i in x.node.inputs if i.requires_grad]
+    return sorted(nodes, key=operator.attrgetter("order")), ends
+
+
+def _prune(nodes: list[Node], wanted: Container) -> set[Node]:
+    """The operations that have something wanted behind them. (One that was freed may: nobody knows any more.)"""
+    useful: set[Node] = set()
+    for n in nodes:
+        if n.rules is None or any(x.node in useful or _key(x) in wanted for x in n.inputs):
+            useful.add(n)
+    return useful
+
+
+def _pull(nodes: list[Node], useful: set[Node], wanted: Container, sums: _Sums, retain_graph: bool) -> None:
+    """From the last operation to the first: what arrived at its results becomes the cotangents of its inputs."""
+    while nodes:
+        n = nodes.pop()
+        arrived = sums.take(n, wanted)
+        if n not in useful or not arrived:
+            continue
+        if n.rules is None:
+            raise RuntimeError(f"the graph behind '{n.name}' was freed by an earlier backward() or grad()"
+                               "; pass retain_graph=True there, or compute the output again")
+        rules = n.rules(*arrived) if callable(n.rules) else n.rules
+        for x, rule in zip(n.inputs, rules, strict=True):
+            if x.changed > n.order:
+                raise RuntimeError(f"an input of '{n.name}', of shape {x.shape}, was changed after it was used (by an "
+                                   "optimizer's step?); go back through a graph before its weights change")
+            if rule is None or not (x.node in useful or _key(x) in wanted):
+                continue
+            if isinstance(rule, _Scatter) and not _mode.enabled:
+                sums.scatter(x, rule, arrived[0])
+            else:
+                sums.add(x, _undo_broadcast(rule if isinstance(rule, Tensor) else rule(*arrived), x))
+        if not retain_graph:
+            n.inputs, n.rules, n.kept = (), None, None
+
+
+def _key(x: Tensor) -> tuple[int, int]:
+    """Where cotangents of x add up: at a leaf, or at one result of an operation."""
+    return id(x.node or x), x.index
+
+
+class _Sums:
+    """The cotangents that have arrived, added up by place. Sums that were made here may be added to in place."""
+
+    def __init__(self) -> None:
+        self.at: dict[tuple[int, int], Tensor] = {}
+        self.ours: set[tuple[int, int]] = set()
+
+    def add(self, x: Tensor, g: Tensor) -> None:
+        key = _key(x)
+        if key not in self.at:
+            self.at[key] = g
+        elif _mode.enabled:
+            self.at[key] = self.at[key] + g
+        elif key in self.ours:
+            self.at[key].data += g.data
+        else:
+            self.at[key] = Tensor(self.at[key].data + g.data)
+            self.ours.add(key)
+
+    def scatter(self, x: Tensor, rule: _Scatter, g: Tensor) -> None:
+        """Add many parts of an array in place, without an array of zeros for each."""
+        key = _key(x)
+        if key not in self.ours:
+            self.at[key] = Tensor(self.at[key].data.copy() if key in self.at else np.zeros_like(x.data))
+            self.ours.add(key)
+        rule.into(self.at[key].data, g.data)
+
+    def take(self, n: Node, wanted: Container) -> list[Any]:
+        """What arrived at the results of n, and its result if its rules ask for it; [] if nothing arrived."""
+        keys = [(id(n), i) for i in range(len(n.shapes))] if n.shapes else [(id(n), 0)]
+        arrived: list[Any] = [self.at.get(key) if key in wanted else self.at.pop(key, None) for key in keys]
+        known = [g for g in arrived if g is not None]
+        if not known:
+            return []
+        if n.shapes:
+            arrived = [Tensor(np.zeros_like(known[0].data, shape=s, dtype=d)) if g is None else g
+                       for g, (s, d) in zip(arrived, n.shapes, strict=True)]
+        if n.kept is not None:
+            z = _wrap(n.kept)
+            z.node, z.requires_grad = n, True
+            arrived.append(z)
+        return arrived
+
 
 def _cotangent(output: Tensor, given: Any) -> Tensor:
     if given is None:
@@ -421,6 +624,12 @@ def _cotangent(output: Tensor, given: Any) -> Tensor:
     return given if given.dtype == output.dtype else given.astype(output.dtype)
 
 
+def _expect_history(*outputs: Tensor) -> None:
+    if not any(y.requires_grad for y in outputs):
+        raise RuntimeError("derivatives of a tensor that depends on nothing requiring gradients "
+                           "(was it computed under no_grad, or detached?)")
+
+
 def _undo_broadcast(g: Tensor, x: Tensor) -> Tensor:
     """Sum the cotangent over the axes along which x was broadcast, and give it x's dtype."""
     shape = x.data.shape
@@ -431,108 +640,17 @@ def _undo_broadcast(g: Tensor, x: Tensor) -> Tensor:
     return g if g.data.dtype == x.data.dtype else g.astype(x.dtype)
 
 
-def _key(x: Tensor) -> tuple[int, int]:
-    return id(x.node or x), x.index
-
-
-def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
-               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
-    """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
-
-    With `since` the walk ends at what was recorded before, all of which must be among the targets.
-    """
-    wanted = {_key(x) for x in targets or () if x.requires_grad}
-    # nothing that was recorded before the earliest target depends on a target
-    oldest = since or min([x.node.order if x.node else -1 for x in targets or ()], default=-1)
-    nodes: set[Node] = set()
-    ends, stack = {}, [y for y in outputs if y.requires_grad]
-    while stack:
-        x = stack.pop()
-        if x.node is None or x.node.order <= oldest:
-            ends[_key(x)] = x
-        elif x.node not in nodes:
-            nodes.add(x.node)
-            stack += [i for i in x.node.inputs if i.requires_grad]
-    if since and (strange := [x.shape for key, x in ends.items() if key not in wanted]):
-        raise RuntimeError(f"checkpoint: the function uses tensors of shapes {strange} that require gradients"
-                           " but are not among its inputs; name them in parameters=")
-    ordered = sorted(nodes, key=operator.attrgetter("order"))
-    useful = nodes  # those with something wanted behind them
-    if targets is None:
-        targets, wanted = list(ends.values()), set(ends)
-    else:
-        useful = set()
-        for n in ordered:
-            if n.rules is None or any(x.node in useful or _key(x) in wanted for x in n.inputs):
-                useful.add(n)  # freed, without rules: what was behind it is not known any more
-
-    grads: dict[tuple[int, int], Tensor] = {}
-    owned: set[tuple[int, int]] = set()  # sums made here, which may be added to in place
-
-    def add_to(x: Tensor, g: Tensor) -> None:
-        key = _key(x)
-        if key not in grads:
-            grads[key] = g
-        elif create_graph:
-            grads[key] = grads[key] + g
-        elif key in owned:
-            grads[key].data += g.data
-        else:
-            grads[key] = Tensor(grads[key].data + g.data)
-            owned.add(key)
-
-    def scatter_to(x: Tensor, rule: _Scatter, g: Tensor) -> None:
-        key = _key(x)
-        if key not in owned:
-            grads[key] = Tensor(grads[key].data.copy() if key in grads else np.zeros_like(x.data))
-            owned.add(key)
-        rule.into(grads[key].data, g.data)
-
-    def arrive(key: tuple[int, int]) -> Any:
-        return grads.get(key) if key in wanted else grads.pop(key, None)
-
-    with _recording(create_graph):
-        for y, g in zip(outputs, cotangents, strict=True):
-            add_to(y, g)
-        while ordered:
-            n = ordered.pop()
-            arrived = [arrive((id(n), i)) for i in range(len(n.shapes) if n.shapes else 1)]
-            if n not in useful or not any(g is not None for g in arrived):
-                continue
-            if n.rules is None:
-                raise RuntimeError(f"the graph behind '{n.name}' was freed by an earlier backward() or grad()"
-                                   "; pass retain_graph=True there, or compute the output again")
-            if n.shapes:
-                like = next(g for g in arrived if g is not None).data
-                arrived = [Tensor(np.zeros_like(like, shape=s, dtype=d)) if g is None else g
-                           for g, (s, d) in zip(arrived, n.shapes, strict=True)]
-            if n.kept is not None:
-                z = _wrap(n.kept)
-                z.node, z.requires_grad = n, True
-                arrived.append(z)
-            rules = n.rules(*arrived) if callable(n.rules) else n.rules
-            for x, rule in zip(n.inputs, rules, strict=True):
-                if rule is None or not (x.node in useful or _key(x) in wanted):
-                    continue
-                if isinstance(rule, _Scatter) and not create_graph:
-                    scatter_to(x, rule, arrived[0])
-                else:
-                    add_to(x, _undo_broadcast(rule if isinstance(rule, Tensor) else rule(*arrived), x))
-            if not retain_graph:
-                n.inputs, n.rules, n.kept = (), None, None
-    return [(x, grads.get(_key(x))) for x in targets]
-
-
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], cotangents: Any = None,
          create_graph: bool = False, retain_graph: bool | None = None) -> tuple[Tensor, ...]:
     """Cotangents of `inputs` as tensors, leaving `.grad` alone; with `create_graph` they have a history too.
 
-    An input that the outputs do not depend on gets zeros. Raises RuntimeError on a graph that was freed, and
-    ValueError for an input that does not require gradients.
+    An input that the outputs do not depend on gets zeros. Raises RuntimeError on a graph that was freed and for
+    outputs without any history, ValueError for an input that does not require gradients.
     """
     outputs, inputs = ([x] if isinstance(x, Tensor) else list(x) for x in (outputs, inputs))
     if not all(x.requires_grad for x in inputs):
         raise ValueError("an input does not require gradients; make it with requires_grad=True")
+    _expect_history(*outputs)
     given = list(cotangents) if isinstance(cotangents, (list, tuple)) else [cotangents]
     given = given * len(outputs) if cotangents is None else given
     if len(given) != len(outputs):
@@ -602,13 +720,24 @@ def neg(x):
 
 @op(output=True)
 def power(x, y):
-    """z = xʸ;  x̄ = z̄·y·xʸ⁻¹ (0 where x = y = 0), ȳ = z̄·z·log x (0 where x ≤ 0, as the limit at 0)"""
+    """z = xʸ;  x̄ = z̄·y·xʸ⁻¹ (0 where x = y = 0), ȳ = z̄·z·log x (its limit at x = 0; 0 where x < 0)"""
     def to_base(g, z):
         return g * y * power(where((x.data == 0) & (y.data == 0), 1.0, x), y - 1)
 
     def to_exponent(g, z):
-        return g * z * log(where(x.data > 0, x, 1.0))
+        pole = np.where((x.data == 0) & (y.data < 0), -np.inf, 0.0)
+        return g * z * where(x.data > 0, log(where(x.data > 0, x, 1.0)), pole.astype(x.dtype))
     return x.data ** y.data, (to_base, to_exponent)
+
+@op
+def floor_divide(x, y):
+    """z = ⌊x/y⌋;  x̄ = ȳ = 0"""
+    return np.floor_divide(x.data, y.data), (None, None)
+
+@op
+def remainder(x, y):
+    """z = x − y⌊x/y⌋;  x̄ = z̄, ȳ = −z̄⌊x/y⌋"""
+    return np.remainder(x.data, y.data), (lambda g: g, lambda g: -g * np.floor_divide(x.data, y.data))
 
 @op(output=True)
 def exp(x):
@@ -656,21 +785,25 @@ def absolute(x):
     """z = |x|;  x̄ = z̄·sign x"""
     return np.abs(x.data), (lambda g: g * np.sign(x.data),)
 
-def sign(x: Tensor) -> Array:
-    """−1, 0 or 1: its derivative is 0 wherever it has one, so it is a plain array"""
-    return np.sign(_plain(x))
+@op
+def sign(x):
+    """z = −1, 0 or 1;  x̄ = 0"""
+    return np.sign(x.data), (None,)
 
 @op
 def maximum(x, y):
-    """z = max(x, y);  the larger input takes z̄, equal ones share it"""
-    return np.maximum(x.data, y.data), (lambda g: g * _wins(x, y), lambda g: g * _wins(y, x))
+    """z = max(x, y);  the larger input takes z̄, equal ones share it, both take it where one is NaN"""
+    return np.maximum(x.data, y.data), (lambda g: g * _above(x, y), lambda g: g * _above(y, x))
 
-def _wins(x: Tensor, y: Tensor) -> Array:
-    return ((x.data > y.data).astype(x.dtype) + (x.data >= y.data)) / 2
+@op
+def minimum(x, y):
+    """z = min(x, y);  the smaller input takes z̄, equal ones share it, both take it where one is NaN"""
+    return np.minimum(x.data, y.data), (lambda g: g * _above(y, x), lambda g: g * _above(x, y))
 
-def minimum(x: Any, y: Any) -> Tensor:
-    """min(x, y) = −max(−x, −y)"""
-    return -maximum(-x, -y)
+def _above(x: Tensor, y: Tensor) -> Array:
+    """1 where x > y, ½ where they are equal, 0 where x < y"""
+    dtype = x.dtype if x.dtype.kind == "f" else y.dtype
+    return 1 - ((x.data < y.data).astype(dtype) + (x.data <= y.data)) / 2
 
 @op
 def silu(x):
@@ -709,7 +842,7 @@ def astype(x, *, dtype):
     """z = x in another precision;  x̄ = z̄ in x's own (the engine's)"""
     return x.data.astype(dtype), (lambda g: g,)
 
-# sums and extremes (from here on `sum` and `max` are operations, not Python's) ---------------------
+# sums and extremes (from here on `sum`, `max` and `min` are operations, not Python's) --------------------
 
 def _kept(x: Tensor, axis: Any) -> tuple[int, ...]:
     """The shape of x with the reduced axes kept as 1."""
@@ -730,25 +863,26 @@ def mean(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 @op(output=True)
 def max(x, *, axis=None, keepdims=False):
     """z = max x;  x̄ = z̄ at the maximum, shared among equals"""
+    return np.max(x.data, axis=axis, keepdims=keepdims), (_to_extreme(x, axis),)
+
+@op(output=True)
+def min(x, *, axis=None, keepdims=False):
+    """z = min x;  x̄ = z̄ at the minimum, shared among equals"""
+    return np.min(x.data, axis=axis, keepdims=keepdims), (_to_extreme(x, axis),)
+
+def _to_extreme(x: Tensor, axis: Any) -> Callable:
     def rule(g, z):
         shape = _kept(x, axis)
         hit = (x.data == np.reshape(z.data, shape)).astype(x.dtype)
         return reshape(g, shape=shape) * (hit / np.sum(hit, axis=axis, keepdims=True))
-    return np.max(x.data, axis=axis, keepdims=keepdims), (rule,)
+    return rule
 
 @op
-def cumsum(x, *, axis):
-    """z_t = Σ_{i≤t} x_i;  x̄_i = Σ_{t≥i} z̄_t"""
-    return np.cumsum(x.data, axis=axis), (lambda g: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis),)
-
-@op(output=True)
-def norm(x, *, axis=None, keepdims=False):
-    """z = √Σx²;  x̄ = z̄·x/z (0 at x = 0)"""
-    def rule(g, z):
-        shape = _kept(x, axis)
-        z = reshape(z, shape=shape)
-        return reshape(g, shape=shape) * x / where(z.data == 0, 1.0, z)
-    return np.sqrt(np.sum(x.data * x.data, axis=axis, keepdims=keepdims)), (rule,)
+def cumsum(x, *, axis=None):
+    """z_t = Σ_{i≤t} x_i, of the flattened x without an axis;  x̄_i = Σ_{t≥i} z̄_t"""
+    def rule(g):
+        return reshape(flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis), shape=x.shape)
+    return np.cumsum(x.data, axis=axis), (rule,)
 
 @op(output=True)
 def rescale(x, *, axis, m, eps):
@@ -768,18 +902,26 @@ def rms_normalize(x: Tensor, axis: int = -1, eps: float = 1e-6) -> Tensor:
     """x/√(mean x² + ε)"""
     return rescale(x, axis=axis, m=1 / x.shape[axis], eps=eps)
 
+def _top(x: Tensor, axis: Any) -> Array:
+    """What is taken away before exp, so that nothing overflows: the maximum, if there is one"""
+    if not x.size:
+        return np.zeros_like(x.data, shape=_kept(x, axis))
+    return np.max(x.data, axis=axis, keepdims=True)
+
 @op(output=True)
 def logsumexp(x, *, axis=-1, keepdims=False):
-    """z = log Σeˣ;  x̄ = z̄·eˣ⁻ᶻ"""
-    top = np.max(x.data, axis=axis, keepdims=True)
-    z = top + np.log(np.sum(np.exp(x.data - top), axis=axis, keepdims=True))
+    """z = log Σeˣ, −∞ of nothing and of −∞ only;  x̄ = z̄·eˣ⁻ᶻ"""
+    top = _top(x, axis)
+    top = np.where(np.isfinite(top), top, 0)
+    with np.errstate(divide="ignore"):  # log 0
+        z = top + np.log(np.sum(np.exp(x.data - top), axis=axis, keepdims=True))
     rule = lambda g, z: reshape(g, shape=top.shape) * exp(x - reshape(z, shape=top.shape))
     return z if keepdims else np.squeeze(z, axis), (rule,)
 
 @op(output=True)
 def softmax(x, *, axis=-1):
-    """z = eˣ/Σeˣ;  x̄ = z(z̄ − Σz̄z)"""
-    e = np.exp(x.data - np.max(x.data, axis=axis, keepdims=True))
+    """z = eˣ/Σeˣ, NaN (0/0, with NumPy's warning) of −∞ only;  x̄ = z(z̄ − Σz̄z)"""
+    e = np.exp(x.data - _top(x, axis))
     e /= np.sum(e, axis=axis, keepdims=True)
     return e, (lambda g, z: z * (g - sum(g * z, axis=axis, keepdims=True)),)
 
@@ -835,7 +977,7 @@ def broadcast_to(x, *, shape):
     """z = x repeated to a shape;  x̄ = Σz̄ over the repeats (the engine's)"""
     return np.broadcast_to(x.data, shape), (lambda g: g,)
 
-def expand_dims(x: Tensor, axis: int) -> Tensor:
+def expand_dims(x: Tensor, axis: Any) -> Tensor:
     """x with a new axis of length 1"""
     return reshape(x, shape=np.expand_dims(x.data, axis).shape)
 
@@ -844,7 +986,7 @@ def squeeze(x: Tensor, axis: Any = None) -> Tensor:
     return reshape(x, shape=np.squeeze(x.data, axis).shape)
 
 @op
-def flip(x, *, axis):
+def flip(x, *, axis=None):
     """z = x backwards;  x̄ = z̄ backwards"""
     return np.flip(x.data, axis), (lambda g: flip(g, axis=axis),)
 
@@ -896,7 +1038,7 @@ class _Scatter:
             buffer.scatter_add(self.index, g)
         elif len(parts) == 1 and hasattr(parts[0], "shape") and parts[0].size and buffer.ndim > 1:
             # rows of a table: sorted, equal ones stand together and are added up at once
-            rows = np.reshape(parts[0], -1) % len(buffer)
+            rows = np.reshape(parts[0], -1).astype(np.intp) % len(buffer)
             order = np.argsort(rows, kind="stable")
             starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
             g = np.reshape(g, (len(rows), *buffer.shape[1:]))
@@ -957,8 +1099,18 @@ def matmul(x, y):
         return reshape(g, shape=y.shape) if one else g
     return np.reshape(z, shape), (to_x, to_y)
 
-@op
-def einsum(*xs, subscripts):
+def einsum(subscripts: str, *operands: Any) -> Tensor:
+    """np.einsum("ij,jk->ik", x, y): products summed over the indices that the result lacks"""
+    inputs, arrow, out = subscripts.replace(" ", "").partition("->")
+    if not arrow:  # the indices that stand once, in alphabetical order
+        out = "".join(sorted(i for i in inputs if i != "," and inputs.count(i) == 1))
+    if "." in inputs or any(len(set(term)) < len(term) for term in inputs.split(",")):
+        raise ValueError(f"einsum {subscripts!r}: write a letter for every axis (no '...'), each index once per "
+                         "operand (instead of 'ii' take np.diagonal(x) first)")
+    return _einsum(*operands, subscripts=f"{inputs}->{out}")
+
+@op(name="einsum")
+def _einsum(*xs, subscripts):
     """z = Einstein sum;  x̄ᵢ = the sum with z̄ and xᵢ exchanged, repeated along axes that xᵢ alone has"""
     inputs, out = subscripts.split("->")
     terms = inputs.split(",")
@@ -969,20 +1121,11 @@ def einsum(*xs, subscripts):
         exchanged = ",".join(others) + "->" + "".join(s for n, s in enumerate(terms[i]) if n not in alone)
 
         def rule(g):
-            found = expand_dims(einsum(g, *xs[:i], *xs[i + 1:], subscripts=exchanged), alone)
+            found = expand_dims(_einsum(g, *xs[:i], *xs[i + 1:], subscripts=exchanged), alone)
             return broadcast_to(found, shape=np.broadcast_shapes(found.shape, xs[i].shape))
         return rule
     z = np.einsum(subscripts, *(x.data for x in xs), optimize=len(xs) > 1)
     return z, tuple(to(i) for i in range(len(xs)))
-
-def contract(subscripts: str, *operands: Any) -> Tensor:
-    """np.einsum with explicit output ("bik,bkj->bij"); no ellipsis, no index twice in one operand."""
-    subscripts = subscripts.replace(" ", "")
-    terms = subscripts.partition("->")[0].split(",")
-    if "->" not in subscripts or "." in subscripts or any(len(set(t)) < len(t) for t in terms):
-        raise ValueError(f"einsum {subscripts!r}: write the output after '->', without '...', "
-                         "each index once per operand")
-    return einsum(*operands, subscripts=subscripts)
 
 @op(output=True)
 def solve_triangular(a, b, *, unit=False):
@@ -1003,34 +1146,36 @@ def solve_triangular(a, b, *, unit=False):
     return z, rules
 
 
-# NumPy's own words: np.exp(x) of a tensor is exp(x) ---------------------------------------------
+# methods and NumPy's own words: x.exp() and np.exp(x) are exp(x) --------------------------------
 #
 # So a definition written with NumPy's functions is one for arrays of any library and for tensors, which makes it
-# differentiable.
+# differentiable. functions.py adds more of both.
 
-NUMPY: dict[Callable, Callable] = {
+for _name, _function in {
+        "exp": exp, "log": log, "log1p": log1p, "sqrt": sqrt, "tanh": tanh, "sigmoid": sigmoid, "relu": relu,
+        "abs": absolute, "pow": power, "sum": sum, "mean": mean, "max": max, "min": min, "cumsum": cumsum,
+        "softmax": softmax, "swapaxes": swapaxes, "squeeze": squeeze, "unsqueeze": expand_dims,
+        "astype": astype}.items():
+    setattr(Tensor, _name, _function)
+
+def _of_arrays(f: Callable) -> Callable:
+    """A function that says something about the numbers: its answer is an array, and has no derivative."""
+    return lambda *args, **settings: f(*map(_plain, args), **settings)
+
+NUMPY |= {
     np.add: add, np.subtract: sub, np.multiply: mul, np.true_divide: div, np.negative: neg, np.power: power,
-    np.exp: exp, np.log: log, np.log1p: log1p, np.sqrt: sqrt, np.tanh: tanh, np.abs: absolute,
-    np.maximum: maximum, np.minimum: minimum, np.matmul: matmul,
-    np.less: lambda x, y: _plain(x) < _plain(y), np.less_equal: lambda x, y: _plain(x) <= _plain(y),
-    np.greater: lambda x, y: _plain(x) > _plain(y), np.greater_equal: lambda x, y: _plain(x) >= _plain(y),
-    np.equal: lambda x, y: _plain(x) == _plain(y), np.not_equal: lambda x, y: _plain(x) != _plain(y),
-    np.where: where, np.concatenate: concatenate, np.stack: stack, np.flip: flip, np.tril: tril, np.triu: triu,
-    np.expand_dims: expand_dims, np.squeeze: squeeze,
-    np.sum: lambda x, axis=None, keepdims=False: sum(x, axis=axis, keepdims=keepdims),
-    np.mean: mean,
-    np.max: lambda x, axis=None, keepdims=False: max(x, axis=axis, keepdims=keepdims),
-    np.cumsum: lambda x, axis: cumsum(x, axis=axis),
-    np.reshape: lambda x, shape: reshape(x, shape=shape),
-    np.transpose: lambda x, axes=None: transpose(x, axes=axes),
-    np.swapaxes: lambda x, axis1, axis2: swapaxes(x, axis1=axis1, axis2=axis2),
-    np.broadcast_to: lambda x, shape: broadcast_to(x, shape=shape),
-    np.take_along_axis: lambda x, indices, axis: take_along_axis(x, indices, axis),
-    np.einsum: lambda subscripts, *operands: contract(subscripts, *operands),
-    np.zeros_like: lambda x, **settings: np.zeros_like(_plain(x), **settings),
-    np.ones_like: lambda x, **settings: np.ones_like(_plain(x), **settings),
-    np.shape: lambda x: x.shape, np.ndim: lambda x: x.ndim, np.size: lambda x: x.size,
-}
+    np.floor_divide: floor_divide, np.remainder: remainder, np.positive: lambda x: x,
+    np.exp: exp, np.log: log, np.log1p: log1p, np.sqrt: sqrt, np.tanh: tanh, np.abs: absolute, np.sign: sign,
+    np.maximum: maximum, np.minimum: minimum, np.where: where, np.astype: astype,
+    np.sum: sum, np.mean: mean, np.max: max, np.min: min, np.cumsum: cumsum,
+    np.reshape: reshape, np.transpose: transpose, np.swapaxes: swapaxes, np.broadcast_to: broadcast_to,
+    np.expand_dims: expand_dims, np.squeeze: squeeze, np.flip: flip, np.tril: tril, np.triu: triu,
+    np.concatenate: concatenate, np.stack: stack, np.take_along_axis: take_along_axis,
+    np.matmul: matmul, np.einsum: einsum,
+} | {f: _of_arrays(f) for f in (
+    np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal, np.isnan, np.isinf, np.isfinite,
+    np.any, np.all, np.argmax, np.argmin, np.argsort, np.shape, np.ndim, np.size, np.zeros_like, np.ones_like,
+    np.full_like, np.empty_like)}
 
 
 # the check --------------------------------------------------------------------------------------
@@ -1049,8 +1194,13 @@ def check_grad(f: Callable, *inputs: Any, order: int = 2, seed: int = 0, eps: fl
     def leaves() -> list[Tensor]:
         return [Tensor(x.copy(), requires_grad=True) for x in points]
 
-    def s(level: int, xs: Sequence[Tensor]) -> Tensor:
-        values = f(*xs) if level == 1 else grad(s(level - 1, xs), xs, create_graph=True)
+    def slopes(y: Tensor, xs: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+        if not y.requires_grad:  # constant: the order below was linear
+            return tuple(Tensor(np.zeros_like(x.data)) for x in xs)
+        return grad(y, xs, create_graph=create_graph)
+
+    def s(level: int, xs: list[Tensor]) -> Tensor:
+        values = f(*xs) if level == 1 else slopes(s(level - 1, xs), xs, create_graph=True)
         c = np.random.default_rng([seed, level])
         return functools.reduce(add, [sum(v * c.standard_normal(v.shape))
                                       for v in (values if isinstance(values, tuple) else (values,))])
@@ -1058,7 +1208,7 @@ def check_grad(f: Callable, *inputs: Any, order: int = 2, seed: int = 0, eps: fl
     worst = 0.0
     for level in range(1, order + 1):
         xs = leaves()
-        for n, (x, exact) in enumerate(zip(points, grad(s(level, xs), xs), strict=True)):
+        for n, (x, exact) in enumerate(zip(points, slopes(s(level, xs), xs), strict=True)):
             for at in np.ndindex(x.shape):
                 middle, sides = x[at], []
                 for x[at] in (middle + eps, middle - eps):
@@ -1075,6 +1225,8 @@ def check_grad(f: Callable, *inputs: Any, order: int = 2, seed: int = 0, eps: fl
 
 def main() -> None:
     """A hand-sized trace: one small expression, its graph, its first and second derivative."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal without Greek letters gets them escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     x = Tensor(np.array([0.5, -1.0]), requires_grad=True)
     y = sum(tanh(x * x))
     print("y = Σ tanh(x·x) at x =", x.data)

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 import autograd
+import functions  # noqa: F401  (gives tensors the methods and functions that NumPy's users know)
 import kernels
-from autograd import Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, where
+from autograd import Leaf, Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, where
 
 Rng = np.random.Generator
 
 
-class Parameter(Tensor):
+class Parameter(Leaf):
     """A tensor that the outer optimiser learns. To a list in `tap` its layer adds (inputs, output errors)."""
 
     __slots__ = ("name", "tap")
@@ -78,6 +79,7 @@ class Module:
                                  "in the model; load it with the configuration it was saved with")
         for name, p in own.items():
             p.data[...] = np.asarray(arrays[name], like=p.data)
+            p.changed_now()
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Parameter]]:

@@ -26,8 +26,8 @@ from config import Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 
 README = ROOT / "README.md"
-ORDER = ("config", "autograd", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms", "hope", "data",
-         "train")
+ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
+         "hope", "data", "train")
 PICTURES = ("loss.png", "levels.png")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ("config", "autograd", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms", "hope", "data",
-         "train")
+ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
+         "hope", "data", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
 ROOMS = ("apps", "gpu", "lessons", "benchmarks")
 CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",

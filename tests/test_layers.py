@@ -29,6 +29,7 @@ from layers import (
     rotate,
     split_heads,
 )
+from optimizers import SGD
 
 few = settings(max_examples=20, deadline=None)
 
@@ -71,6 +72,18 @@ def test_loading_copies_bits_into_the_same_arrays_and_names_what_does_not_fit():
         two.load_state_dict({**arrays, "extra": np.zeros(1)})
     with pytest.raises(ValueError, match=r"first\.weight has shape \(1, 1\) in the file and \(3, 3\)"):
         two.load_state_dict({**arrays, "first.weight": np.zeros((1, 1))})
+
+
+def test_a_graph_recorded_before_its_weights_moved_refuses_to_go_back():
+    layer, x = Linear(np.random.default_rng(0), 2, 2), Tensor(np.ones((1, 2), np.float32))
+    layer(x).sum().backward()
+    for change in (SGD(layer.parameters(), 0.1).step, lambda: layer.astype(np.float64),
+                   lambda: layer.load_state_dict({"weight": np.zeros((2, 2))})):
+        y = layer(x).sum()
+        change()
+        with pytest.raises(RuntimeError, match="was changed after it was used"):
+            y.backward()
+        layer(x).sum().backward()
 
 
 def test_astype_and_zero_grad_reach_every_parameter():

@@ -403,7 +403,7 @@ def fused(reference: Callable | str) -> Callable:
         def operation(*trees: Any, **settings: Any) -> Any:
             leaves, rebuild = tree_flatten(trees)
             inputs = _as_tensors(tuple(leaves))
-            z, backward = rule(*rebuild(x.data for x in inputs), **settings)
+            z, backward = rule(*rebuild([x.data for x in inputs]), **settings)
             arrays, rebuild_z = tree_flatten(z)
 
             def flat_reference(*leaves: Tensor) -> Any:
@@ -411,7 +411,7 @@ def fused(reference: Callable | str) -> Callable:
 
             def to_inputs(*cotangents: Tensor) -> Sequence[Tensor | None]:
                 if not _mode.enabled:
-                    bars = rebuild_z(g.data for g in cotangents)
+                    bars = rebuild_z([g.data for g in cotangents])
                     found = backward(*bars) if isinstance(z, tuple) else backward(bars)
                     return [g if g is None else Tensor(g) for tree, bar in zip(trees, found, strict=True)
                             for g in _like(tree, bar)]
@@ -450,8 +450,10 @@ def tree_leaves(tree: Any) -> list[Any]:
 
 def tree_flatten(tree: Any) -> tuple[list[Any], Callable]:
     """All leaves of a tree, in order, and `rebuild(leaves)`, which puts others in their places."""
+    if isinstance(tree, tuple) and False not in [isinstance(x, _LEAVES) for x in tree]:
+        return list(tree), tuple  # most are as flat as that
     leaves: list[Any] = []
-    _replace(leaves.append, tree)
+    _collect(tree, leaves)
 
     def rebuild(others: Any) -> Any:
         following = iter(others)
@@ -459,33 +461,46 @@ def tree_flatten(tree: Any) -> tuple[list[Any], Callable]:
     return leaves, rebuild
 
 
-def _replace(f: Callable, tree: Any) -> Any:
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return tree
+_LEAVES = (Tensor, np.ndarray)  # and whatever else is no nest
+
+
+def _branches(tree: Any) -> tuple[Any, Callable] | None:
+    """What a nest holds, and what makes another of its kind; None of a leaf."""
     if isinstance(tree, (list, tuple)):
-        return type(tree)([_replace(f, branch) for branch in tree])
+        return tree, type(tree)
     if isinstance(tree, dict):
-        return {key: _replace(f, branch) for key, branch in tree.items()}
+        return tree.values(), lambda branches: dict(zip(tree, branches, strict=True))
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return (), lambda _: tree
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return type(tree)(*[_replace(f, getattr(tree, field.name)) for field in dataclasses.fields(tree)])
-    return f(tree)
+        return [getattr(tree, field.name) for field in dataclasses.fields(tree)], lambda branches: type(tree)(*branches)
+    return None
+
+
+def _replace(f: Callable, tree: Any) -> Any:
+    if isinstance(tree, _LEAVES) or (nest := _branches(tree)) is None:
+        return f(tree)
+    return nest[1]([_replace(f, branch) for branch in nest[0]])
+
+
+def _collect(tree: Any, leaves: list[Any]) -> None:
+    if isinstance(tree, _LEAVES) or (nest := _branches(tree)) is None:
+        leaves.append(tree)
+    else:
+        for branch in nest[0]:
+            _collect(branch, leaves)
 
 
 def _like(tree: Any, other: Any) -> Iterator[Any]:
     """The leaves of another tree at the places of this one's; None for all that is below a None."""
-    if other is None:
-        yield from (None for _ in tree_flatten(tree)[0])
-    elif isinstance(tree, (list, tuple)):
-        for branch, its in zip(tree, other, strict=True):
-            yield from _like(branch, its)
-    elif isinstance(tree, dict):
-        for key, branch in tree.items():
-            yield from _like(branch, other.get(key))
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _like(getattr(tree, field.name), getattr(other, field.name))
-    elif not (tree is None or isinstance(tree, (bool, int, float, str))):
+    if isinstance(tree, _LEAVES) or (nest := _branches(tree)) is None:
         yield other
+    elif other is None:
+        yield from (None for _ in tree_flatten(tree)[0])
+    else:
+        for branch, its in zip(nest[0], [other.get(key) for key in tree] if isinstance(tree, dict) else
+                               _branches(other)[0], strict=True):  # type: ignore[index]
+            yield from _like(branch, its)
 
 
 # the walk back: discover, prune, pull -----------------------------------------------------------

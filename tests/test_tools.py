@@ -69,7 +69,7 @@ def test_help_names_every_choice_and_every_option_at_any_width(capsys, monkeypat
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", shown), name
     for name, rung in OPTIMIZERS.items():
         own = [option for option in rung.defaults if option not in optimizers.Optimizer.defaults]
-        line = re.search(rf" {name}: (.*?)(?: [a-z_]+: |$)", shown)[1]
+        line = re.search(rf" {name}: (.*?)(?: [a-z0-9_]+: |$)", shown)[1]
         assert [option.partition("=")[0] for option in line.split()] == ["lr", *own]
     options = out[out.index("options of each --optimizer"):].splitlines()
     assert max(map(len, options)) <= max(columns, 40)

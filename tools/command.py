@@ -36,8 +36,8 @@ class Parser(argparse.ArgumentParser):
 def parser(about: str | None = None, preset: str = "nano") -> Parser:
     """A flag for every field of Config and Training; the defaults shown are those of the preset that would run."""
     values = {name: value for part in PRESETS.get(preset, PRESETS["nano"]) for name, value in vars(part).items()}
-    built = Parser(prog="train.py", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
-                   allow_abbrev=False, epilog=rungs(), add_help=False)
+    built = Parser(prog="train.py", usage="python train.py [flags]", description=about, epilog=rungs(),
+                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False)
     what = built.add_argument_group("what to do")
     what.add_argument("-h", "--help", action="help", help="show this, and end")
     what.add_argument("--preset", help=f"start from the settings of: {', '.join(PRESETS)} [{preset}]; stories: flags "
@@ -48,14 +48,13 @@ def parser(about: str | None = None, preset: str = "nano") -> Parser:
     what.add_argument("--doctor", action="store_true", help="say what this machine offers, and end")
     for part in (Config, Training):
         for heading, notes in headings(part):
-            group = built.add_argument_group(f"{'model' if part is Config else 'training'}: {heading}")
+            group = built.add_argument_group(f"{'model' if part is Config else 'training'}, {heading}")
             for name, note in notes.items():
                 choices = MIXERS if name == "mixer" else CHOICES.get(name, ())
                 one_of = f" ({', '.join(choices)})" if choices else ""
                 shown = f"{note}{one_of} [{typed(values[name])}]".replace("%", "%%")
-                metavar = "RUN" if name == "origin" else name.upper()
                 group.add_argument(FLAGS[name], dest=name, default=argparse.SUPPRESS, help=shown,
-                                   **reading(name, DEFAULTS[name], metavar))
+                                   **reading(name, DEFAULTS[name]))
     return built
 
 
@@ -81,10 +80,11 @@ def rungs() -> str:
             "its --lr where it takes the place of a preset's own):"]
     text += [f"  {name}: " + ("  ".join(f"{key}={'|'.join(value) if isinstance(value, tuple) else typed(value)}"
                                         for key, value in its.items())) for name, its in lines]
-    return "\n".join(textwrap.fill(line, width, subsequent_indent="      ", break_on_hyphens=False) for line in text)
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="      ", break_on_hyphens=False,
+                                   break_long_words=False) for line in text)
 
 
-def reading(name: str, default: Any, metavar: str = "") -> dict[str, Any]:
+def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
         return tuple((type(default[0]) if default else str)(item) for item in text.split(",") if text)
@@ -95,7 +95,10 @@ def reading(name: str, default: Any, metavar: str = "") -> dict[str, Any]:
         return {"nargs": "+", "metavar": "PATH"}
     if isinstance(default, bool):
         return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
-    return {"type": comma_list if isinstance(default, tuple) else type(default), "metavar": metavar or name.upper()}
+    if isinstance(default, tuple):
+        return {"type": comma_list, "metavar": "LIST"}
+    words = {"origin": "RUN", "out": "FOLDER", "file": "FILE"}
+    return {"type": type(default), "metavar": words.get(name) or {int: "N", float: "X", str: "NAME"}[type(default)]}
 
 
 def typed(value: Any) -> str:
@@ -112,7 +115,7 @@ def described(parts: Sequence[Config | Training]) -> str:
     width, lines = shutil.get_terminal_size((110, 24)).columns - 1, []
     for part in parts:
         for heading, notes in headings(type(part)):
-            values = "  ".join(f"{name}={typed(getattr(part, name))}" for name in notes)
+            values = "  ".join(f"{FLAGS[name][2:]}={typed(getattr(part, name))}" for name in notes)
             lines.append(textwrap.fill(f"{heading}: {values}", max(width, 30), initial_indent="  ",
                                        subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines)

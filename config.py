@@ -10,6 +10,7 @@ Chunk sizes are periods: in tokens for what a mixer holds, in segments for the l
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -204,6 +205,19 @@ class Training:
             return os.path.abspath(os.path.expanduser(path)) if path else ""
         object.__setattr__(self, "data", tuple(whole(path) for path in self.data))
         object.__setattr__(self, "origin", whole(self.origin))
+
+    def rung(self) -> dict[str, Any]:
+        """The optimiser's own options: numbers, true, false as in JSON; anything else is a word."""
+        found = {}
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            if not equals:
+                raise ValueError(f"the optimiser's option {option!r} has no value; write name=value")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
 
 
 def check(choice: Config | Training) -> None:

@@ -15,20 +15,15 @@ Settings and presets are in config.py; the command line, the folder, pictures an
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read as NumPy is loaded: the work is dealt out by the kernels
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 if __name__ == "__main__":
-    from tools import stopping
+    from tools import early
 
-    stopping.at_once()  # Ctrl+C while the rest is imported
-    words = itertools.chain(*(argument.split("=", 1) for argument in sys.argv))
-    for word, n in itertools.pairwise(words):
-        if word == "--threads" and n.isdigit() and int(n):
-            os.environ["NUMBA_NUM_THREADS"] = n  # Numba reads this once, while it is imported
+    early.settle(sys.argv)
 
 import importlib
 import json
@@ -38,14 +33,13 @@ import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-import cms
 import hope
 import kernels
 import optimizers
@@ -53,7 +47,7 @@ from autograd import Tensor, no_grad
 from config import Config, Training
 from data import VOCABULARY, Changed, Corpus, Document, Segments, Text, compressed_bits_per_byte, decode, fixed
 from hope import Hope, State
-from tools import command, console, folder, machine, plots, stopping
+from tools import checkpoint, command, console, folder, machine, plots, stopping
 from tools.telemetry import Telemetry
 
 
@@ -77,19 +71,19 @@ class Run:
             self.gpu.set_matmul(training.matmul)
             self.gpu.to_device(self.model)  # whatever is made from here on is made where the weights are
         self.optimizer = optimizers.build(training.optimizer, self.model.groups(training.weight_decay),
-                                          training.lr, **command.options(training.options))
+                                          training.lr, **training.rung())
         self.state: State | None = None  # what is carried from segment to segment
         self.last = State.start(config)  # what the last segment left behind, carried or not
         self.step = self.saved = 0
         self.before: tuple[Any, ...] = self.segments.state(), self.state, self.step  # of the last step that was begun
         self.best = math.inf  # validation bits per byte of the best checkpoint that was kept
-        self.started, self.telemetry = time.perf_counter(), Telemetry(self.model)
+        self.started = time.perf_counter()
 
     # the loop -----------------------------------------------------------------------------------------------
 
     def train(self, until: int) -> bool:
         """Take steps up to step `until`, unless time is up or the program is asked to stop; returns whether it was."""
-        t, started, stopped = self.training, time.monotonic(), False
+        t, started, stopped, telemetry = self.training, time.monotonic(), False, Telemetry(self.model)
         bar = tqdm(total=until, initial=self.step, unit="step", disable=t.quiet, dynamic_ncols=True,
                    mininterval=0.1 if sys.stderr.isatty() else 30)
         with bar, stopping.heeded(self.safe) as asked, np.errstate(all="ignore"):  # what is not finite is looked for
@@ -100,7 +94,7 @@ class Run:
                                         "tokens/s, moved {fired}".format(**line), refresh=False)
                     bar.update()
                     if self.step % t.log_every == 0 or self.step == until:
-                        self.log(line | self.telemetry.measure(self.last))
+                        self.log(line | telemetry.measure(self.last))
                     if t.sample_every and self.step % t.sample_every == 0 and self.step < until:
                         sample = self.sample()
                         if not t.quiet:
@@ -173,36 +167,29 @@ class Run:
     # beginning and going on ---------------------------------------------------------------------------------
 
     def begin(self, exact: bool = True) -> Run:
-        """Make the folder, or one beside it, with a first checkpoint in it; ValueError if that cannot be done."""
+        """Make the folder, or one beside it, with a first checkpoint in it; ValueError if that cannot be done.
+
+        From another run come the weights, and the levels' clocks go on; what its optimiser remembered stays there.
+        """
         if self.training.origin:
-            self.inherit(folder.checkpoint(self.training.origin))
+            weights, self.optimizer.clock = checkpoint.inherited(self.training.origin, self.config)
+            self.model.load_state_dict(weights)
         with folder.made(self.folder, exact) as self.folder:
-            self.describe()
+            folder.describe(self.folder, self.preset, self.config, self.training, self.corpus.manifest())
             self.save()
         return self
 
-    def inherit(self, path: Path) -> None:
-        """Take the weights of a trained model, the levels' clocks going on; its MLPs become levels where they must.
-
-        What the optimiser remembered is left behind: its next steps are those of a beginner.
-        """
-        old, _, arrays = hope.load(path)
-        weights = old.state_dict()
-        try:
-            if weights.keys() != self.model.state_dict().keys():
-                weights = cms.stack_levels(weights, old.config, self.config)
-            self.model.load_state_dict(weights)
-        except ValueError as error:
-            others = [name for name, value in asdict(old.config).items() if value != asdict(self.config)[name]]
-            raise ValueError(f"{path} does not fit a model with other {', '.join(others)}: {error}") from None
-        self.optimizer.clock = next((int(value) for name, value in arrays.items() if name.endswith(".clock")), 0)
-        self.telemetry = Telemetry(self.model)
-
-    def describe(self) -> None:
-        """Write config.json: all that is needed to do the same again."""
-        found = {"preset": self.preset, "config": asdict(self.config), "training": asdict(self.training),
-                 "data": self.corpus.manifest(), "versions": machine.versions(), "machine": machine.machine()}
-        folder.write_text(self.folder / "config.json", json.dumps(found, indent=1))
+    def restore(self) -> Run:
+        """Go on from checkpoint.npz; ValueError if it is missing, damaged or of another model."""
+        weights, state, optimizer, progress = checkpoint.read(self.folder, self.config)
+        self.state = self.gpu.to_device(state) if self.gpu and state else state
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        self.segments.restore(progress["data"])
+        self.step = self.saved = progress["step"]
+        lines = folder.rewind(self.folder, self.step)
+        self.best = min((line["validation"] for line in lines if "validation" in line), default=math.inf)
+        return self
 
     def save(self) -> None:
         """Write checkpoint.npz: weights, optimiser and clocks, running state, step and place in the data.
@@ -210,41 +197,16 @@ class Run:
         That is all: what is random follows from the seed, the step and the place.
         """
         self.expect_finite()
-        kept = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
-        kept["progress"] = np.array(json.dumps({"step": self.step, "data": self.segments.state()}))
         with stopping.whole():
-            hope.save(self.folder / folder.LAST, self.model, self.state, **kept)
+            checkpoint.write(self.folder, self.model, self.state, self.optimizer.state_dict(),
+                             {"step": self.step, "data": self.segments.state()})
             self.saved = self.step
 
     def judge(self, bits: float) -> None:
-        """Keep the newest checkpoint beside the last ones, and as the best if no other took fewer bits per byte."""
-        folder.keep(self.folder, self.saved, self.training.keep, best=bits < self.best)
+        """Keep the newest checkpoint beside the last ones, and as the best if none took fewer bits per byte."""
+        checkpoint.keep(self.folder, self.saved, self.training.keep, best=bits < self.best)
         self.best = min(bits, self.best)
         self.log({"step": self.saved, "validation": bits})
-
-    def restore(self) -> Run:
-        """Go on from checkpoint.npz; ValueError if it is missing, damaged or of another model."""
-        path = self.folder / folder.LAST
-        try:
-            model, self.state, arrays = hope.load(path)
-        except FileNotFoundError:
-            raise ValueError(f"there is no checkpoint in {self.folder}; start this run again") from None
-        if others := [n for n, value in asdict(model.config).items() if value != getattr(self.config, n)]:
-            raise ValueError(f"{path} and config.json are of two models: they differ in {', '.join(others)}")
-        if "progress" not in arrays:
-            raise ValueError(f"{path} holds a model, but no run to go on with")
-        progress = json.loads(str(arrays["progress"]))
-        if self.gpu and self.state:
-            self.state = self.gpu.to_device(self.state)
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict({name.removeprefix("optimizer."): value
-                                        for name, value in arrays.items() if name.startswith("optimizer.")})
-        self.segments.restore(progress["data"])
-        self.step = self.saved = progress["step"]
-        self.telemetry = Telemetry(self.model)
-        lines = folder.rewind(self.folder, self.step)
-        self.best = min((line["validation"] for line in lines if "validation" in line), default=math.inf)
-        return self
 
     # what a run shows ---------------------------------------------------------------------------------------
 
@@ -294,10 +256,7 @@ def readable(tokens: Any) -> str:
 
 def begin(preset: str, config: Config, training: Training) -> Run:
     """A new run in a folder of its own."""
-    least, here = 16 * hope.count(config), machine.memory()
-    if least > here:
-        raise ValueError(f"weights, gradients and two moments alone take {console.amount(least)}, this machine has "
-                         f"{console.amount(here)}; --dry-run says what a run would take")
+    machine.expect_room(config)
     where = Path(training.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     return Run(where, preset, config, training, corpus(training)).begin(exact=bool(training.out))
 
@@ -312,7 +271,7 @@ def resume(where: Path, given: dict[str, Any]) -> Run:
     if training.steps < run.step:
         raise ValueError(f"{where} has taken {run.step} steps, and --steps {training.steps} is fewer: give more, or "
                          "leave it out")
-    run.describe()
+    folder.describe(where, preset, config, training, saved["data"])
     return run
 
 
@@ -345,7 +304,7 @@ def finish(run: Run) -> bool:
     if run.training.baseline:
         other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config),
                     replace(run.training, minutes=0.0, baseline=False, keep=0, origin=""), run.corpus)
-        (other.restore if (other.folder / folder.LAST).exists() else other.begin)()
+        (other.restore if (other.folder / checkpoint.LAST).exists() else other.begin)()
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
         if other.train(run.step):
             return True

@@ -61,7 +61,6 @@ def run(options: Options) -> Result:
     from config import PRESETS
     from data import Corpus, fixed
     from hope import transformer
-    from tools.command import options as own
 
     nano, training = PRESETS["nano"]
     nano = replace(nano, **SMALL) if options.small else nano
@@ -77,7 +76,7 @@ def run(options: Options) -> Result:
 
         def job(name: str, optimizer: str, lr: float) -> Job:
             make, folder = makers[name]
-            more = own(training.options) if name == "nano" and optimizer == training.optimizer else {}
+            more = training.rung() if name == "nano" and optimizer == training.optimizer else {}
             return Job(make, {"folder": folder, "optimizer": optimizer, "lr": lr, **more})
         sweep = Table("The sweep: bits per byte after a fifth of the time",
                       ["model", *(f"{optimizer} {lr:g}" for optimizer, lr in SWEEP)])

@@ -159,16 +159,19 @@ def suit(names: list[str], file: Path, steps: int = 80) -> None:
     """Try learning rates around an optimiser's best one of `compare`, at nano's width and with its options."""
     text, best = Corpus.default().split("train"), json.loads((HERE / "optimizers-training.json").read_text("utf-8"))
     for name in names:
-        centre, tried = next(row["lr"] for row in best["rows"] if row["rung"] == name), {}
-        while not tried or min(tried, key=tried.get) in (min(tried), max(tried)):  # until the best lies within
-            ends = [min(tried) / math.sqrt(10), max(tried) * math.sqrt(10)] if tried else [centre]
+        tried: dict[float, float] = {}
+        ends = [next(row["lr"] for row in best["rows"] if row["rung"] == name)]
+        while ends:
             for rate in ends:
                 losses, _ = training(name, rate, 0, steps, text, NANO, 2, 0.1, accumulate="gradients")
                 tried[rate] = float(losses[-20:].mean())
+            lowest = min(tried, key=lambda rate: tried[rate])  # until it lies within
+            ends = ([min(tried) / math.sqrt(10)] * (lowest == min(tried)) + [max(tried) * math.sqrt(10)] * (
+                lowest == max(tried)))
         print(name, *(f"{rate:.2g}: {loss:.3f}" for rate, loss in sorted(tried.items())), sep="   ")
         kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        file.write_text(json.dumps(kept | {name: {f"{r:.3g}": round(x, 4) for r, x in sorted(tried.items())}}, indent=1),
-                        encoding="utf-8")
+        kept[name] = {f"{rate:.3g}": round(loss, 4) for rate, loss in sorted(tried.items())}
+        file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
 def draw(found: dict[str, Any], file: Path) -> None:

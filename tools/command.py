@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import re
 import shutil
 import textwrap
@@ -19,7 +18,8 @@ from typing import Any, NoReturn
 
 from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, nearest, setting
 from optimizers import OPTIMIZERS, Optimizer
-from tools.folder import checkpoint, read_json
+from tools.checkpoint import find
+from tools.folder import read_json
 from tools.sections import from_sections
 
 DEFAULTS = {f.name: f.default for part in (Config, Training) for f in fields(part)}
@@ -151,7 +151,7 @@ def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Conf
     if given.get("origin"):
         if command.preset:
             raise ValueError("a run that starts from another keeps its settings; leave out --preset")
-        read = read_json(checkpoint(given["origin"]).with_name("config.json"))
+        read = read_json(find(given["origin"]).with_name("config.json"))
         layers.insert(0, flat(read))
         preset = read["preset"] if read.get("preset") in PRESETS else preset
     return preset, *settings(preset, *layers)
@@ -194,17 +194,3 @@ def flat(found: dict[str, Any]) -> dict[str, Any]:
     if {"config", "training"} <= set(found):
         return {**found["config"], **found["training"], "out": ""}
     return from_sections(found) if any(isinstance(value, dict) for value in found.values()) else found
-
-
-def options(given: Sequence[str]) -> dict[str, Any]:
-    """The optimiser's own options: numbers, true, false as in JSON; anything else is a word."""
-    found = {}
-    for option in given:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"the optimiser's option {option!r} has no value; write name=value")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found

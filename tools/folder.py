@@ -13,19 +13,19 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from config import Config, Training
+from tools.machine import machine, versions
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-LAST, BEST = "checkpoint.npz", "best.npz"
-
 
 @contextmanager
 def made(folder: Path, exact: bool = True) -> Iterator[Path]:
@@ -94,30 +94,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-# Checkpoints ------------------------------------------------------------------------------------------------
-
-
-def checkpoint(origin: str | Path) -> Path:
-    """The checkpoint that is meant by a run's folder, or by a file; ValueError if there is none."""
-    path = Path(origin)
-    path = path / LAST if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}; name a run's folder, or a checkpoint in it")
-    return path
-
-
-def keep(folder: Path, step: int, last: int, best: bool) -> None:
-    """Give the newest checkpoint a name of its own, let go of all such but the last, and remember the best."""
-    for name in [f"checkpoint-{step:06}.npz", *[BEST] * best]:
-        beside = folder / (name + ".part")
-        beside.unlink(missing_ok=True)
-        try:
-            os.link(folder / LAST, beside)  # another name for the same bytes
-        except OSError:  # a file system without such
-            shutil.copy2(folder / LAST, beside)
-        os.replace(beside, folder / name)
-    for old in sorted(folder.glob("checkpoint-*.npz"))[:-last]:
-        old.unlink()
+def describe(folder: Path, preset: str, config: Config, training: Training, data: dict[str, Any]) -> None:
+    """Write config.json: all that is needed to do the same again."""
+    write_text(folder / "config.json", json.dumps(
+        {"preset": preset, "config": asdict(config), "training": asdict(training), "data": data,
+         "versions": versions(), "machine": machine()}, indent=1))
 
 
 def expect_data(folder: Path, saved: dict[str, Any], now: dict[str, Any], by_default: bool) -> None:

@@ -23,7 +23,6 @@ import kernels
 import optimizers
 from config import PRESETS, Config, Training
 from hope import Hope
-from tools.command import options
 from tools.console import amount, duration, report
 
 
@@ -146,11 +145,19 @@ def optimizer_bytes(model: Hope, training: Training) -> int:
         shape = (64, 64)[:group["params"][0].ndim]
         toy = SimpleNamespace(data=np.ones(shape, np.float32), grad=np.ones(shape, np.float32), tap=None)
         optimizer = optimizers.build(training.optimizer, [group | {"params": [toy]}], training.lr,
-                                     **options(training.options))
+                                     **training.rung())
         optimizer.step()
         kept = sum(np.asarray(value).nbytes for value in optimizer.state[0].values())
         total += kept / toy.data.size * sum(p.size for p in group["params"])
     return round(total)
+
+
+def expect_room(config: Config) -> None:
+    """ValueError if this machine cannot hold what is trained."""
+    least, here = 16 * hope.count(config), memory()
+    if least > here:
+        raise ValueError(f"weights, gradients and two moments alone take {amount(least)}, this machine has "
+                         f"{amount(here)}; --dry-run says what a run would take")
 
 
 def one_layer(config: Config, batch: int) -> tuple[float, float]:

@@ -74,7 +74,7 @@ current: Asked | None = None
 def heeded(kept: Callable[[], str]) -> Iterator[Asked]:
     """Within, a signal raises KeyboardInterrupt; a second one ends the process, with `kept()` in one line."""
     global current
-    if current:  # one in another: only the words are others
+    if current is not None:  # one in another: only the words are others
         outer, before, current.kept = current, current.kept, kept
         try:
             yield outer
@@ -123,7 +123,7 @@ def listening(asked: Asked) -> Iterator[None]:
 def whole() -> Iterator[None]:
     """What stands within is done entirely: a signal that comes meanwhile is raised at its end."""
     asked = current
-    if not asked:
+    if asked is None:
         yield
         return
     asked.shields += 1
@@ -149,10 +149,3 @@ def leave(text: str, code: int) -> None:
             stream.flush()
     say(text)
     os._exit(code)
-
-
-def at_once() -> None:
-    """Until something has begun, Ctrl+C ends the program: to be called before anything large is imported."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and not hasattr(sys, "ps1"):
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, lambda number, frame: leave("stopped", 128 + number))

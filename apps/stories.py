@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     """Let every model learn the stories one after the other; print, write and draw what it keeps."""
     given = parser().parse_args(arguments)
     found = read_stories(given.file)
-    for what, asked, known in (("story", given.stories, found), ("model", given.models, TELLERS)):
+    rungs = [getattr(given, f"{name}_optimizer") for name in given.models if name in TELLERS]
+    for what, asked, known in (("story", given.stories, found), ("model", given.models, TELLERS),
+                               ("optimizer", rungs, optimizers.OPTIMIZERS)):
         if wrong := [name for name in asked if name not in known]:
             raise ValueError(f"there is no {what} {wrong[0]!r}{nearest(wrong[0], list(known))}; choose from "
                              f"{', '.join(known)}")

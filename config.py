@@ -26,16 +26,16 @@ CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "memory": (
            "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent"),
            "moves": ("optimizer", "context"), "level_drift": ("kept", "ends"),
            "step": ("proximal", "printed"), "features": ("identity", "relu", "elu", "square"),
-           "optimizer": ("sgd", "momentum", "adagrad", "adamw", "delta_momentum", "deep_momentum", "higher_order",
-                         "nonlinear", "muon", "m3", "dgd", "multi_timescale"),
+           "optimizer": ("sgd", "momentum", "adagrad", "adamw", "preconditioned", "delta_momentum", "deep_momentum",
+                         "higher_order", "nonlinear", "muon", "m3", "dgd", "multi_timescale"),
            "schedule": ("cosine", "linear", "constant"), "order": ("shuffled", "consecutive"),
            "device": ("auto", "cpu", "cuda"), "matmul": ("float32", "tf32", "bfloat16")}
-LEAST = {name: 0 for name in ("memory_hidden", "generator_rate", "learn_rate", "tick", "window", "minutes", "warmup", "final",
-                              "weight_decay", "seed", "threads", "sample_every", "sample_tokens", "keep")} | {
-         name: 1 for name in ("width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk",
-                              "projection_chunk", "generator_chunk", "generator_rank", "generator_hidden", "omega_window",
-                              "error_power", "steps",
-                              "batch", "accumulate", "validation", "log_every", "checkpoint_every")}
+LEAST = dict.fromkeys((
+    "width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk", "projection_chunk",
+    "generator_chunk", "generator_rank", "generator_hidden", "omega_window", "error_power", "steps", "batch",
+    "accumulate", "validation", "log_every", "checkpoint_every"), 1) | dict.fromkeys((
+        "memory_hidden", "generator_rate", "learn_rate", "tick", "window", "minutes", "warmup", "final",
+        "weight_decay", "seed", "threads", "sample_every", "sample_tokens", "keep"), 0)
 POSITIVE = ("lr", "clip")
 
 
@@ -277,5 +277,6 @@ PRESETS = {
 }
 
 # The learning rate of an optimiser that takes the place of a preset's own.
-RATES = {"sgd": 0.03, "momentum": 0.03, "adagrad": 0.01, "adamw": 2e-3, "delta_momentum": 0.03, "deep_momentum": 0.03,
-         "higher_order": 0.03, "nonlinear": 0.05, "muon": 0.05, "m3": 0.1, "dgd": 0.01, "multi_timescale": 2e-3}
+RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preconditioned": 0.003,
+         "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
+         "dgd": 0.01, "multi_timescale": 0.003}

@@ -501,7 +501,8 @@ def read_group(rung: type[Optimizer], given: dict) -> dict:
             value = value.item()  # a NumPy scalar would lift float32 memories to float64
         if (like := known.get(key)) is not None and not isinstance(like, tuple):
             if isinstance(value, bool) != isinstance(like, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{key} = {value}: must be {'true or false' if isinstance(like, bool) else 'a number'}")
+                wanted = "true or false" if isinstance(like, bool) else "a number"
+                raise ValueError(f"{key} = {value}: must be {wanted}")
             if not 0 <= value < math.inf:
                 raise ValueError(f"{key} = {value}: must be finite and not negative")
             if key in AVERAGES and value >= 1 and given.get("reading") != "sum":

@@ -144,8 +144,8 @@ class Run:
                 "tokens_per_second": t.accumulate * tokens[:, 1:].size / seconds}
 
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
-        """What training lowers; in the nested variant the levels move within the segment, too."""
-        if self.config.cms == "nested":
+        """What training lowers; where levels learn in the context, they move within the segment, too."""
+        if self.config.cms == "nested" or self.config.moves == "context":
             return self.model.context_loss(tokens, past)
         return self.model.loss(tokens, past)
 

@@ -189,6 +189,7 @@ def test_unprintable_bytes_are_written_as_escapes():
     ({"mixer": "gated"}, {"order": "consecutive", "optimizer": "muon"}),
     ({"mixer": "attention", "cms": "independent"}, {"optimizer": "m3", "options": ("slow_period=2",)}),
     ({"cms": "nested", "chunks": (1, 2, 4)}, {"optimizer": "multi_timescale"}),
+    ({"moves": "context", "mixer": "linear", "chunks": (1, 2)}, {}),
 ], ids=lambda settings: "-".join(map(str, settings.values())) or "plain")
 def test_seven_steps_are_three_a_stop_and_four_to_the_last_bit(text, tmp_path, config, training):
     whole = small(text, tmp_path / "whole", config, steps=7, **training).begin()

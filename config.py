@@ -1,7 +1,8 @@
-"""What can be chosen?  `Config` holds every choice that makes a model, and says in one line what does not fit.
+"""What can be chosen?  `Config` makes a model, `Training` a run, PRESETS both; what does not fit is said in one line.
 
 It imports no other file of ours. The names that may be chosen stand here as literals; a test holds them equal to what
-the files offer that compute with them.
+the files offer that compute with them. The command line (`train.py --help`) is made of this file: a flag for every
+field, explained by the comment beside it, under the heading above it.
 
 Chunk sizes are periods: in tokens for what a mixer holds, in segments for the levels.
 """
@@ -9,6 +10,8 @@ Chunk sizes are periods: in tokens for what a mixer holds, in segments for the l
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,74 +25,80 @@ CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "memory": (
            "objective": ("l2", "dot"), "targets": ("self", "value"), "reads": ("exact", "chunk"),
            "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent"),
            "moves": ("optimizer", "context"), "level_drift": ("kept", "ends"),
-           "step": ("proximal", "printed"), "features": ("identity", "relu", "elu", "square")}
-
+           "step": ("proximal", "printed"), "features": ("identity", "relu", "elu", "square"),
+           "optimizer": ("sgd", "momentum", "adagrad", "adamw", "preconditioned", "delta_momentum", "deep_momentum",
+                         "higher_order", "nonlinear", "muon", "m3", "dgd", "multi_timescale"),
+           "schedule": ("cosine", "linear", "constant"), "order": ("shuffled", "consecutive"),
+           "device": ("auto", "cpu", "cuda"), "matmul": ("float32", "tf32", "bfloat16")}
 LEAST = dict.fromkeys((
     "width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk", "projection_chunk",
-    "generator_chunk", "generator_rank", "generator_hidden", "omega_window", "error_power"), 1) | dict.fromkeys((
-        "memory_hidden", "generator_rate", "learn_rate", "tick", "window"), 0)
+    "generator_chunk", "generator_rank", "generator_hidden", "omega_window", "error_power", "steps", "batch",
+    "accumulate", "validation", "log_every", "checkpoint_every"), 1) | dict.fromkeys((
+        "memory_hidden", "generator_rate", "learn_rate", "tick", "window", "minutes", "warmup", "final",
+        "weight_decay", "seed", "threads", "sample_every", "sample_tokens", "keep"), 0)
+POSITIVE = ("lr", "clip")
 
 
 @dataclass(frozen=True)
 class Config:
     """Every choice that makes a model. Chunk sizes are periods: tokens for memories, segments for levels."""
 
+    # size
     width: int = 256            # D, the length of the vector that stands for a token
     layers: int = 4             # blocks
     heads: int = 4              # independent memories per block, each of width/heads
     segment: int = 512          # T, tokens in one training window
     vocabulary: int = 256       # V; bytes by default
+    # what reads in a block
     mixer: str = "titans"       # what stands before the levels; with + between, several side by side
+    # levels
     chunks: tuple[int, ...] = (1, 4, 16)  # chunk size of every level, fast to slow, in segments
     cms: str = "sequential"     # how the levels are put together
     hidden: int = 512           # F, hidden size of one level
-    window: int = 0             # tokens that attention looks back, the present one among them; 0 = all
+    moves: str = "optimizer"    # in training, levels move with the optimiser, or in the context, too, as in reading
+    tick: int = 0               # tokens in a tick of the clocks in the context; 0 = the segment over the slowest chunk
+    learn_rate: float = 0.1     # inner learning rate of the levels while reading
+    level_rates: tuple[float, ...] = ()  # … of each level, fast to slow, where they differ
+    level_drift: str = "kept"   # what a level has learned is kept, or ends when the next slower one moves
+    # of the mixers titans and plain-titans
     memory: str = "mlp"         # a memory is a residual network of two layers, or one matrix
     memory_hidden: int = 0      # its hidden size; 0 = the head size
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")  # the memories; "q" may join
     objective: str = "l2"       # what a write lowers: ½‖M(k) − v̂‖², or −⟨M(k), v̂⟩
+    error_power: float = 2.0    # p of ‖M(k) − v̂‖ᵖ, where the objective is l2
     targets: str = "self"       # v̂ = M(v), or the value itself
     reads: str = "exact"        # the main memory is read as of the last token, or as of the chunk's start
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
     projection_chunk: int = 64  # tokens over which k, v, η and α are read of one frozen state
     eta_max: float = 0.5        # bound of the inner learning rate
     eta_start: float = 0.1      # where it starts
-    step: str = "proximal"      # of a write: the exact η/(1 + η‖z‖²), or η as the paper prints it
     momentum: bool = False      # what is written goes on, with a retention β of its own
     beta_start: float = 0.5     # where β starts
-    error_power: float = 2.0    # p of ‖M(k) − v̂‖ᵖ, where the objective is l2
-    features: str = "identity"  # φ of keys and queries of a matrix memory: identity, relu, elu (+ 1), square
-    omega_window: int = 4       # c, the tokens that every write of an omega memory learns from
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero
     through_writes: bool = True  # gradients through the memories' own writes; False cuts them there
-    spans: tuple[int, ...] = (2, 8, 32, 128, 512)  # of banks: tokens between two moves of each
-    rates: tuple[float, ...] = (0.8, 0.2, 0.05)  # of a cell's states, fast to slow: how far they move
+    # of the mixers with one matrix per head
+    step: str = "proximal"      # of a write: the exact η/(1 + η‖z‖²), or η as the paper prints it
+    features: str = "identity"  # φ of keys and queries: identity, relu, elu (+ 1), square
+    omega_window: int = 4       # c, the tokens that every write of an omega memory learns from
+    form: str = "fused"         # how the delta rule is computed
+    # of the mixer attention
+    window: int = 0             # tokens that it looks back, the present one among them; 0 = all
+    # of the mixer banks
+    spans: tuple[int, ...] = (2, 8, 32, 128, 512)  # of each: tokens between two moves
+    # of the mixer cell
+    rates: tuple[float, ...] = (0.8, 0.2, 0.05)  # of its states, fast to slow: how far they move
+    # of the mixer generated
     generator_chunk: int = 8    # tokens between two proposals of a weight generator
     generator_rate: float = 0.1  # how far one of its proposals moves the weights
     generator_rank: int = 2     # rank of a proposal
     generator_hidden: int = 128  # hidden size of the network that proposes
-    form: str = "fused"         # how the delta rule is computed: fused, chunked or recurrent
-    moves: str = "optimizer"    # in training, levels move with the optimiser, or in the context, too, as in reading
-    tick: int = 0               # tokens in a tick of the clocks in the context; 0 = the segment over the slowest chunk
-    learn_rate: float = 0.1     # inner learning rate of the levels while reading
-    level_rates: tuple[float, ...] = ()  # … of each level, fast to slow, where they differ
-    level_drift: str = "kept"   # what a level has learned is kept, or ends when the next slower one moves
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = setting(field.name, getattr(self, field.name), field.default)
-            object.__setattr__(self, field.name, value)
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} {getattr(self, name)!r}{nearest(getattr(self, name), allowed)}; "
-                                 f"choose from {', '.join(allowed)}")
+        check(self)
         for part in self.mixer.split("+"):
             if part not in MIXERS:
                 raise ValueError(f"mixer {part!r}{nearest(part, MIXERS)}; choose from {', '.join(MIXERS)}, "
                                  "or several with + between")
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} over {self.heads} heads gives heads of "
                              f"{self.width / self.heads:g}; the width must be an even multiple of heads")
@@ -149,6 +158,81 @@ class Config:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Every choice about a run that is not about the model."""
+
+    # how long
+    steps: int = 600            # steps of the optimiser
+    minutes: float = 0.0        # stop and save after so many minutes, even if steps are left; 0 = no limit
+    # what is read
+    data: tuple[str, ...] = ()  # files, folders, globs to read; none = the text of this Python
+    random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
+    order: str = "shuffled"     # of segments; or consecutive, with the running state carried on
+    batch: int = 4              # B, segments read side by side
+    accumulate: int = 1         # batches whose gradients make one step
+    validation: int = 128       # batches of validation text to measure on, at most
+    # the optimiser
+    optimizer: str = "adamw"    # a rung of the ladder in optimizers.py
+    options: tuple[str, ...] = ()  # the optimiser's own, such as slow_period=8,reading=sum
+    lr: float = 2e-3            # learning rate after the warm-up
+    warmup: int = 20            # steps in which it rises to that
+    schedule: str = "cosine"    # how it falls from there
+    final: float = 0.1          # the share of it that is left at the last step
+    weight_decay: float = 0.1   # of matrices, in units of the learning rate
+    clip: float = 1.0           # the gradient is shortened to this norm
+    # where it starts
+    seed: int = 0               # of the weights, the order and the samples
+    origin: str = ""            # a run, or one of its checkpoints: start from its weights, the levels' clocks going on
+    # the machine
+    device: str = "auto"        # the CPU, an NVIDIA GPU (see gpu/), or auto: a GPU if one can be used
+    matmul: str = "float32"     # products of matrices on a GPU, added up in float32
+    threads: int = 0            # 0 = as many as there are cores
+    # what is kept and shown
+    out: str = ""               # the run's folder; none = runs/PRESET-DATE-TIME
+    checkpoint_every: int = 100  # steps between two checkpoints
+    keep: int = 0               # keep the last so many of them, and the best by validation text; 0 = the last one
+    log_every: int = 1          # steps between two lines of log.jsonl
+    sample_every: int = 100     # steps between two samples; 0 = only one, at the end
+    sample_tokens: int = 300    # length of a sample
+    baseline: bool = False      # train a Transformer of as many parameters too, for comparison
+    quiet: bool = False         # show neither settings nor progress nor samples on the way
+
+    def __post_init__(self) -> None:
+        check(self)
+
+        def whole(path: str) -> str:  # to go on from anywhere
+            return os.path.abspath(os.path.expanduser(path)) if path else ""
+        object.__setattr__(self, "data", tuple(whole(path) for path in self.data))
+        object.__setattr__(self, "origin", whole(self.origin))
+
+    def rung(self) -> dict[str, Any]:
+        """The optimiser's own options: numbers, true, false as in JSON; anything else is a word."""
+        found = {}
+        for option in self.options:
+            name, equals, value = option.partition("=")
+            if not equals:
+                raise ValueError(f"the optimiser's option {option!r} has no value; write name=value")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
+
+
+def check(choice: Config | Training) -> None:
+    """Give every setting the type of its default; ValueError for what is of another kind, unknown or too small."""
+    for field in fields(choice):
+        name, value = field.name, setting(field.name, getattr(choice, field.name), field.default)
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name} {value!r}{nearest(value, CHOICES[name])}; choose from {', '.join(CHOICES[name])}")
+        if name in LEAST and value < LEAST[name]:
+            raise ValueError(f"{name} is {value}; it must be at least {LEAST[name]}")
+        if name in POSITIVE and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be positive")
+        object.__setattr__(choice, name, value)
+
+
 KINDS: dict[type, tuple[Any, str]] = {  # of a setting: what it may be given as, and what to say
     bool: ((bool, np.bool_), "true or false"), int: ((int, np.integer), "a whole number"),
     float: ((int, float, np.integer, np.floating), "a finite number"), str: (str, "a word")}
@@ -158,8 +242,8 @@ def setting(name: str, value: Any, like: Any) -> Any:
     """The value of a setting, of the type of its default; ValueError if it is of another."""
     if isinstance(like, tuple):
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{name} is {value!r}; it must be a list, such as {list(like)}")
-        return tuple(setting(name, v, like[0] if like else 1.0) for v in value)
+            raise ValueError(f"{name} is {value!r}; it must be a list{f', such as {list(like)}' if like else ''}")
+        return tuple(setting(name, v, item(name, like)) for v in value)
     allowed, words = KINDS[type(like)]
     fits = isinstance(value, allowed) and isinstance(value, (bool, np.bool_)) == isinstance(like, bool)
     if not fits or (isinstance(like, float) and not np.isfinite(value)):
@@ -167,7 +251,32 @@ def setting(name: str, value: Any, like: Any) -> Any:
     return type(like)(value)
 
 
+def item(name: str, like: tuple[Any, ...]) -> Any:
+    """One of the things that a list of settings holds."""
+    return like[0] if like else 1.0 if name == "level_rates" else ""
+
+
 def nearest(word: Any, known: Sequence[str]) -> str:
     """', did you mean X?' when something known is close."""
     close = difflib.get_close_matches(str(word), list(known), 1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+PRESETS = {
+    "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
+             Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40, checkpoint_every=10)),
+    "nano": (Config(objective="dot", eta_max=0.05, eta_start=0.01, memory_hidden=32),
+             Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
+    "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
+    "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),
+             Training(steps=20000, warmup=1000, batch=8, lr=1e-3)),
+    "paper-760m": (Config(width=1536, layers=24, heads=16, segment=4096, hidden=2048),  # 30 billion tokens
+                   Training(steps=57000, warmup=2000, batch=1, accumulate=128, lr=1.25e-3)),
+    "paper-1.3b": (Config(width=2048, layers=24, heads=16, segment=4096, hidden=2560),  # 100 billion tokens
+                   Training(steps=190000, warmup=2000, batch=1, accumulate=128, lr=7e-4)),
+}
+
+# The learning rate of an optimiser that takes the place of a preset's own.
+RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preconditioned": 0.003,
+         "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
+         "dgd": 0.01, "multi_timescale": 0.003}

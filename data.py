@@ -2,28 +2,30 @@
 
 A corpus is a list of documents; split by document it becomes two texts, train and validation; segments cut
 from a text, in shuffled or in consecutive order, are what the model reads. A token is a byte, so nothing has
-to be learned or downloaded before the first step. Synthetic tasks, with known answers, stand at the end.
+to be learned or downloaded before the first step.
 
 Legend: B batch, T tokens in a segment. A lane is the part of a text that one row of the batch reads in order.
 """
 
+import codecs
+import fnmatch
 import glob
 import hashlib
+import importlib
 import os
 import sysconfig
 import textwrap
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 Bytes = NDArray[np.uint8]
@@ -32,8 +34,8 @@ Tokens = NDArray[np.int64]
 VOCABULARY = 256
 IGNORE = -100  # target of a position that asks nothing; the cross-entropy leaves it out
 HELD_OUT = 0.05  # expected share of the validation text
-OPEN_MAPS = 128  # every map holds a file descriptor, and some systems allow 256 in all
-PIECE = 1 << 20  # bytes in memory at once while hashing and compressing
+HEAD = 1 << 13  # bytes by which text is told from what is none
+PART = 1 << 20  # bytes in memory at once while hashing and compressing
 NO_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data")
 
 
@@ -50,16 +52,13 @@ def decode(tokens: ArrayLike) -> str:
 # --- documents and texts ------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=OPEN_MAPS)
-def _mapped(path: Path, size: int) -> Bytes:
-    if (now := path.stat().st_size) < size:
-        raise ValueError(f"{path} shrank from {size} to {now} bytes since the start: put it back as it was")
-    return np.memmap(path, np.uint8, mode="r")
+class Changed(ValueError):
+    """A file is no longer what it was when reading began."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A name and `size` bytes: `source` holds them, or is the file that is mapped to read them."""
+    """A name and `size` bytes: `source` holds them, or is the file that is read where they are wanted."""
 
     name: str
     source: bytes | Path
@@ -67,18 +66,28 @@ class Document:
     offset: int = 0
 
     def read(self, start: int, stop: int) -> Bytes:
-        """A view of bytes [start, stop)."""
+        """Bytes [start, stop). Changed if the file is not there any more or has become shorter."""
         start, stop = start + self.offset, stop + self.offset
         if isinstance(self.source, bytes):
             return np.frombuffer(self.source, np.uint8)[start:stop]
-        return _mapped(self.source, self.offset + self.size)[start:stop]
+        try:  # not mapped: of a mapped file that is cut short the system makes a bus error
+            with open(self.source, "rb") as file:
+                file.seek(start)
+                found = np.frombuffer(file.read(stop - start), np.uint8)
+                now = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise Changed(f"{self.source} cannot be read any more ({error.strerror}): put it back as it was") from error
+        if len(found) < stop - start:
+            was = self.offset + self.size
+            raise Changed(f"{self.source} shrank from {was} to {now} bytes since the start: put it back as it was")
+        return found
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the contents, computed piece by piece."""
+        """The sha256 of the contents, computed a part at a time."""
         sha = hashlib.sha256()
-        for start in range(0, self.size, PIECE):
-            sha.update(self.read(start, min(start + PIECE, self.size)).data)
+        for start in range(0, self.size, PART):
+            sha.update(self.read(start, min(start + PART, self.size)).data)
         return sha.hexdigest()
 
 
@@ -122,17 +131,135 @@ class Text:
             raise ValueError(f"the {self.name} text has {len(self)} bytes, but {what}")
 
 
+# --- files --------------------------------------------------------------------------------------------------
+
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",  # before those that they begin with
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+PACKED = {".gz": ("gzip",), ".bz2": ("bz2",), ".xz": ("lzma",), ".zst": ("compression.zstd", "zstandard")}
+
+
+def document(file: Path) -> Document:
+    """A file as a document: unpacked, UTF-16 and UTF-32 as UTF-8, without a byte order mark; else not loaded.
+
+    ValueError if it cannot be unpacked.
+    """
+    name, data = file.as_posix(), _unpacked(file) if file.suffix.lower() in PACKED else None
+    with open(file, "rb") as opened:
+        head, size = opened.read(HEAD) if data is None else data[:HEAD], os.fstat(opened.fileno()).st_size
+        if encoding := _wide(head):
+            whole = head + opened.read() if data is None else data
+            data = whole.decode(encoding, errors="replace").encode("utf-8")
+            head = data
+    size, offset = size if data is None else len(data), 3 * head.startswith(codecs.BOM_UTF8)
+    return Document(name, file if data is None else data, size - offset, offset)
+
+
+def _unpacked(file: Path) -> bytes:
+    for module in PACKED[file.suffix.lower()]:
+        with suppress(ImportError):
+            opener = importlib.import_module(module).open
+            try:
+                with opener(file, "rb") as opened:
+                    return bytes(opened.read())
+            except Exception as error:  # each has its own
+                raise ValueError(f"{file} cannot be unpacked ({error}): unpack it yourself") from error
+    raise ValueError(f"{file} is packed, and there is no {module} to unpack it: do that yourself, or install {module}")
+
+
+def _wide(head: bytes) -> str:
+    """The encoding of text that takes two or four bytes for a letter: by its mark, or because it reads well."""
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if b"\0" in head else ():
+        with suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(head)  # it may end within a letter
+            plain = sum(map(str.isascii, text))  # spaces, at least
+            if plain > max(3, len(text) / 20) and all(c.isprintable() or c.isspace() for c in text):
+                return encoding
+    return ""
+
+
+class Search:
+    """The files below what a person names: every folder once, however many links lead to it, without what is no text.
+
+    `left` says what was left out, and why. Hidden names are never looked at.
+    """
+
+    def __init__(self, skip: Sequence[str] = ()) -> None:
+        self.skip, self.seen, self.left = set(skip), set[tuple[int, int]](), dict[str, list[str]]()
+
+    def below(self, path: Path, named: bool = True) -> Iterator[Path]:
+        """The files in a folder, in order of their names, and in its folders; or the one file that the path is."""
+        if path.is_file():  # a pipe is none, and opening it would wait for ever
+            yield path
+        elif path.is_dir():
+            found = path.stat()
+            if (found.st_dev, found.st_ino) in self.seen:
+                return
+            self.seen.add((found.st_dev, found.st_ino))
+            if (why := _no_text(path)) and not named:
+                self.left.setdefault(why, []).append(path.name)
+                return
+            if path.is_symlink() and not named:
+                self.left.setdefault("linked folders, read once", []).append(path.name)
+            for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
+                if not (entry.name.startswith(".") or entry.name in self.skip):
+                    yield from self.below(entry, named=False)
+
+    def matching(self, pattern: str) -> Iterator[Path]:
+        """The files that match a pattern with `**`, or lie in a folder that does. (glob follows links in circles.)"""
+        parts = Path(pattern).parts
+        plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        base = Path(*parts[:plain])
+        for file in self.below(base):
+            inside = file.relative_to(base).parts
+            if any(_matches(inside[: i + 1], parts[plain:]) for i in range(len(inside))):
+                yield file
+
+    def documents(self, files: Iterable[Path], named: bool) -> Iterator[Document]:
+        """Files as documents. Of those that were named one by one all, or ValueError; of others what is text."""
+        for file in files:
+            try:
+                found = document(file)
+                text = b"\0" not in found.read(0, min(found.size, HEAD)).tobytes()
+            except ValueError:
+                if named:
+                    raise
+                text = False
+            if text or named:
+                yield found
+            if not text:
+                why = "read, but hardly text" if named else "left out, as they are no text"
+                self.left.setdefault(why, []).append(file.name)
+
+    def note(self) -> str:
+        """What was left out, in one line."""
+        def some(names: list[str]) -> str:
+            return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        return "; ".join(f"{why}: {some(names)}" for why, names in self.left.items())
+
+
+def _no_text(folder: Path) -> str:
+    """Why a folder is left out that nobody named: what programs write, and read again as their own text."""
+    def has(*names: str) -> bool:
+        return all((folder / name).is_file() for name in names)
+    if folder.name in ("__pycache__", "node_modules") or has("CACHEDIR.TAG") or has("pyvenv.cfg"):
+        return "left out, as they are caches"
+    run = has("config.json", "checkpoint.npz") or has("config.json", "stories.json")
+    return "left out, as they are runs" if run else ""
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a pattern, part by part; `**` stands for any number of parts."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
 # --- the corpus ---------------------------------------------------------------------------------------------
-
-
-def _files(path: Path, skip: Sequence[str] = ()) -> Iterator[Path]:
-    if path.is_file():  # a pipe is none, and opening it would wait for ever
-        yield path
-    elif path.is_dir():
-        for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
-            linked = entry.is_symlink() and entry.is_dir()  # perhaps in a circle
-            if not (linked or entry.name.startswith(".") or entry.name in skip):
-                yield from _files(entry, skip)
 
 
 class Corpus:
@@ -140,8 +267,8 @@ class Corpus:
 
     A document's own hash decides its side, so that a new document moves no other. CHOICE: one larger than a
     tenth of the corpus is not held out; where less than 1 % would be, the document nearest to 5 % is instead
-    (never over half); a single document is split by position, its last tenth held out. `note` is empty or
-    tells of an unusual split.
+    (never over half); where that is less than 1 %, too, or there is one document only, the last tenth of the
+    largest. `note` is empty or tells of an unusual split.
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -152,24 +279,31 @@ class Corpus:
             first: dict[str, Document] = {}
             filled = [d for d in filled if first.setdefault(d.digest, d) is d]
         self.documents, self.size, self.note = filled, sum(document.size for document in filled), ""
-        if len(filled) == 1:
-            only, cut = filled[0], self.size - max(self.size // 10, 1)
-            train, held_out = [replace(only, size=cut)], [replace(only, size=self.size - cut, offset=cut)]
-            self.note = f"{only.name} is the only document: its last tenth is the validation text"
-        else:
-            chosen = set(held_out := self._held_out())
+        if held_out := self._held_out():
+            chosen = set(held_out)
             train = [document for document in filled if document not in chosen]
             if (share := sum(document.size for document in held_out) / self.size) > 0.2:
                 self.note = f"few documents: the validation text takes {share:.0%} of the bytes"
+        else:
+            large = max(filled, key=lambda d: (d.size, d.digest)) if len(filled) > 1 else filled[0]
+            cut = large.size - max(large.size // 10, 1)
+            train = [replace(large, size=cut) if document is large else document for document in filled]
+            held_out = [replace(large, size=large.size - cut, offset=large.offset + cut)]
+            self.note = (f"{large.name} is the {'largest' if len(filled) > 1 else 'only'} document: its last tenth is "
+                         "the validation text")
         self._texts = {"train": Text(train, "train"), "validation": Text(held_out, "validation")}
 
     def _held_out(self) -> list[Document]:
+        """Whole documents, or none where there are no suitable ones."""
+        if len(self.documents) == 1:
+            return []
         small = [d for d in self.documents if d.size <= self.size / 10]
         chosen = [d for d in small if int(d.digest[:8], 16) < HELD_OUT * 2**32]
         if sum(d.size for d in chosen) >= self.size / 100:
             return chosen
-        small, aim = [d for d in self.documents if d.size <= self.size / 2], HELD_OUT * self.size
-        return [min(small, key=lambda d: (max(d.size / aim, aim / d.size), d.digest))]
+        middle = [d for d in self.documents if self.size / 100 <= d.size <= self.size / 2]
+        aim = HELD_OUT * self.size
+        return [min(middle, key=lambda d: (max(d.size / aim, aim / d.size), d.digest))] if middle else []
 
     @classmethod
     def default(cls) -> "Corpus":
@@ -180,7 +314,7 @@ class Corpus:
 
             for name, text in sorted(topics.items()):
                 documents.append(Document(f"topics/{name}", data := text.encode("utf-8"), len(data)))
-        for path in _files(root, NO_LIBRARY):
+        for path in Search(NO_LIBRARY).below(root):
             with suppress(OSError, UnicodeDecodeError):  # what cannot be read as text is no document
                 if path.suffix == ".py":
                     (data := path.read_bytes()).decode("utf-8")
@@ -192,29 +326,36 @@ class Corpus:
 
     @classmethod
     def from_paths(cls, paths: str | Path | Sequence[str | Path]) -> "Corpus":
-        """Your files, folders (all below but hidden names) and globs (`**` descends), mapped, not loaded.
+        """Your files, folders (all text below) and globs (`**` descends); see `document` and `Search`.
 
-        ValueError, naming the path, for what is missing, matches nothing, holds no file or cannot be read.
+        Names are relative to the folder that all have in common. ValueError, naming the path, for what is
+        missing, matches nothing, holds no file or cannot be read.
         """
-        documents = []
+        documents: list[Document] = []
+        search = Search()
         for given in map(str, [paths] if isinstance(paths, str | Path) else paths):
-            path = str(Path(given).expanduser())
+            path, before = str(Path(given).expanduser()), len(documents)
             try:
-                found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-                if not found:
-                    raise ValueError(f"nothing matches {given!r} in {Path.cwd()}: name files, folders, globs")
-                files = [file for at in found for file in _files(Path(at))]
-                if not files:
-                    raise ValueError(f"{given!r} holds no files: name a file or a folder with text in it")
-                for file in files:
-                    with open(file, "rb") as opened:
-                        documents.append(Document(file.as_posix(), file, os.fstat(opened.fileno()).st_size))
+                named = os.path.exists(path)
+                if not named and "**" in Path(path).parts:
+                    documents += search.documents(search.matching(path), named=False)
+                else:
+                    found = [path] if named else sorted(glob.glob(path))
+                    if not found:
+                        raise ValueError(f"nothing matches {given!r} in {Path.cwd()}: name files, folders, globs")
+                    for at in map(Path, found):
+                        documents += search.documents(search.below(at), named and at.is_file())
             except OSError as error:
                 where = error.filename or given
                 raise ValueError(f"cannot read {where} ({error.strerror}): name what you may open") from error
+            if len(documents) == before:
+                left = f" ({search.note()})" if search.left else ""
+                raise ValueError(f"{given!r} holds no files{left}: name a file or a folder with text in it")
         if not documents:
             raise ValueError("no paths given: name at least one file, folder or glob")
-        return cls(documents)
+        corpus = cls(_relative(documents))
+        corpus.note = "\n".join(filter(None, [search.note(), corpus.note]))
+        return corpus
 
     @classmethod
     def random(cls, seed: int = 0, size: int = 1 << 20) -> "Corpus":
@@ -224,10 +365,8 @@ class Corpus:
                     for i in range(0, size, size // 16)])  # fmt: skip
 
     def manifest(self) -> dict[str, Any]:
-        """What was read, to be kept with a run: names, sizes and one sha256 over all names and contents."""
-        sha = hashlib.sha256()
-        for document in self.documents:
-            sha.update(f"{document.name}\0{document.digest}\n".encode())
+        """What was read, to be kept with a run: names, sizes and one sha256 over all contents in their order."""
+        sha = hashlib.sha256("".join(document.digest for document in self.documents).encode())
         sizes = {document.name: document.size for document in self.documents}
         return {"sha256": sha.hexdigest(), "bytes": self.size, "documents": sizes}
 
@@ -236,6 +375,16 @@ class Corpus:
         if side not in self._texts:
             raise ValueError(f"there is no {side!r} text: choose 'train' or 'validation'")
         return self._texts[side]
+
+
+def _relative(documents: Sequence[Document]) -> list[Document]:
+    """The documents with names as seen from the folder that all have in common, wherever that lies."""
+    paths = [os.path.abspath(document.name) for document in documents]
+    with suppress(ValueError):  # on several drives
+        base = os.path.commonpath([os.path.dirname(path) for path in paths])
+        return [replace(document, name=Path(os.path.relpath(path, base)).as_posix())
+                for document, path in zip(documents, paths, strict=True)]
+    return list(documents)
 
 
 # --- the order of reading -----------------------------------------------------------------------------------
@@ -330,129 +479,11 @@ def compressed_bits_per_byte(text: Text, limit: int = 1 << 24) -> dict[str, floa
 
         compressors["xz"] = lzma.LZMACompressor(preset=6)
     size, written = min(len(text), limit), dict.fromkeys(compressors, 0)
-    for start in range(0, size, PIECE):
-        piece = text.read(start, min(start + PIECE, size)).data
+    for start in range(0, size, PART):
+        piece = text.read(start, min(start + PART, size)).data
         for name, compressor in compressors.items():
             written[name] += len(compressor.compress(piece))
     return {name: 8 * (written[name] + len(compressors[name].flush())) / size for name in compressors}
-
-
-# --- the travel stories: words instead of bytes --------------------------------------------------------------
-
-
-def read_stories(path: str | Path) -> dict[str, list[list[str]]]:
-    """The stories of a plain text file: name → sentences, each a list of words.
-
-    A line "# name" names the story of the sentences below it, one a line; a name without sentences is a note.
-    ValueError for a file without stories.
-    """
-    found: dict[str, list[list[str]]] = {}
-    name = ""
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            name = line[1:].strip()
-        elif words := line.split():
-            found.setdefault(name, []).append(words)
-    if not found or "" in found:
-        raise ValueError(f"{path} holds no story: a line '# name', then one sentence a line")
-    return found
-
-
-def next_words(sentences: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> tuple[Tokens, Tokens]:
-    """Sentences as tokens, the places of words in the vocabulary, and as targets, the words that follow."""
-    number, length = {word: i for i, word in enumerate(vocabulary)}, max(map(len, sentences)) - 1
-    tokens = np.zeros((len(sentences), length), np.int64)
-    targets = np.full_like(tokens, IGNORE)
-    for row, words in enumerate(sentences):
-        numbers = [number[word] for word in words]
-        tokens[row, : len(words) - 1], targets[row, : len(words) - 1] = numbers[:-1], numbers[1:]
-    return tokens, targets
-
-
-# --- synthetic tasks: (tokens, targets), both (B,T), with IGNORE where nothing is asked ---------------------
-
-
-def associative_recall(
-    rng: Generator, batch: int, pairs: int, queries: int, keys: int, values: int, rewritten: int = 0
-) -> tuple[Tokens, Tokens]:
-    """k₁ v₁ … kₙ vₙ, then different ones of these keys, each asking for its value.
-
-    Multi-query associative recall (Arora et al. 2023, Zoology). Keys are tokens below `keys`, values follow.
-    Before the questions, `rewritten` of the keys are shown once more with another value: the last one counts.
-    """
-    if not max(queries, rewritten) <= pairs <= keys:
-        raise ValueError(f"{queries} queries, {rewritten} rewritten, {pairs} pairs, {keys} keys: neither of the "
-                         "first two may be more than the pairs, nor these than the keys")
-    key = rng.permuted(np.tile(np.arange(keys), (batch, 1)), axis=1)[:, :pairs]
-    value = rng.integers(keys, keys + values, (batch, pairs))
-    asked, again = (rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)[:, :n]
-                    for n in (queries, rewritten))
-    new = rng.integers(keys, keys + values, again.shape)
-    shown = np.stack([np.hstack([key, np.take_along_axis(key, again, axis=1)]), np.hstack([value, new])], axis=2)
-    np.put_along_axis(value, again, new, axis=1)
-    shown = shown.reshape(batch, -1)  # (B, 2 (pairs + rewritten))
-    tokens = np.hstack([shown, np.take_along_axis(key, asked, axis=1)])
-    return tokens, np.hstack([np.full_like(shown, IGNORE), np.take_along_axis(value, asked, axis=1)])
-
-
-def copy(rng: Generator, batch: int, length: int, symbols: int) -> tuple[Tokens, Tokens]:
-    """A word of `length` symbols from 1 … symbols, the marker 0, and the word again, to be predicted."""
-    word = rng.integers(1, symbols + 1, (batch, length))
-    tokens = np.hstack([word, np.zeros((batch, 1), np.int64), word[:, :-1]])  # (B, 2 length)
-    return tokens, np.hstack([np.full_like(word, IGNORE), word])
-
-
-def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) -> tuple[Tokens, Tokens]:
-    """Noise from 1 … symbols that hides the marker 0 and a key of `width` symbols; a second 0 asks for it."""
-    room = length - 2 * width
-    if width < 1 or room < 1:
-        raise ValueError(f"a key of {width} does not fit in {length} tokens: need 1 ≤ width < length / 2")
-    tokens = rng.integers(1, symbols + 1, (batch, length))
-    key = rng.integers(1, symbols + 1, (batch, width))
-    marked = np.hstack([np.zeros((batch, 1), np.int64), key])
-    place = rng.integers(room, size=(batch, 1)) + np.arange(width + 1)
-    np.put_along_axis(tokens, place, marked, axis=1)
-    tokens[:, -width:] = marked[:, :-1]
-    return tokens, np.hstack([np.full((batch, length - width), IGNORE), key])
-
-
-def formal_language(name: str, rng: Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
-    """Words of a formal language; the target at t is the set of symbols that may follow tokens[:t+1].
-
-    The character prediction of Bhattamishra et al. 2020, with the set {s, …} as one class, Σ 2ˢ; usually
-    a word counts as known when all its targets are. Symbols are 1, 2, …; 0 ends a word and pads the row.
-        parity  an even number of 2s      anbn    1ⁿ2ⁿ, n > 0     shuffle-dyck  1 opens, 3 closes; 2 opens,
-        aa      (11)*      abab  (1212)*  anbncn  1ⁿ2ⁿ3ⁿ, n > 0                 4 closes, whatever 1 and 3 do
-    """
-    t = np.tile(np.arange(length), (batch, 1))  # (B,T)
-    if name == "shuffle-dyck":
-        return _shuffle_dyck(rng, batch, length)
-    if name == "parity":
-        tokens = rng.integers(1, 3, (batch, length))
-        return tokens, 0b110 + (np.cumsum(tokens == 2, axis=1) % 2 == 0)
-    if name == "aa":
-        return np.ones_like(t), 0b10 + t % 2
-    if name == "abab":
-        return 1 + t % 2, (0b100 >> t % 2) + (t % 4 == 3)
-    if name not in ("anbn", "anbncn") or length < (letters := len(name) // 2):
-        names = "parity, aa, abab, anbn, anbncn, shuffle-dyck"
-        raise ValueError(f"no language {name!r} with words up to {length} symbols: choose among {names}")
-    n = rng.integers(1, length // letters + 1, (batch, 1))
-    tokens = np.where(t < letters * n, t // n + 1, 0)
-    following = np.where(t + 1 < letters * n, 0b10 << (t + 1) // n, 0b1)
-    return tokens, np.where(tokens == 0, IGNORE, np.where(t < n, 0b110, following))
-
-
-def _shuffle_dyck(rng: Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
-    depth, even = np.zeros((batch, 2), np.int64), length - length % 2
-    tokens, targets = np.zeros((batch, length), np.int64), np.full((batch, length), IGNORE)
-    for t in range(even):
-        can_open = np.repeat(depth.sum(axis=1, keepdims=True) < even - t, 2, axis=1)  # and close in time
-        chosen = ((1 - rng.random((batch, 4))) * np.hstack([can_open, depth > 0])).argmax(axis=1)
-        depth[np.arange(batch), chosen % 2] += np.where(chosen < 2, 1, -1)
-        tokens[:, t] = chosen + 1
-        targets[:, t] = 0b110 + (depth > 0) @ [0b1000, 0b10000] + (depth == 0).all(axis=1)
-    return tokens, targets
 
 
 def main() -> None:
@@ -461,7 +492,7 @@ def main() -> None:
     print(f"{len(corpus.documents):,} documents, {corpus.size:,} bytes, sha256 {corpus.manifest()['sha256']}")
     for side in ("train", "validation"):
         print(f"{side:>10}: {len(text := corpus.split(side)):,} bytes, {len(text.documents):,} documents")
-    print(", ".join(f"{k} {v:.3f} bits per byte" for k, v in compressed_bits_per_byte(text, PIECE).items()))
+    print(", ".join(f"{k} {v:.3f} bits per byte" for k, v in compressed_bits_per_byte(text, PART).items()))
     segment = next(Segments(corpus.split("train"), batch=1, segment=256))[0]
     print(f"one shuffled segment of {len(segment) - 1} tokens, and its last target:")
     print(textwrap.indent(decode(segment), "  | "))

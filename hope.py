@@ -267,6 +267,8 @@ class Hope(Module):
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError("tokens must have shape (batch, time) with at least one token, "
                              f"not {tokens.shape}")
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens must be whole numbers, not {tokens.dtype}")
         ours = isinstance(tokens, np.ndarray)  # those on a card were looked at before they went there
         if ours and (tokens.min() < 0 or tokens.max() >= self.config.vocabulary):
             raise ValueError(f"tokens must lie in 0..{self.config.vocabulary - 1}, as the vocabulary is "
@@ -275,7 +277,7 @@ class Hope(Module):
             if len(t) != len(tokens):
                 raise ValueError(f"the state is of {len(t)} sequences and the tokens are of {len(tokens)}; "
                                  "every sequence needs its own state")
-        return np.asarray(tokens, like=self.embedding.data)
+        return np.asarray(tokens, np.int64, like=self.embedding.data)  # a small type has no room for what follows
 
     def loss(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
         """Mean negative log-likelihood, in nats, of each token after the first: tokens (B,T+1)."""

@@ -484,6 +484,9 @@ def read_groups(rung: type[Optimizer], params, options: dict) -> list[dict]:
     return groups
 
 
+AVERAGES = ("beta1", "beta2", "beta3", "fast_ema", "slow_ema")  # options that are the share of an average that is kept
+
+
 def read_group(rung: type[Optimizer], given: dict) -> dict:
     known = {**AdamW.defaults, **rung.defaults} if rung.matrices_only else rung.defaults
     if given.get("method") == "adamw":
@@ -496,8 +499,14 @@ def read_group(rung: type[Optimizer], given: dict) -> dict:
             raise unknown(f"value of {key}", value, known[key])
         if isinstance(value, np.number):
             value = value.item()  # a NumPy scalar would lift float32 memories to float64
-        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-            raise ValueError(f"{key} = {value}: must be finite and not negative")
+        if (like := known.get(key)) is not None and not isinstance(like, tuple):
+            if isinstance(value, bool) != isinstance(like, bool) or not isinstance(value, (int, float)):
+                wanted = "true or false" if isinstance(like, bool) else "a number"
+                raise ValueError(f"{key} = {value}: must be {wanted}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{key} = {value}: must be finite and not negative")
+            if key in AVERAGES and value >= 1 and given.get("reading") != "sum":
+                raise ValueError(f"{key} = {value}: must be below 1, or what it averages never counts")
         if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
             raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
         group[key] = value

@@ -25,7 +25,7 @@ import numpy as np
 import hope
 from apps.runs import END, TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
 from apps.sessions import Session, file_of
-from train import amount
+from tools.console import amount
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
 UNSAVED = "unsaved"

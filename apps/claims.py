@@ -33,13 +33,15 @@ from tqdm import tqdm
 
 import optimizers
 from apps.evaluate import BIT, LANGUAGES, Drawn, fit, learn_on, share_right, text_batches, transfer, words
+from apps.tasks import associative_recall
 from autograd import Tensor, cross_entropy, no_grad
 from cms import LevelState
 from config import Config, nearest
-from data import IGNORE, Corpus, Text, associative_recall, fixed
+from data import IGNORE, Corpus, Text, fixed
 from hope import BlockState, Hope, State, count
 from layers import CausalConv, Mixer
-from train import COLOURS, canvas, write_text
+from tools.folder import write_text
+from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "claims"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}

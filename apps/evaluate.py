@@ -37,11 +37,13 @@ from tqdm import tqdm
 
 import hope
 import optimizers
+from apps.tasks import formal_language
 from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad, tree_flatten
 from config import Config
-from data import IGNORE, Corpus, Text, encode, fixed, formal_language
+from data import IGNORE, Corpus, Text, encode, fixed
 from hope import Hope, State, drifted
-from train import COLOURS, Parser, canvas, typed
+from tools.command import Parser, typed
+from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle-dyck")

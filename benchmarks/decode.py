@@ -75,10 +75,10 @@ def ours(folder: str) -> Contender:
 
 def run(options: Options) -> Result:
     """Tokens per second against the context, and the share of the bandwidth limit."""
-    import train
+    from config import PRESETS
     from hope import transformer
 
-    nano = replace(train.PRESETS["nano"][0], **(SMALL if options.small else {}))
+    nano = replace(PRESETS["nano"][0], **(SMALL if options.small else {}))
     contexts = [100, 1000] if options.small else [100, 1000, 10_000, 100_000, 1_000_000]
     longest = {"Hope": contexts[-1], "Transformer, ours": 10_000, "Transformer, PyTorch": 100_000}
     table = Table("Tokens per second of one sequence",

@@ -65,10 +65,10 @@ def ours(settings: dict[str, Any], batch: int, time: int, piece: int = 0) -> Con
 
 def run(options: Options) -> Result:
     """µs and bytes per token."""
-    import train
+    from config import PRESETS
 
     threads = max(options.threads)
-    nano = asdict(replace(train.PRESETS["nano"][0], layers=1))
+    nano = asdict(replace(PRESETS["nano"][0], layers=1))
     settings = nano | ({"width": 32, "heads": 2} if options.small else {})
     tokens = 2**11 if options.small else 2**16
     lengths = [n for n in (128, 512, 2048, 8192, 32768, 65536) if n <= tokens]

@@ -58,11 +58,11 @@ def learn(jobs: dict[str, Job], minutes: float, threads: int, turns: int
 
 def run(options: Options) -> Result:
     """Bits per byte after so many minutes, and a picture."""
-    import train
+    from config import PRESETS
     from data import Corpus, fixed
     from hope import transformer
 
-    nano, training = train.PRESETS["nano"]
+    nano, training = PRESETS["nano"]
     nano = replace(nano, **SMALL) if options.small else nano
     threads, others = max(options.threads), Others()
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
@@ -76,7 +76,7 @@ def run(options: Options) -> Result:
 
         def job(name: str, optimizer: str, lr: float) -> Job:
             make, folder = makers[name]
-            more = train.options(training) if name == "nano" and optimizer == training.optimizer else {}
+            more = training.rung() if name == "nano" and optimizer == training.optimizer else {}
             return Job(make, {"folder": folder, "optimizer": optimizer, "lr": lr, **more})
         sweep = Table("The sweep: bits per byte after a fifth of the time",
                       ["model", *(f"{optimizer} {lr:g}" for optimizer, lr in SWEEP)])
@@ -105,11 +105,11 @@ def run(options: Options) -> Result:
 
 def draw(found: dict[str, list[dict[str, float]]], options: Options) -> None:
     """loss.png beside this file, unless it is only a look."""
-    import train
+    from tools.plots import canvas
 
     if options.small:
         return
-    figure, (panel,) = train.canvas("Bits per byte on held-out text against minutes of learning", 1)
+    figure, (panel,) = canvas("Bits per byte on held-out text against minutes of learning", 1)
     colours, beside = dict(zip(found, COLOURS, strict=False)), -np.inf
     highest = max(points[0]["bits"] for points in found.values())
     for name, points in sorted(found.items(), key=lambda item: item[1][-1]["bits"]):

@@ -66,14 +66,14 @@ class Result:
 
     def finished(self, command: str, seconds: float) -> dict[str, Any]:
         """As JSON, with all that one needs to do it again."""
-        import train
+        from tools import machine
 
-        versions = train.versions()
+        versions = machine.versions()
         for package in ("torch", "jax"):
             with suppress(importlib.metadata.PackageNotFoundError):
                 versions[package] = importlib.metadata.version(package)
         return asdict(self) | {"date": time.strftime("%Y-%m-%d"), "command": command, "seconds": seconds,
-                               "machine": train.machine(), "versions": versions}
+                               "machine": machine.machine(), "versions": versions}
 
 
 def cell(value: Any) -> str:

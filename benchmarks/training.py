@@ -220,9 +220,9 @@ def transformer(options: Options) -> Result:
 
 def hope(options: Options) -> Result:
     """The preset nano against a chunk-parallel port to PyTorch, and where its time goes."""
-    import train
+    from config import PRESETS
 
-    config, training = train.PRESETS["nano"]
+    config, training = PRESETS["nano"]
     config = replace(config, **SMALL) if options.small else config
     result, found = compare(options, "hope", config, training.batch)
     for threads in options.threads:

@@ -2,6 +2,8 @@
 
 docs/optimizers.png           the path of every rung on four landscapes (`--paths`: only these, in seconds)
 docs/optimizers-training.png  training curves of a small Hope on real text, and their numbers in .json beside it
+docs/optimizers-rates.json    `python docs/ladder.py --rates muon adamw …`: losses of each at several learning rates, at
+                              the width of the preset nano: where RATES in config.py are from
 
 Every rung has the same steps, data and sweep. Its learning rate is chosen with seed 0, by the mean loss of the last
 twenty steps; the seeds that are shown are others. `--rungs NAME …` trains these anew and keeps the others' numbers.
@@ -15,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,14 @@ sys.path.insert(0, str(HERE.parent))
 from tqdm import tqdm  # noqa: E402
 
 import optimizers  # noqa: E402
-from config import Config  # noqa: E402
+from config import PRESETS, Config  # noqa: E402
 from data import Corpus, Segments, Text  # noqa: E402
 from hope import Hope  # noqa: E402
 
 RATES = [10 ** (k / 2) for k in range(-7, 2)]  # 3·10⁻⁴, 10⁻³ … 3
 SMALL = Config(width=32, layers=1, heads=2, segment=64, hidden=64, chunks=(1, 4), memory_chunk=32, projection_chunk=32)
 BATCH = 8
+NANO = replace(PRESETS["nano"][0], layers=2, segment=256)  # its width, in a quarter of the time
 
 
 # The landscapes: the plane as the diagonal of a 2 × 2 matrix ----------------------------------------------------------
@@ -108,11 +112,12 @@ def draw_paths(file: Path, steps: int = 60) -> None:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def training(name: str, lr: float, seed: int, steps: int, text: Text) -> tuple[np.ndarray, float]:
+def training(name: str, lr: float, seed: int, steps: int, text: Text, config: Config = SMALL, batch: int = BATCH,
+             weight_decay: float = 0.0, **options: Any) -> tuple[np.ndarray, float]:
     """The loss of every step, in nats per byte (infinite once it has diverged), and the seconds per step."""
-    model = Hope(SMALL, np.random.default_rng(seed))
-    optimizer = optimizers.build(name, model.groups(weight_decay=0.0), lr)
-    segments, losses, seconds = Segments(text, BATCH, SMALL.segment, seed=seed), np.full(steps, math.inf), []
+    model = Hope(config, np.random.default_rng(seed))
+    optimizer = optimizers.build(name, model.groups(weight_decay), lr, **options)
+    segments, losses, seconds = Segments(text, batch, config.segment, seed=seed), np.full(steps, math.inf), []
     for step in range(steps):
         started = time.perf_counter()
         loss, _ = model.loss(next(segments))
@@ -150,6 +155,25 @@ def compare(names: Sequence[str], steps: int, seeds: int) -> dict[str, Any]:
     return {"steps": steps, "seeds": seeds, "rates": RATES, "batch": BATCH, "segment": SMALL.segment, "rows": rows}
 
 
+def suit(names: list[str], file: Path, steps: int = 80) -> None:
+    """Try learning rates around an optimiser's best one of `compare`, at nano's width and with its options."""
+    text, best = Corpus.default().split("train"), json.loads((HERE / "optimizers-training.json").read_text("utf-8"))
+    for name in names:
+        tried: dict[float, float] = {}
+        ends = [next(row["lr"] for row in best["rows"] if row["rung"] == name)]
+        while ends:
+            for rate in ends:
+                losses, _ = training(name, rate, 0, steps, text, NANO, 2, 0.1, accumulate="gradients")
+                tried[rate] = float(losses[-20:].mean())
+            lowest = min(tried, key=lambda rate: tried[rate])  # until it lies within
+            ends = ([min(tried) / math.sqrt(10)] * (lowest == min(tried)) + [max(tried) * math.sqrt(10)] * (
+                lowest == max(tried)))
+        print(name, *(f"{rate:.2g}: {loss:.3f}" for rate, loss in sorted(tried.items())), sep="   ")
+        kept = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        kept[name] = {f"{rate:.3g}": round(loss, 4) for rate, loss in sorted(tried.items())}
+        file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
 def draw(found: dict[str, Any], file: Path) -> None:
     """The losses over the steps, smoothed over twenty: mean and range of the seeds."""
     from matplotlib.figure import Figure
@@ -176,11 +200,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120, help="steps of every run [120]")
     parser.add_argument("--seeds", type=int, default=3, help="runs that are shown for every rung [3]")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the pictures [docs]")
+    parser.add_argument("--rates", nargs="+", metavar="NAME", default=[], choices=list(optimizers.OPTIMIZERS),
+                        help="only try learning rates of these at the width of the preset nano")
     args = parser.parse_args()
     if args.steps < 20 or args.seeds < 1:
         parser.error(f"--steps {args.steps} --seeds {args.seeds}: give at least 20 steps and one seed")
     kept = args.out / "optimizers-training.json"
     with np.errstate(all="ignore"):  # the sweeps include learning rates that overflow
+        if args.rates:
+            suit(args.rates, args.out / "optimizers-rates.json")
+            return
         if not args.rungs:
             draw_paths(args.out / "optimizers.png")
         if args.paths:

@@ -20,10 +20,11 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 import hope  # noqa: E402
-import train  # noqa: E402
 from apps.claims import CLAIMS, measured  # noqa: E402
-from config import Config  # noqa: E402
+from config import PRESETS, Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
+from tools.command import typed  # noqa: E402
+from tools.folder import write_text  # noqa: E402
 
 README = ROOT / "README.md"
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
@@ -51,7 +52,7 @@ def files() -> str:
 def presets() -> str:
     """The size of every preset, counted without building it."""
     rows = []
-    for name, (config, training) in train.PRESETS.items():
+    for name, (config, training) in PRESETS.items():
         tokens = training.steps * training.batch * training.accumulate * config.segment
         rows.append((f"`{name}`", config.width, config.layers, config.segment,
                      f"{hope.count(config):,}", f"{training.steps:,}", f"{tokens:,}"))
@@ -107,11 +108,11 @@ def run(folder: Path) -> str:
         raise SystemExit(f"{folder} is not finished; end it with python train.py --resume {folder}")
     config, training = Config.from_dict(about["config"]), about["training"]
     read = steps[-1]["step"] * training["batch"] * training["accumulate"] * config.segment
-    preset = {f: v for part in train.PRESETS[about["preset"]] for f, v in vars(part).items()}
+    preset = {f: v for part in PRESETS[about["preset"]] for f, v in vars(part).items()}
     same = ("out", "quiet", "data", "options", "threads")  # these change nothing that is said here
-    flags = "".join(f" --{name.replace('_', '-')} {train.typed(value)}"
+    flags = "".join(f" --{name.replace('_', '-')} {typed(value)}"
                     for name, value in {**vars(config), **training}.items()
-                    if name not in same and train.typed(value) != train.typed(preset[name]))
+                    if name not in same and typed(value) != typed(preset[name]))
     with_versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     shown = [x for x in steps if x["step"] in (1, 10, 30, 100, 300, 1000, 3000, 10000)] + steps[-1:]
     shown = list({x["step"]: x for x in shown}.values())
@@ -148,7 +149,7 @@ def main(arguments: list[str]) -> None:
         text = rewrite(text, "run", run(Path(arguments[0])))
         for picture in PICTURES:
             shutil.copy(Path(arguments[0]) / picture, ROOT / "docs" / picture)
-    train.write_text(README, text)
+    write_text(README, text)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ import kernels
 import optimizers
 import train
 from autograd import Tensor, grad, host
-from config import CHOICES, MIXERS, Config
+from config import CHOICES, MIXERS, PRESETS, Config
 from data import Corpus
 from gpu import kernels as twins
 from gpu import products
 from hope import Hope
 from titans import SelfModifyingTitans, Span
-from train import PRESETS, Run
+from tools import machine
+from train import Run
 
 WHY_NO_CARD = gpu.problem()
 CARD = pytest.param("cuda", marks=pytest.mark.skipif(bool(WHY_NO_CARD), reason=f"no card: {WHY_NO_CARD}"))
@@ -471,7 +472,7 @@ def test_products_in_fewer_bits_are_refused_on_the_cpu_in_one_line(device, place
     command = ["--preset", "tiny", "--device", device, "--matmul", "bfloat16", "--out", str(tmp_path / "run")]
     assert train.main(command) == 2
     said = capsys.readouterr().err
-    assert f"matmul bfloat16 is for a card, and this run is on {place} --matmul float32" in said
+    assert f"matmul bfloat16 is for a GPU, and this run is on {place} --matmul float32" in said
     assert said.count("\n") == 1 and not (tmp_path / "run").exists()
     assert train.main(["--preset", "tiny", "--matmul", "bf16"]) == 2
     assert "choose from float32, tf32, bfloat16" in capsys.readouterr().err
@@ -526,8 +527,8 @@ def test_auto_takes_a_card_that_can_be_used_and_the_doctor_reports_it(monkeypatc
     monkeypatch.setattr(gpu, "ready", gpu.ready.__wrapped__)
     monkeypatch.setattr(kernels, "_REGISTERED", {})
     card = "NVIDIA H100, 80 GB, compute capability 9.0, driver for CUDA 12.8, CuPy 14.2.0"
-    assert train.choose("auto") == train.choose("cuda", "tf32") == (gpu, card)
-    monkeypatch.setattr(train, "one_layer", lambda config, batch: (1.0, 1.0))
+    assert machine.choose("auto") == machine.choose("cuda", "tf32") == (gpu, card)
+    monkeypatch.setattr(machine, "one_layer", lambda config, batch: (1.0, 1.0))
     assert train.main(["--doctor"]) == 0
     assert f"GPU  usable: {card}" in capsys.readouterr().out
 
@@ -541,8 +542,8 @@ def test_a_card_that_was_asked_for_and_is_not_there_is_an_error_and_auto_says_wh
     monkeypatch.setattr(gpu, "problem", lambda: "the card is on fire")
     assert train.main(["--preset", "tiny", "--device", "cuda"]) == 2
     assert "device cuda: the card is on fire" in capsys.readouterr().err
-    assert train.choose("auto") == (None, "the CPU (the card is on fire)")
-    assert train.choose("cpu") == (None, "the CPU")
+    assert machine.choose("auto") == (None, "the CPU (the card is on fire)")
+    assert machine.choose("cpu") == (None, "the CPU")
 
 
 # Runs --------------------------------------------------------------------------------------------------------------
@@ -552,8 +553,8 @@ def stand_in(monkeypatch):
     """train.py finds a card: the stand-in."""
     card = SimpleNamespace(to_device=lambda thing: put(thing, "stand-in"), memory=lambda: 10**9, full=gpu.full,
                            held=lambda model, tokens: 10**8, set_matmul=lambda precision: None)
-    chosen = train.choose
-    monkeypatch.setattr(train, "choose", lambda device, matmul="float32": (
+    chosen = machine.choose
+    monkeypatch.setattr(machine, "choose", lambda device, matmul="float32": (
         (card, "a stand-in") if device == "cuda" else chosen(device, matmul)))
 
 

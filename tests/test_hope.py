@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autograd import Tensor, grad, no_grad, tree_map
 from cms import LevelState
-from config import CHOICES, MIXERS, Config
+from config import CHOICES, MIXERS, Config, Training
 from hope import BlockState, Hope, State, count, flops_per_token, load, sample, save, transformer, write_npz
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
@@ -111,7 +111,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_known_one_named():
 def test_a_config_survives_json():
     config = small(chunks=(1, 4), adaptive=("memory", "k"))
     assert Config.from_dict(json.loads(json.dumps(asdict(config)))) == config
-    assert set(CHOICES) <= {f.name for f in fields(Config)}
+    assert set(CHOICES) <= {f.name for part in (Config, Training) for f in fields(part)}
 
 
 @given(st.sampled_from(MIXERS), st.sampled_from(VARIANTS), st.sampled_from([16, 24, 64]), st.integers(3, 6))
@@ -409,6 +409,20 @@ def test_a_model_in_single_precision_stays_in_it(mixer):
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     arrays = [loss.data, *leaves(state), *leaves(after), *gradients]
     assert {a.dtype for a in arrays} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.uint64])
+def test_tokens_of_any_whole_type_are_as_good_as_int64(dtype):
+    tokens = np.random.default_rng(0).integers(0, SMALL.vocabulary, (2, 9))
+    found = []
+    for kind in (np.int64, dtype):
+        model = Hope(small(), np.random.default_rng(0))
+        loss, _ = model.loss(tokens.astype(kind))
+        loss.backward()
+        found.append([loss.data, *(p.grad for p in model.parameters()), model.learn(tokens.astype(kind))[0]])
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.raises(ValueError, match="tokens must be whole numbers, not float64"):
+        model.loss(tokens.astype(np.float64))
 
 
 def test_loss_is_the_mean_surprise_at_every_token_after_the_first():

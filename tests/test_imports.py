@@ -13,6 +13,7 @@ ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "
          "hope", "data", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
 ROOMS = ("apps", "gpu", "lessons", "benchmarks")
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
           "cupy-cuda12x": "cupy"}
 FOLDERS = [ROOT, *(ROOT / room for room in ROOMS if any((ROOT / room).glob("**/*.py")))]
@@ -45,10 +46,10 @@ def listed(path: Path) -> set[str]:
 
 
 def python_files(folder: Path) -> list[Path]:
-    """The root's own files and those in docs/; a room's files at any depth."""
+    """The root's own files and those in tools/ and docs/; a room's files at any depth."""
     if folder != ROOT:
         return sorted(folder.rglob("*.py"))
-    return sorted([*ROOT.glob("*.py"), *(ROOT / "docs").rglob("*.py")])
+    return sorted([*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "docs").rglob("*.py")])
 
 
 def test_the_root_holds_the_files_of_the_reading_order_and_no_other():
@@ -67,12 +68,24 @@ def test_kernels_stand_on_nothing_of_ours():
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_root_module_needs_only_python_and_the_four_packages(module):
-    assert imports(ROOT / f"{module}.py") - set(ORDER) - sys.stdlib_module_names <= PACKAGES
+    assert imports(ROOT / f"{module}.py") - {*ORDER, "tools"} - sys.stdlib_module_names <= PACKAGES
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_no_root_module_imports_a_room(module):
     assert not imports(ROOT / f"{module}.py") & set(ROOMS)
+
+
+def test_only_train_stands_to_the_right_of_the_tools():
+    assert [module for module in ORDER if "tools" in imports(ROOT / f"{module}.py")] == ["train"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_imports_the_root_left_of_train_and_other_tools_and_says_in_its_first_line_what_it_answers(tool):
+    path = ROOT / "tools" / f"{tool}.py"
+    ours = imports(path) - sys.stdlib_module_names - PACKAGES
+    assert ours <= {*ORDER[:-1], "tools"}
+    assert "?" in path.read_text(encoding="utf-8").splitlines()[0]
 
 
 def test_the_root_requires_the_four_packages_and_what_its_tests_need_and_gives_lower_bounds():
@@ -84,7 +97,7 @@ def test_the_root_requires_the_four_packages_and_what_its_tests_need_and_gives_l
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name if folder != ROOT else "root")
 def test_every_folder_lists_the_packages_it_imports(folder):
     files = python_files(folder)
-    ours = {".", *ORDER, *ROOMS, *(path.stem for path in files)}
+    ours = {".", *ORDER, *ROOMS, "tools", *(path.stem for path in files)}
     missing = set().union(*map(imports, files)) - sys.stdlib_module_names - ours
     missing -= listed(ROOT / "requirements.txt")
     if folder != ROOT:

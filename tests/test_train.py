@@ -1,27 +1,31 @@
 """What a run leaves behind, that it can be stopped anywhere, and what it says when something is wrong."""
 
 import errno
+import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+import cms
 import hope
 import train
-from config import MIXERS, Config
-from data import Corpus, Segments
-from hope import Hope
-from train import PRESETS, Run, Training
+from config import PRESETS
+from data import Corpus, Document, Segments
+from tools import folder as folders
+from tools import stopping
+from tools.folder import read_log
+from train import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--preset", "tiny", "--layers", "1", "--segment", "32", "--width", "16", "--hidden", "16",
@@ -44,6 +48,15 @@ def finished(text, tmp_path_factory):
                  "--steps", 18, "--sample-every", 9, quiet=False)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Signals as a program in the foreground has them, whatever started the tests."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stopping.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def command(*arguments, quiet=True):
@@ -82,7 +95,7 @@ def differing(a, b):
 def numbers(folder):
     """The log without what depends on the clock on the wall."""
     return [{name: value for name, value in line.items() if name != "tokens_per_second"}
-            for line in train.read_log(folder)]
+            for line in read_log(folder)]
 
 
 # what a run leaves behind -----------------------------------------------------------------------------------
@@ -97,7 +110,7 @@ def test_a_run_leaves_every_file_it_promises(finished):
 
 
 def test_the_log_has_a_line_for_every_step_with_all_that_is_promised(finished):
-    log = train.read_log(finished[0])
+    log = read_log(finished[0])
     assert [line["step"] for line in log] == list(range(1, 19))
     for line in log:
         assert line["bits_per_byte"] == pytest.approx(line["loss"] / np.log(2))
@@ -107,7 +120,7 @@ def test_the_log_has_a_line_for_every_step_with_all_that_is_promised(finished):
 
 
 def test_the_log_shows_each_level_moving_at_its_steps_and_at_no_other(finished):
-    for line in train.read_log(finished[0]):
+    for line in read_log(finished[0]):
         due = [chunk for chunk in (1, 4, 16) if line["step"] % chunk == 0]
         assert line["fired"] == due
         assert {int(chunk) for chunk, change in line["level_change"].items() if change != 0} == set(due)
@@ -176,6 +189,7 @@ def test_unprintable_bytes_are_written_as_escapes():
     ({"mixer": "gated"}, {"order": "consecutive", "optimizer": "muon"}),
     ({"mixer": "attention", "cms": "independent"}, {"optimizer": "m3", "options": ("slow_period=2",)}),
     ({"cms": "nested", "chunks": (1, 2, 4)}, {"optimizer": "multi_timescale"}),
+    ({"moves": "context", "mixer": "linear", "chunks": (1, 2)}, {}),
 ], ids=lambda settings: "-".join(map(str, settings.values())) or "plain")
 def test_seven_steps_are_three_a_stop_and_four_to_the_last_bit(text, tmp_path, config, training):
     whole = small(text, tmp_path / "whole", config, steps=7, **training).begin()
@@ -188,22 +202,83 @@ def test_seven_steps_are_three_a_stop_and_four_to_the_last_bit(text, tmp_path, c
     assert whole.evaluate()[0] == parts.evaluate()[0] and whole.sample() == parts.sample()
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys):
-    folder, append = tmp_path / "run", train.append
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_signal_saves_the_steps_that_were_taken_and_says_how_to_go_on(text, tmp_path, monkeypatch, capsys, number):
+    folder, append = tmp_path / "run", folders.append
 
     def press(path, line):
         append(path, line)
         if '"step": 3,' in line:
-            os.kill(os.getpid(), signal.SIGINT)
-    monkeypatch.setattr(train, "append", press)
-    assert main("--data", text, "--out", folder, "--steps", 6) == 130
-    assert f"python train.py --resume {folder}" in capsys.readouterr().out
+            os.kill(os.getpid(), number)
+    monkeypatch.setattr(folders, "append", press)
+    assert main("--data", text, "--out", folder, "--steps", 6) == 128 + number
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"step 3 of 6 is saved; to go on: python train.py --resume {folder}"
     assert hope.load(folder / "checkpoint.npz")[2]["progress"].item().startswith('{"step": 3,')
-    monkeypatch.setattr(train, "append", append)
+    monkeypatch.setattr(folders, "append", append)
     assert train.main(["--resume", str(folder)]) == 0
     assert main("--data", text, "--out", tmp_path / "whole", "--steps", 6) == 0
     assert not differing(checkpoint(folder), checkpoint(tmp_path / "whole"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_step_that_is_interrupted_is_as_if_it_had_not_begun(text, tmp_path, monkeypatch):
+    settings = {"order": "consecutive", "accumulate": 2, "steps": 5}
+    whole = small(text, tmp_path / "whole", {"mixer": "gated"}, **settings).begin()
+    whole.train(5)
+    run = small(text, tmp_path / "parts", {"mixer": "gated"}, **settings).begin()
+    loss, calls = run.model.loss, []
+
+    def interrupted(*given):
+        calls.append(1)
+        found = loss(*given)
+        if len(calls) in (6, 9):  # the second batch of step 3, the first one of step 4
+            signal.raise_signal(signal.SIGINT)
+        return found
+    monkeypatch.setattr(run.model, "loss", interrupted)
+    assert run.train(5) and run.step == run.saved == 2
+    assert run.train(5) and run.step == run.saved == 3
+    assert not run.train(5)
+    assert not differing(checkpoint(whole.folder), checkpoint(run.folder))
+    assert numbers(whole.folder) == numbers(run.folder)
+
+
+def test_a_step_of_the_optimiser_is_taken_wholly(text, tmp_path, monkeypatch):
+    run = small(text, tmp_path / "run", steps=5).begin()
+    step = run.optimizer.step
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        return step()
+    monkeypatch.setattr(run.optimizer, "step", interrupted)
+    assert run.train(5) and run.step == run.saved == run.optimizer.clock == 1
+
+
+def test_ctrl_c_before_a_run_has_begun_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Corpus, "default", lambda: signal.raise_signal(signal.SIGINT))
+    assert train.main(["--preset", "tiny"]) == 130
+    out, err = capsys.readouterr()
+    assert out == "\nstopped; nothing had begun\n" and not err and not list(tmp_path.iterdir())
+    monkeypatch.setattr(Corpus, "default", lambda: Corpus([Document("a", b"text" * 999, 3996)]))
+    monkeypatch.setattr(folders, "describe", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert train.main(["--preset", "tiny"]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_kernels_are_compiled_is_answered_at_once(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    program = subprocess.Popen(command("--data", text, "--out", tmp_path / "run", quiet=False), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, encoding="utf-8")
+    while program.stderr.read(3) != "0%|":
+        assert program.poll() is None
+    time.sleep(2)
+    program.send_signal(signal.SIGINT)
+    pressed = time.monotonic()
+    out, err = program.communicate(timeout=60)
+    assert time.monotonic() - pressed < 10 and program.returncode == 130
+    assert "step 0 of 20 is saved; to go on" in out and "Traceback" not in out + err
 
 
 def test_ctrl_c_while_measuring_loses_nothing(text, tmp_path, monkeypatch, capsys):
@@ -313,6 +388,34 @@ def test_a_run_that_diverges_ends_with_one_line_and_a_finite_checkpoint(text, tm
     assert all(np.all(np.isfinite(a)) for a in checkpoint(folder).values() if a.dtype.kind == "f")
 
 
+@pytest.mark.parametrize("weight", [np.nan, 1e30])
+def test_divergence_at_the_very_step_of_a_sample_is_one_line(text, tmp_path, monkeypatch, capsys, weight):
+    advance = Run.advance
+
+    def diverging(run):
+        line = advance(run)
+        if run.step == 2:
+            run.model.embedding.data[:] = weight
+        return line
+    monkeypatch.setattr(Run, "advance", diverging)
+    assert main("--data", text, "--out", tmp_path / "run", "--steps", 4, "--sample-every", 2) == 1
+    assert re.fullmatch(r"step 3: .+ is not finite; try a smaller --lr than 0\.002; .+ keeps step 0", one_line(capsys))
+
+
+def test_a_data_file_that_is_cut_short_while_training_is_one_line_that_names_it(tmp_path, monkeypatch, capsys):
+    book, advance = tmp_path / "book.txt", Run.advance
+    book.write_text("some text of a book\n" * 999, encoding="utf-8")
+
+    def cut(run):
+        if run.step == 2:
+            os.truncate(book, 100)
+        return advance(run)
+    monkeypatch.setattr(Run, "advance", cut)
+    assert main("--data", book, "--out", tmp_path / "run", "--steps", 4) == 1
+    said = one_line(capsys)
+    assert said.startswith(f"{book} shrank from 17982 to 100 bytes") and said.endswith("run keeps step 0")
+
+
 # bad input --------------------------------------------------------------------------------------------------
 
 def one_line(capsys):
@@ -353,7 +456,7 @@ def one_line(capsys):
     (["--config", "LIST"], "holds a list"),
     (["--config", "TORN"], "is not JSON"),
     (["--config", "UNKNOWN"], "unknown setting 'widht', did you mean 'width'?"),
-    (["--config", "KIND"], "lr is '1'; it must be of the kind of 0.002"),
+    (["--config", "KIND"], "lr is '1'; it must be a finite number, such as 0.002"),
     (["--resume", "nowhere"], "there is no file nowhere"),
     (["--out", "USED"], "is in use; choose another --out"),
     (["--out", "EMPTY"], "is in use; choose another --out"),
@@ -396,6 +499,48 @@ def test_a_run_that_cannot_go_on_says_why(text, tmp_path, capsys, change, words)
     assert words in one_line(capsys)
 
 
+def test_a_run_goes_on_with_the_same_data_elsewhere(text, tmp_path):
+    moved = tmp_path / "elsewhere" / "another name.txt"
+    moved.parent.mkdir()
+    moved.write_bytes(text.read_bytes())
+    small(text, tmp_path / "run", steps=3).begin().train(2)
+    whole = small(text, tmp_path / "whole", steps=3).begin()
+    whole.train(3)
+    run = train.resume(tmp_path / "run", {"data": (str(moved),)})
+    assert run.step == 2 and not run.train(3)
+    assert not differing(checkpoint(whole.folder), checkpoint(run.folder))
+    moved.write_text("something else", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"say with --data where it lies, or start from its weights: --from"):
+        train.resume(tmp_path / "run", {"data": (str(text), str(moved))})
+
+
+def test_fewer_steps_than_were_taken_are_refused_with_both_numbers(text, tmp_path, capsys):
+    small(text, tmp_path / "run", steps=3).begin().train(3)
+    before = checkpoint(tmp_path / "run")
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "2"]) == 2
+    assert "has taken 3 steps, and --steps 2 is fewer: give more, or leave it out" in one_line(capsys)
+    assert not differing(before, checkpoint(tmp_path / "run"))
+
+
+def test_the_folder_of_a_run_that_trains_is_locked(text, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "run"
+    small(text, folder, steps=3).begin()
+    with folders.locked(folder):
+        assert train.main(["--resume", str(folder)]) == 2
+    assert one_line(capsys) == f"another process is training in {folder}; wait for it, or stop it"
+    monkeypatch.setattr(train, "finish", lambda run: train.main(["--resume", str(folder)]) != 2)
+    assert train.main(["--resume", str(folder)]) == 0
+
+
+def test_a_run_among_its_own_data_reads_none_of_its_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a note, and another one\n" * 99, encoding="utf-8")
+    assert main("--data", ".", "--steps", 2, "--sample-every", 1) == 0
+    assert train.main(["--resume", str(next((tmp_path / "runs").iterdir())), "--steps", "3"]) == 0
+    assert "left out, as they are runs: 1 (tiny-" in capsys.readouterr().out
+
+
 def flip(path):
     """Change one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
@@ -414,50 +559,6 @@ def test_a_resumed_run_keeps_its_model(text, tmp_path, capsys, arguments):
     small(text, tmp_path / "run").begin()
     assert train.main(["--resume", str(tmp_path / "run"), *arguments]) == 2
     assert "keeps" in one_line(capsys)
-
-
-# settings ---------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_setting_can_be_typed_as_a_flag_and_read_from_json(preset):
-    config, training = PRESETS[preset]
-    values = asdict(config) | asdict(training)
-    typed = [word for name, value in values.items() if value != () or name == "options" for word in
-             ("--" + name.replace("_", "-"), *(value if name == "data" else [train.typed(value)]))]
-    assert train.settings("nano", train.parse(typed)[1]) == PRESETS[preset]
-    assert train.settings("nano", json.loads(json.dumps(values))) == PRESETS[preset]
-
-
-def test_every_flag_is_explained(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        train.main(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    for f in [*fields(Config), *fields(Training)]:
-        assert f"--{f.name.replace('_', '-')} " in shown
-    assert "B, segments read side by side [4]" in shown and "D, the length of the vector" in shown
-
-
-def test_flags_win_over_the_file_and_the_file_over_the_preset(text, tmp_path):
-    path = tmp_path / "settings.json"
-    settings = {"steps": 3, "lr": 1, "chunks": [1, 2], "out": str(tmp_path / "run")}
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    assert main("--config", path, "--steps", 2, "--data", text) == 0
-    saved = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
-    config, training = saved["config"], saved["training"]
-    assert (training["steps"], training["lr"], config["chunks"], config["width"]) == (2, 1, [1, 2], 16)
-
-
-@given(st.integers(1, 10**6), st.floats(1e-9, 1e9), st.booleans(), st.lists(st.integers(1, 99), min_size=1))
-def test_what_is_typed_is_what_is_read(steps, lr, quiet, chunks):
-    found = train.parse(["--steps", str(steps), "--lr", repr(lr), "--quiet", train.typed(quiet),
-                         "--chunks", train.typed(chunks)])[1]
-    assert found == {"steps": steps, "lr": lr, "quiet": quiet, "chunks": tuple(chunks)}
-
-
-def test_the_optimisers_options_reach_it(text, tmp_path):
-    run = small(text, tmp_path, optimizer="m3", options=("reading=sum", "slow_period=3", "variance=false"))
-    group = run.optimizer.groups[0]
-    assert (group["reading"], group["slow_period"], group["variance"]) == ("sum", 3, False)
 
 
 # steps ------------------------------------------------------------------------------------------------------
@@ -505,115 +606,155 @@ def test_training_learns(text, tmp_path):
     assert last < first - 2  # nats: digits, spaces and four words
 
 
-# without training -------------------------------------------------------------------------------------------
+# from a trained run ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("preset", "parameters"), [("paper-760m", 760e6), ("paper-1.3b", 1.3e9)])
-def test_the_papers_sizes_are_met_within_one_percent(preset, parameters):
-    assert hope.count(PRESETS[preset][0]) == pytest.approx(parameters, rel=0.01)
-
-
-@pytest.mark.parametrize("config", [{}, {"memory": "matrix", "adaptive": ("k", "memory")},
-                                    {"projection_chunk": 1}, {"layers": 3, "mixer": "attention+banks+generated"},
-                                    *({"mixer": mixer} for mixer in MIXERS)])
-def test_the_states_size_is_known_before_the_first_token(config):
-    config = replace(PRESETS["tiny"][0], chunks=(1, 4), segment=33, **config)
-    model, rng = Hope(config, np.random.default_rng(0)), np.random.default_rng(0)
-    tokens = rng.integers(0, 256, (1, config.segment + 1))
-    memories, levels = train.state_bytes(Hope(config, None))
-    _, state = model(tokens[:, :-1])
-    assert state.nbytes == memories
-    _, learned = model.learn(tokens)
-    nothing = learned.reset("levels").nbytes
-    assert learned.nbytes - nothing == levels
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    """A run of six steps with levels of chunk sizes 1 and 4, and one with a single level."""
+    runs = {}
+    for name, chunks in (("two", (1, 4)), ("one", (1,))):
+        run = small(text, tmp_path_factory.mktemp("trained") / name, {"mixer": "linear", "chunks": chunks}, steps=6)
+        run.begin().train(6)
+        runs[name] = run
+    return runs
 
 
-def test_the_optimisers_size_is_known_before_the_first_step(text, tmp_path):
-    run = small(text, tmp_path)
-    run.advance()
-    kept = sum(np.asarray(v).nbytes for state in run.optimizer.state for v in state.values())
-    assert train.optimizer_bytes(run.model, run.training) == pytest.approx(kept, rel=0.02)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "other.txt"
+    path.write_text("quite another text, and not a number in it\n" * 200, encoding="utf-8")
+    return path
 
 
-def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main("--dry-run", "--preset", "tiny") == 0
-    out = capsys.readouterr().out
-    for word in ("parameters", "state", "FLOPs", "memory", "data", "duration", "estimate"):
-        assert word in out
-    assert not list(tmp_path.iterdir())
+def begun_from(origin, *arguments):
+    """The run that a command with --from begins, not trained yet."""
+    wanted, given = train.command.parse(["--from", str(origin), *map(str, arguments)])
+    return train.begin(*train.command.asked(wanted, given))
 
 
-def test_the_doctor_says_what_there_is():
-    done = shell("--doctor", "--threads=1")
-    assert done.returncode == 0 and not done.stderr
-    for word in ("python", "numpy", "BLAS", "limited to 1", "kernels", "cache", "GPU", "usable"):
-        assert word in done.stdout
+def test_a_run_from_another_has_its_weights_settings_and_clocks_and_other_data(trained, other, tmp_path):
+    old = trained["two"]
+    before = checkpoint(old.folder)
+    run = begun_from(old.folder, "--data", other, "--out", tmp_path / "run", "--steps", 4)
+    assert run.config == old.config and run.training.batch == 2 and run.training.data == (str(other),)
+    assert run.step == 0 and run.optimizer.clock == 6
+    for name, weight in run.model.state_dict().items():
+        np.testing.assert_array_equal(weight, old.model.state_dict()[name])
+    run.train(4)
+    assert [line["fired"] for line in read_log(run.folder)] == [[1], [1, 4], [1], [1]]  # steps 7 to 10 of its life
+    assert not differing(before, checkpoint(old.folder))
+    again = begun_from(run.folder, "--out", tmp_path / "again")
+    assert again.optimizer.clock == 10 and again.training.data == (str(other),)
+    resumed = train.resume(run.folder, {"steps": 5})
+    assert resumed.optimizer.clock == 10 and resumed.step == 4
 
 
-@pytest.mark.parametrize(("n", "words"), [(0, "0 bytes"), (999, "999 bytes"), (20_218_000, "20.2 MB")])
-def test_sizes_are_said_in_words(n, words):
-    assert train.amount(n) == words
+def test_a_run_from_another_is_described_well_enough_to_be_repeated(trained, other, tmp_path):
+    first = begun_from(trained["two"].folder, "--data", other, "--out", tmp_path / "first", "--steps", 2)
+    first.train(2)
+    assert train.main(["--config", str(first.folder / "config.json"), "--out", str(tmp_path / "again")]) == 0
+    assert not differing(checkpoint(first.folder), checkpoint(tmp_path / "again"))
 
 
-def test_pictures_are_no_concern_of_the_start():
-    probe = "import sys, train; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+@pytest.mark.parametrize(("flags", "same"), [
+    (["--cms", "spread", "--layers", "1", "--chunks", "4"], "bits"),
+    (["--cms", "independent", "--chunks", "1,4,16"], "rounding")])
+def test_the_mlps_of_a_run_with_one_level_become_levels(trained, tmp_path, flags, same):
+    old = trained["one"]
+    run = begun_from(old.folder, *flags, "--out", tmp_path / "run")
+    assert [level.chunk for level in run.model.blocks[0].cms.levels] == list(run.config.chunks)
+    found, expected = run.evaluate()[0], old.evaluate()[0]
+    assert found == expected if same == "bits" else found == pytest.approx(expected, rel=1e-5)
+    stacked = cms.stack_levels(old.model.state_dict(), old.config, run.config)
+    assert all(np.array_equal(weight, stacked[name]) for name, weight in run.model.state_dict().items())
 
 
-# --- the layout of another system ---------------------------------------------------------------------------
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--cms", "sequential", "--chunks", "1,4,16"], "would apply the trained MLP several times"),
+    (["--width", "32"], "do not fit a model with other width"),
+    (["--mixer", "attention"], "do not fit a model with other mixer"),
+    (["--preset", "tiny"], "keeps its settings; leave out --preset"),
+    (["--from", "nowhere"], "there is no checkpoint"),
+])
+def test_what_cannot_start_from_a_run_is_one_line_and_leaves_no_folder(trained, tmp_path, capsys, arguments, words):
+    assert train.main(["--from", str(trained["one"].folder), "--out", str(tmp_path / "run"), *arguments]) == 2
+    assert words in one_line(capsys) and not (tmp_path / "run").exists()
 
 
-def given_as(found: dict) -> tuple[Config, Training]:
-    return train.settings("nano", train.flat(found))
+# checkpoints that are kept -----------------------------------------------------------------------------------------
+
+def test_the_last_checkpoints_are_kept_and_the_best_by_validation_text(text, tmp_path, monkeypatch):
+    bits, folder = iter([4.0, 3.0, 3.5, 2.5]), tmp_path / "run"
+    monkeypatch.setattr(Run, "evaluate", lambda run: (next(bits), run.text))
+
+    def kept():
+        return sorted(path.stem.removeprefix("checkpoint-00000") for path in folder.glob("*.npz"))
+    small(text, folder, steps=4, checkpoint_every=1, keep=2).begin().train(3)  # the third is judged at the end only
+    assert kept() == ["1", "2", "best", "checkpoint"] and step_of(folder / "best.npz") == 2
+    assert train.main(["--resume", str(folder)]) == 0
+    assert kept() == ["2", "4", "best", "checkpoint"]
+    assert step_of(folder / "best.npz") == 2  # 3.0 stands: it is known after a stop, too
+    assert [line["validation"] for line in folders.log_lines(folder) if "validation" in line] == [4.0, 3.0, 3.5]
+    assert train.main(["--resume", str(folder), "--steps", "5"]) == 0
+    assert kept() == ["4", "5", "best", "checkpoint"] and step_of(folder / "best.npz") == 5
 
 
-def test_settings_in_sections_mean_what_their_document_says():
-    config, training = given_as({
-        "model": {"hidden_size": 64, "vocab_size": 300, "seq_len": 128, "num_levels": 2,
-                  "level_timescales": [1, 8], "continuum_mem": {"short_span": 9}},
-        "self_modify": {"meta_lr": 0.5, "update_frequency": 16, "weight_mod_dim": 24},
-        "deep_optimizer": {"slow_ema": 0.95, "sync_interval": 7, "gradient_compression_dim": 3},
-        "training": {"batch_size": 2, "learning_rate": 1e-3, "num_steps": 5, "log_every": 2,
-                     "use_random_data": False}})
-    assert (config.width, config.vocabulary, config.segment, config.chunks) == (64, 300, 128, (1, 8))
-    assert config.mixer == "attention+banks+generated" and config.spans == (2, 9, 32, 128, 512)
-    assert (config.generator_rate, config.generator_chunk, config.generator_hidden) == (0.5, 16, 24)
-    assert training.optimizer == "multi_timescale"
-    assert set(training.options) == {"fast_lr_scale=1.0", "slow_lr_scale=0.1", "fast_ema=0.9",
-                                     "slow_ema=0.95", "sync=7", "rank=3"}
-    assert (training.batch, training.lr, training.steps, training.log_every) == (2, 1e-3, 5, 2)
-    assert not training.random_data
+def step_of(path):
+    return json.loads(str(hope.load(path)[2]["progress"]))["step"]
 
 
-def test_settings_in_sections_have_their_documents_defaults():
-    config, training = given_as({"model": {}})
-    assert (config.width, config.vocabulary, config.segment, config.chunks) == (384, 512, 256, (1, 4, 16))
-    assert (config.generator_rate, training.lr, training.steps) == (1e-5, 1e-4, 1000) and training.random_data
+def test_keeping_checkpoints_changes_no_bit_and_a_run_may_start_from_any(text, tmp_path):
+    for keep in (0, 3):
+        run = small(text, tmp_path / str(keep), steps=4, checkpoint_every=2, keep=keep).begin()
+        assert not run.train(4) and not train.finish(run)
+    assert not differing(checkpoint(tmp_path / "0"), checkpoint(tmp_path / "3"))
+    assert not list((tmp_path / "0").glob("checkpoint-*"))
+    second = tmp_path / "3" / "checkpoint-000002.npz"
+    run, weights = begun_from(second, "--out", tmp_path / "run"), hope.load(second)[0].state_dict()
+    assert all(np.array_equal(weight, weights[name]) for name, weight in run.model.state_dict().items())
+    assert run.optimizer.clock == 2
 
 
-def test_what_a_section_disables_is_left_out():
-    off = {"enabled": False}
-    config, training = given_as({"continuum_mem": off, "self_modify": off, "deep_optimizer": off})
-    assert config.mixer == "attention" and training.optimizer == "adamw" and training.options == ()
+# where it runs -----------------------------------------------------------------------------------------------------
+
+def test_a_run_in_a_thread_is_the_same(text, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, "--data", text, "--out", tmp_path / "thread", "--steps", 2).result() == 0
+    assert main("--data", text, "--out", tmp_path / "main", "--steps", 2) == 0
+    assert not differing(checkpoint(tmp_path / "thread"), checkpoint(tmp_path / "main"))
 
 
-@pytest.mark.parametrize("found, message", [
-    ({"model": {"hiden_size": 8}}, "unknown key 'hiden_size' in 'model', did you mean 'hidden_size'"),
-    ({"self_modifi": {"enabled": True}}, "unknown section 'self_modifi', did you mean 'self_modify'"),
-    ({"model": {"continuum_mem": {"far_span": 3}}}, "unknown key 'far_span' in 'continuum_mem'"),
-    ({"training": {"batch_size": "two"}}, "training.batch_size is 'two'; it must be of the kind of 4"),
-    ({"model": {"num_levels": 2}}, r"num_levels is 2, but level_timescales \[1, 4, 16\] has 3")])
-def test_sections_refuse_what_they_do_not_know_by_name(found, message):
-    with pytest.raises(ValueError, match=message):
-        given_as(found)
+def test_a_run_in_a_notebook_or_without_a_console_runs(text, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    for name, stream in (("notebook", io.StringIO()), ("none", None)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        arguments = command("--data", text, "--out", tmp_path / name, "--steps", 1, quiet=False)
+        monkeypatch.setattr(sys, "argv", arguments[1:])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")  # as %run does
+        assert (tmp_path / name / "sample.txt").exists()
+        if stream is None:
+            sys.stdout.close()
+            sys.stderr.close()
+        else:
+            assert "bits per byte" in stream.getvalue() and "what now?" in stream.getvalue()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_file_in_sections_trains_on_random_bytes(tmp_path):
-    layout = {"model": {"hidden_size": 16, "seq_len": 16, "num_levels": 1, "level_timescales": [1]},
-              "continuum_mem": {"long_span": 4}, "training": {"num_steps": 2, "batch_size": 2}}
-    (tmp_path / "layout.json").write_text(json.dumps(layout), encoding="utf-8")
-    out = tmp_path / "run"
-    assert train.main(["--preset", "tiny", "--config", str(tmp_path / "layout.json"), "--out", str(out),
-                       "--validation", "1", "--sample-tokens", "5", "--quiet"]) == 0
-    kept = json.loads((out / "config.json").read_text(encoding="utf-8"))
-    assert kept["training"]["random_data"] and next(iter(kept["data"]["documents"])).startswith("random/")
+def test_without_pictures_and_with_a_poor_screen_the_score_and_the_sample_come_first(text, tmp_path):
+    folder = tmp_path / "run"
+    poor = os.environ | {"MPLBACKEND": "that of a notebook", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command("--data", text, "--out", folder, "--steps", 1, quiet=False), capture_output=True,
+                          env=poor, timeout=300)
+    out = done.stdout.decode("ascii")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and not list(folder.glob("*.png"))
+    assert out.index("\\u25b6") < out.index("bits per byte") < out.index("no pictures: ") < out.index("what now?")
+
+
+def test_a_run_that_ends_says_what_can_be_done_with_it(finished):
+    folder, out, _ = finished
+    for words in (f"python -m apps.chat {folder}", f"python -m apps.serve {folder}",
+                  f"python train.py --resume {folder} --baseline", f"python train.py --from {folder} --data"):
+        assert words in out[out.index("what now?"):]

@@ -1,0 +1,196 @@
+"""What was asked for?  Flags, files of settings and presets become a `Config` and a `Training`, or one line of error.
+
+Flags win over a file, a file over the run that is started from, and that over the preset. The flags themselves are
+made of config.py: one for every field, under the heading above it, explained by the comment beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, nearest, setting
+from optimizers import OPTIMIZERS, Optimizer
+from tools.checkpoint import find
+from tools.folder import read_json
+from tools.sections import from_sections
+
+DEFAULTS = {f.name: f.default for part in (Config, Training) for f in fields(part)}
+FLAGS = {name: "--from" if name == "origin" else "--" + name.replace("_", "-") for name in DEFAULTS}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are for `main` to print, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parser(about: str | None = None, preset: str = "nano") -> Parser:
+    """A flag for every field of Config and Training; the defaults shown are those of the preset that would run."""
+    values = {name: value for part in PRESETS.get(preset, PRESETS["nano"]) for name, value in vars(part).items()}
+    built = Parser(prog="train.py", usage="python train.py [flags]", description=about, epilog=rungs(),
+                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False)
+    what = built.add_argument_group("what to do")
+    what.add_argument("-h", "--help", action="help", help="show this, and end")
+    what.add_argument("--preset", help=f"start from the settings of: {', '.join(PRESETS)} [{preset}]; stories: flags "
+                                       "of its own, see --preset stories --help")
+    what.add_argument("--config", metavar="FILE", help="settings in JSON, or a run's config.json; flags win")
+    what.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    what.add_argument("--dry-run", action="store_true", help="say what a run would take, and end")
+    what.add_argument("--doctor", action="store_true", help="say what this machine offers, and end")
+    for part in (Config, Training):
+        for heading, notes in headings(part):
+            group = built.add_argument_group(f"{'model' if part is Config else 'training'}, {heading}")
+            for name, note in notes.items():
+                choices = MIXERS if name == "mixer" else CHOICES.get(name, ())
+                one_of = f" ({', '.join(choices)})" if choices else ""
+                shown = f"{note}{one_of} [{typed(values[name])}]".replace("%", "%%")
+                group.add_argument(FLAGS[name], dest=name, default=argparse.SUPPRESS, help=shown,
+                                   **reading(name, DEFAULTS[name]))
+    return built
+
+
+def headings(part: type) -> Iterator[tuple[str, dict[str, str]]]:
+    """The groups of a dataclass's fields: what is written above each, and the comment beside every field."""
+    found: dict[str, dict[str, str]] = {}
+    lines = re.compile(r"^    (?:# (.+)|(\w+): .*?  # (.+))$", re.MULTILINE)
+    for heading, name, note in lines.findall(inspect.getsource(part)):
+        if heading:
+            found[heading] = {}
+        else:
+            list(found.values())[-1][name] = note
+    yield from found.items()
+
+
+def rungs() -> str:
+    """The options of every optimiser with their defaults, and the learning rate it gets if it replaces a preset's."""
+    width, shared = shutil.get_terminal_size().columns - 2, Optimizer.defaults
+    lines = [("all", {name: value for name, value in shared.items() if name == "accumulate"})]
+    lines += [(name, {"lr": RATES[name]} | {key: value for key, value in rung.defaults.items() if key not in shared})
+              for name, rung in OPTIMIZERS.items()]
+    text = ["options of each --optimizer, as --options name=value,name=value (of words the first is the default; lr is "
+            "its --lr where it takes the place of a preset's own):"]
+    text += [f"  {name}: " + ("  ".join(f"{key}={'|'.join(value) if isinstance(value, tuple) else typed(value)}"
+                                        for key, value in its.items())) for name, its in lines]
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="      ", break_on_hyphens=False,
+                                   break_long_words=False) for line in text)
+
+
+def reading(name: str, default: Any) -> dict[str, Any]:
+    """How argparse reads a field with this default."""
+    def comma_list(text: str) -> tuple[Any, ...]:
+        return tuple((type(default[0]) if default else str)(item) for item in text.split(",") if text)
+
+    def true_or_false(text: str) -> bool:
+        return ("false", "true").index(text.lower()) == 1
+    if name == "data":
+        return {"nargs": "+", "metavar": "PATH"}
+    if isinstance(default, bool):
+        return {"type": true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
+    if isinstance(default, tuple):
+        return {"type": comma_list, "metavar": "LIST"}
+    words = {"origin": "RUN", "out": "FOLDER", "file": "FILE"}
+    return {"type": type(default), "metavar": words.get(name) or {int: "N", float: "X", str: "NAME"}[type(default)]}
+
+
+def typed(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(typed, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def described(parts: Sequence[Config | Training]) -> str:
+    """All settings, a line or more per heading."""
+    width, lines = shutil.get_terminal_size((110, 24)).columns - 1, []
+    for part in parts:
+        for heading, notes in headings(type(part)):
+            values = "  ".join(f"{FLAGS[name][2:]}={typed(getattr(part, name))}" for name in notes)
+            lines.append(textwrap.fill(f"{heading}: {values}", max(width, 30), initial_indent="  ",
+                                       subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command that was given, and the settings that were given; ValueError for anything else."""
+    made = parser(about, wanted_preset(arguments))
+    found, rest = made.parse_known_args(arguments)
+    if rest:
+        known = [flag for action in made._actions for flag in action.option_strings]
+        raise ValueError(f"unknown argument {rest[0]!r}{nearest(rest[0].split('=')[0], known)}; see --help")
+    if found.resume and found.preset:
+        raise ValueError("a resumed run keeps its preset; leave out --preset")
+    return found, {name: value for name, value in vars(found).items() if name in DEFAULTS}
+
+
+def wanted_preset(arguments: Sequence[str]) -> str:
+    """The preset that is named, by default nano."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="nano")
+    return str(first.parse_known_args(arguments)[0].preset)
+
+
+def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Config, Training]:
+    """The preset and all settings of a new run, from everything that the command names."""
+    preset, layers = command.preset or "nano", [given]
+    if command.config:
+        read = read_json(Path(command.config))
+        layers.insert(0, flat(read))
+        if not command.preset and read.get("preset") in PRESETS:
+            preset = read["preset"]
+    if given.get("origin"):
+        if command.preset:
+            raise ValueError("a run that starts from another keeps its settings; leave out --preset")
+        read = read_json(find(given["origin"]).with_name("config.json"))
+        layers.insert(0, flat(read))
+        preset = read["preset"] if read.get("preset") in PRESETS else preset
+    return preset, *settings(preset, *layers)
+
+
+def resumed(run: Path, saved: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, Training]:
+    """The preset and the settings of a run that goes on; what is given may change its training, not its model."""
+    if not {"preset", "config", "training", "data"} <= set(saved):
+        raise ValueError(f"{run / 'config.json'} was not written by a run")
+    for name in given:
+        if name in {f.name for f in fields(Config)} | {"out", "origin"}:
+            raise ValueError(f"{name} is one of the things a resumed run keeps; start a new run to change it")
+    return saved["preset"], *settings(saved["preset"], flat(saved), given)
+
+
+def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
+    """A preset with layer after layer of what was given in its place; ValueError for what is unknown or does not fit.
+
+    An optimiser that takes the place of another comes with a learning rate of its own, unless one is given.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}{nearest(preset, list(PRESETS))}; "
+                         f"choose from {', '.join(PRESETS)}")
+    values = {name: value for part in PRESETS[preset] for name, value in vars(part).items()}
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in DEFAULTS:
+                raise ValueError(f"unknown setting {name!r}{nearest(name, list(DEFAULTS))}")
+            setting(name, value, DEFAULTS[name])
+        if layer.get("optimizer", values["optimizer"]) != values["optimizer"]:
+            values["lr"] = RATES.get(layer["optimizer"], values["lr"])
+        values |= layer
+    config, training = PRESETS[preset]
+    return (replace(config, **{f.name: values[f.name] for f in fields(Config)}),
+            replace(training, **{f.name: values[f.name] for f in fields(Training)}))
+
+
+def flat(found: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a file: its keys, those that a run wrote into its config.json, or those of SECTIONS."""
+    if {"config", "training"} <= set(found):
+        return {**found["config"], **found["training"], "out": ""}
+    return from_sections(found) if any(isinstance(value, dict) for value in found.values()) else found

@@ -1,0 +1,23 @@
+"""What has to be settled before NumPy and Numba are loaded?  Who answers Ctrl+C, and how many threads there are."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from tools.stopping import leave
+
+
+def settle(arguments: Sequence[str]) -> None:
+    """Let Ctrl+C end the program at once while there is nothing to lose, and --threads be what Numba starts with."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and not hasattr(sys, "ps1"):
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, lambda number, frame: leave("stopped", 128 + number))
+    words = itertools.chain(*(argument.split("=", 1) for argument in arguments))
+    for word, n in itertools.pairwise(words):
+        if word == "--threads" and n.isdigit() and int(n):
+            os.environ["NUMBA_NUM_THREADS"] = n  # Numba reads this once, while it is imported

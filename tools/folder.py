@@ -1,0 +1,168 @@
+"""What does a run leave on the disk?  A folder that is its own: settings, a log, checkpoints, pictures, samples.
+
+    config.json       settings, data, versions: all that is needed to do the same again
+    log.jsonl         a line per step, one per validation, one at the end
+    checkpoint.npz    the last checkpoint; with --keep N also checkpoint-STEP.npz, the last N, and best.npz
+    sample.txt, loss.png, levels.png
+
+What must not be lost is written beside, synced and renamed: at every moment it is either the old or the new, whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from config import Config, Training
+from tools.machine import machine, versions
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+@contextmanager
+def made(folder: Path, exact: bool = True) -> Iterator[Path]:
+    """Make a folder that nobody else has, this one or (not `exact`) the first free of folder, folder-2, folder-3 …
+
+    What cannot be begun within leaves nothing behind. ValueError if the folder is in use or cannot be made.
+    """
+    existed, new = exact and folder.exists(), [path for path in folder.parents if not path.exists()]
+    try:
+        folder = taken(folder) if exact else next(filter(None, map(free, names(folder))))
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error.strerror}); choose another --out") from None
+    try:
+        yield folder
+    except BaseException:
+        for path in folder.iterdir():
+            path.unlink()
+        with suppress(OSError):  # others may have come to live there
+            for path in [] if existed else [folder, *new]:
+                path.rmdir()
+        raise
+
+
+def names(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+
+
+def free(folder: Path) -> Path | None:
+    """The folder, if it could be made here and now."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return None
+    return folder
+
+
+def taken(folder: Path) -> Path:
+    """The folder, new or empty so far, with a file in it that nobody else could make."""
+    in_use = ValueError(f"{folder} is in use; choose another --out, or --resume {folder}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise in_use
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "config.json").touch(exist_ok=False)
+    except FileExistsError:
+        raise in_use from None
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within, no other process trains in this folder, as far as the system has such locks; ValueError if one does."""
+    if not fcntl or not folder.is_dir():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is training in {folder}; wait for it, or stop it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def describe(folder: Path, preset: str, config: Config, training: Training, data: dict[str, Any]) -> None:
+    """Write config.json: all that is needed to do the same again."""
+    write_text(folder / "config.json", json.dumps(
+        {"preset": preset, "config": asdict(config), "training": asdict(training), "data": data,
+         "versions": versions(), "machine": machine()}, indent=1))
+
+
+def expect_data(folder: Path, saved: dict[str, Any], now: dict[str, Any], by_default: bool) -> None:
+    """ValueError, with what can be done, unless the data is that with which the run in this folder began."""
+    then = saved["data"]
+    if now["sha256"] == then["sha256"]:
+        return
+    if by_default:
+        why, remedy = f"the library of Python {saved['versions']['python']}", "go on with that Python"
+    else:
+        others = {**then["documents"], **now["documents"]}
+        names = [name for name in others if then["documents"].get(name) != now["documents"].get(name)]
+        why = f"{len(names)} files are others, such as {names[0]}" if names else "the same names, other contents"
+        remedy = "say with --data where it lies"
+    raise ValueError(f"the data is not what this run began with ({why}): {remedy}, or start from its weights: "
+                     f"--from {folder}")
+
+
+# Text -------------------------------------------------------------------------------------------------------
+
+
+def append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is at every moment either the old one or the new one, whole."""
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{path} holds a {type(found).__name__}, not settings such as {{"width": 64}}')
+    return found
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The steps in log.jsonl, up to a line that a full disk or a power cut left unfinished."""
+    return [line for line in log_lines(folder) if "loss" in line]
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    lines = []
+    with suppress(ValueError, FileNotFoundError):
+        for text in (folder / "log.jsonl").read_text(encoding="utf-8").split("\n"):
+            lines.append(json.loads(text))
+    return lines
+
+
+def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Let log.jsonl end where a checkpoint was taken; its lines."""
+    kept = [line for line in log_lines(folder) if line["step"] <= step and "seconds" not in line]
+    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    return kept

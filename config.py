@@ -267,6 +267,9 @@ PRESETS = {
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40, checkpoint_every=10)),
     "nano": (Config(objective="dot", eta_max=0.05, eta_start=0.01, memory_hidden=32),
              Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
+    "paper-nano": (Config(adaptive=MEMORIES, step="printed", momentum=True, retention="zero", reads="chunk",  # nano's
+                          memory_chunk=64, projection_chunk=16, eta_max=0.1, eta_start=0.01),  # size, all as printed
+                   Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),
              Training(steps=20000, warmup=1000, batch=8, lr=1e-3)),

@@ -412,6 +412,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path
     out = capsys.readouterr().out
     for word in ("parameters", "state", "FLOPs", "memory", "data", "duration", "estimate"):
         assert word in out
+    assert [line.split()[-3:] for line in out.splitlines() if "main memory" in line] == [["32", "128", "64"]]
     assert not list(tmp_path.iterdir())
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import hope
 import kernels
 import optimizers
+from cms import timetable
 from config import PRESETS, Config, Training
 from hope import Hope
 from tools.console import amount, duration, report
@@ -128,6 +129,12 @@ def dry_run(preset: str, config: Config, training: Training) -> None:
         "data": f"{total:,} tokens in {training.steps:,} steps of {tokens * training.accumulate:,}",
         "duration": f"about {duration(total * seconds * config.layers)} here (estimate: one layer, timed)",
     })
+    print("\nwhat moves when (chunk: tokens between two moves; frequency: the slowest has 1; reach: how many tokens a\n"
+          "gradient is carried back through the moves):")
+    print(f"{'':52}{'chunk':>12}{'frequency':>12}{'reach':>8}")
+    for name, chunk, frequency, reach in timetable(config, tokens * training.accumulate):
+        print(f"  {name:50}{chunk:>12,}{frequency:>12,.4g}{reach:>8,}" if chunk else
+              f"  {name:50}{'never':>12}{'∞':>12}{reach:>8,}")
 
 
 def state_bytes(model: Hope) -> tuple[int, int]:

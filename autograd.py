@@ -403,7 +403,7 @@ def fused(reference: Callable | str) -> Callable:
         def operation(*trees: Any, **settings: Any) -> Any:
             leaves, rebuild = tree_flatten(trees)
             inputs = _as_tensors(tuple(leaves))
-            z, backward = rule(*rebuild([x.data for x in inputs]), **settings)
+            z, backward = rule(*rebuild(x.data for x in inputs), **settings)
             arrays, rebuild_z = tree_flatten(z)
 
             def flat_reference(*leaves: Tensor) -> Any:
@@ -411,7 +411,7 @@ def fused(reference: Callable | str) -> Callable:
 
             def to_inputs(*cotangents: Tensor) -> Sequence[Tensor | None]:
                 if not _mode.enabled:
-                    bars = rebuild_z([g.data for g in cotangents])
+                    bars = rebuild_z(g.data for g in cotangents)
                     found = backward(*bars) if isinstance(z, tuple) else backward(bars)
                     return [g if g is None else Tensor(g) for tree, bar in zip(trees, found, strict=True)
                             for g in _like(tree, bar)]

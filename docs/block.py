@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from cms import timetable  # noqa: E402
-from config import Config  # noqa: E402
-from train import PRESETS, write_text  # noqa: E402
+from config import PRESETS, Config  # noqa: E402
+from tools.folder import write_text  # noqa: E402
 
 STYLE = """
     :root { --paper: #ffffff; --ink: #1f2328; --soft: #656d76; --line: #8c959f; --box: #f6f8fa;

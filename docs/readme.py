@@ -1,7 +1,9 @@
-"""What of README.md does code know better?  This writes those parts, each between two of its markers.
+"""What of README.md and the pages in docs/ does code know better?  This writes those parts, each between its markers.
 
-    python docs/readme.py             the tables: files and their lengths, presets, optimisers, claims
-    python docs/readme.py runs/NAME   the numbers, sample and pictures of a finished run, too
+    python docs/readme.py             formulas, files and their lengths, settings, optimisers, claims, clocks
+    python docs/readme.py runs/NAME   and what a finished run of `tiny` or `nano` took and reached, with its pictures
+
+What runs took and reached is kept in docs/runs.json.
 """
 
 from __future__ import annotations
@@ -12,24 +14,35 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+import block  # noqa: E402
+import index  # noqa: E402
 
 import hope  # noqa: E402
 from apps.claims import CLAIMS, measured  # noqa: E402
+from cms import timetable  # noqa: E402
 from config import PRESETS, Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 from tools.command import typed  # noqa: E402
 from tools.folder import write_text  # noqa: E402
 
-README = ROOT / "README.md"
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
          "hope", "data", "train")
-PICTURES = ("loss.png", "levels.png")
+PICTURES = ("loss.png", "levels.png")  # of nano
+FORMULAS = {  # what the block does: equations, and where each is computed
+    "the memories are read": {"A 83": "titans.py::SelfModifyingTitans.chunk"},
+    "and written at every token, each with a target of its own": {
+        "A 88": "titans.py::SelfModifyingTitans.write", "A 84": "titans.py::SelfModifyingTitans.target"},
+    "the levels are a chain": {"A 70": "cms.py::CMS"},
+    "each on its own clock": {"A 71": "cms.py::move"},
+}
 
 
 def table(head: str, rows: list[tuple[Any, ...]]) -> str:
@@ -39,13 +52,30 @@ def table(head: str, rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *cells])
 
 
+def formulas() -> str:
+    """The block in a few formulas of the paper, linked to the lines that compute them, as in PAPER.md."""
+    code, rows = index.sources(), []
+    by_number = {row.numbers.split(",")[0]: row for row in index.ROWS}
+    for what, computed in FORMULAS.items():
+        for number, place in computed.items():
+            if place not in index.places(by_number[number], code):
+                raise SystemExit(f"{place} does not cite [{number}]; correct FORMULAS in {__file__}")
+        formula = ";  ".join(re.sub(r", finding \d+", "", by_number[number].formula) for number in computed)
+        links = "<br>".join(index.link(place, code) for place in computed.values())
+        rows.append((what, formula, links, f"[{', '.join(computed)}](PAPER.md#equations)"))
+    return table("what · formula · computed in · paper", rows)
+
+
 def files() -> str:
     """The reading order: what each file asks and answers, in the first line of its docstring; its length."""
     rows = []
     for name in ORDER:
-        lines = (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()
-        asked = " ".join(lines[0].strip('"').split())
-        rows.append((f"[{name}.py]({name}.py)", asked, len(lines)))
+        package = sorted((ROOT / name).glob("*.py"))
+        first = ROOT / name / "__init__.py" if package else ROOT / f"{name}.py"
+        asked = " ".join(first.read_text(encoding="utf-8").splitlines()[0].strip('"').split())
+        length = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in package or [first])
+        shown = f"{name}/" if package else f"{name}.py"
+        rows.append((f"[{shown}]({shown})", asked, length))
     return table("file · what it asks, and what it is · lines", rows)
 
 
@@ -89,67 +119,138 @@ def trained() -> str:
 
 
 def claims() -> str:
-    """What `python -m apps.evaluate claims` found, as it lies in docs/claims/."""
-    rows, found = [], measured(HERE / "claims")
-    for name, (_, paper) in CLAIMS.items():
-        row = (name, paper, "", "not measured")
-        if kept := found.get(name):
-            row = (f"[{name}](docs/claims/{name}.png)", paper, kept["here"], kept["holds"])
-        rows.append(row)
-    return table("claim · paper · here · holds?", rows)
+    """What became of each claim, in a word or a count of them, from docs/claims/."""
+    found, said = measured(HERE / "claims"), []
+    for name in CLAIMS:
+        holds = found[name]["holds"] if name in found else "not measured"
+        words = Counter(re.findall(r"not shown|not measured|yes|no", holds))
+        verdict = ", ".join(f"{word} × {words[word]}" if words[word] > 1 else word
+                            for word in ("yes", "no", "not shown", "not measured") if words[word])
+        said.append(f"[{name}](docs/claims/{name}.png): {verdict}")
+    return "; ".join(said) + "."
 
 
-def run(folder: Path) -> str:
-    """What a finished run took and reached, from its config.json, log.jsonl and sample.txt."""
+def clocks() -> str:
+    """The timetable of nano in training, by the paper's three scales of frequency."""
+    config, training = PRESETS["nano"]
+    rows = [(name, f"{chunk:,}", f"1/{chunk:,}", f"{frequency:,g}", f"{config.segment / chunk:g}", f"{back:,}")
+            for name, chunk, frequency, back in timetable(
+                config, training.batch * training.accumulate * config.segment)]
+    return table(f"component · C, tokens · per token, 1/C · relative to the slowest, f = max C/C · per context of "
+                 f"{config.segment} tokens, L/C · gradient carried back, tokens", rows)
+
+
+# What a run took and reached ------------------------------------------------------------------------------------------
+
+
+def reached(folder: Path) -> dict[str, Any]:
+    """What is kept of a finished run, from its config.json, log.jsonl and sample.txt."""
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, ends = [x for x in lines if "loss" in x], [x for x in lines if "seconds" in x]
     if not ends:
         raise SystemExit(f"{folder} is not finished; end it with python train.py --resume {folder}")
     config, training = Config.from_dict(about["config"]), about["training"]
-    read = steps[-1]["step"] * training["batch"] * training["accumulate"] * config.segment
+    step = training["batch"] * training["accumulate"] * config.segment
     preset = {f: v for part in PRESETS[about["preset"]] for f, v in vars(part).items()}
     same = ("out", "quiet", "data", "options", "threads")  # these change nothing that is said here
     flags = "".join(f" --{name.replace('_', '-')} {typed(value)}"
                     for name, value in {**vars(config), **training}.items()
                     if name not in same and typed(value) != typed(preset[name]))
-    with_versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     shown = [x for x in steps if x["step"] in (1, 10, 30, 100, 300, 1000, 3000, 10000)] + steps[-1:]
-    shown = list({x["step"]: x for x in shown}.values())
-    losses = table("step · loss (nats per byte) · bits per byte",
-                   [(x["step"], f"{x['loss']:.3f}", f"{x['bits_per_byte']:.3f}") for x in shown])
-    found = ends[-1]["validation_bits_per_byte"]
-    beside = ", ".join(f"{name} {bits:.3f}" for name, bits in sorted(found.items(), key=lambda item: item[1]))
-    moves = Counter(chunk for x in steps for chunk in x["fired"])
-    moved = ", ".join(f"with chunk size {chunk} moved {n:,} times" for chunk, n in sorted(moves.items()))
     sample = (folder / "sample.txt").read_text(encoding="utf-8").strip().split("\n\nstep ")[-1]
-    return (f"`python train.py --preset {about['preset']}{flags}`\n"
-            f"takes **{ends[-1]['seconds']:.0f} seconds** on {about['machine']}\n({with_versions}):\n"
-            f"{hope.count(config):,} parameters, {read:,} bytes read. The loss on the way:\n\n{losses}\n\n"
-            f"On {ends[-1]['bytes']:,} bytes of validation text, in bits per byte: {beside}.\n"
+    return {"command": f"python train.py --preset {about['preset']}{flags}", "machine": about["machine"],
+            "versions": about["versions"], "seconds": round(ends[-1]["seconds"], 1),
+            "seconds of the first step": round(step / steps[0]["tokens_per_second"], 1),
+            "parameters": hope.count(config), "bytes read": steps[-1]["step"] * step,
+            "losses": {str(x["step"]): [round(x["loss"], 3), round(x["bits_per_byte"], 3)] for x in shown},
+            "validation bytes": ends[-1]["bytes"],
+            "validation": {name: round(bits, 3) for name, bits in ends[-1]["validation_bits_per_byte"].items()},
+            "moves": Counter(str(chunk) for x in steps for chunk in x["fired"]),
+            "sample": "step " + sample.removeprefix("step ")}
+
+
+def kept(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "runs.json").read_text(encoding="utf-8"))[name]
+
+
+def tiny() -> str:
+    """The first run in a sentence."""
+    run = kept("tiny")
+    (first, (_, before)), *_, (last, (_, after)) = run["losses"].items()
+    return (f"`{run['command']}` took **{run['seconds']:.0f} seconds** on {run['machine'].split(', ')[0]},\n"
+            f"{run['seconds of the first step']:.0f} of them in the first step, in which kernels are compiled, once "
+            f"and for all:\n{run['parameters']:,} parameters, {before:.2f} bits per byte at step {first}, "
+            f"{after:.2f} at step {last}.")
+
+
+def nano() -> str:
+    """The second run in two sentences and in what it writes."""
+    run = kept("nano")
+    beside = ", ".join(f"{bits:.3f} for {name}" for name, bits in run["validation"].items() if name != "this run")
+    machine = ", ".join(run["machine"].split(", ")[:2])
+    return (f"`{run['command']}` took **{run['seconds'] / 60:.0f} minutes** on {machine}:\n"
+            f"{run['parameters']:,} parameters, {run['bytes read']:,} bytes read, then "
+            f"{run['validation']['this run']:.3f} bits per byte on text it has\nnot seen ({beside}). It writes "
+            f"(▶ marks where the model goes on):\n\n```text\n{run['sample']}\n```")
+
+
+def run(name: str = "nano") -> str:
+    """All that is kept of a run."""
+    run = kept(name)
+    with_versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+    losses = table("step · loss (nats per byte) · bits per byte",
+                   [(step, f"{nats:.3f}", f"{bits:.3f}") for step, (nats, bits) in run["losses"].items()])
+    beside = ", ".join(f"{what} {bits:.3f}" for what, bits in sorted(run["validation"].items(), key=lambda x: x[1]))
+    moved = ", ".join(f"with chunk size {chunk} moved {n:,} times"
+                      for chunk, n in sorted(run["moves"].items(), key=lambda x: int(x[0])))
+    return (f"`{run['command']}`\ntakes **{run['seconds']:.0f} seconds** on {run['machine']}\n({with_versions}):\n"
+            f"{run['parameters']:,} parameters, {run['bytes read']:,} bytes read. The loss on the way:\n\n{losses}\n\n"
+            f"On {run['validation bytes']:,} bytes of validation text, in bits per byte: {beside}.\n"
             f"The level {moved}.\n"
-            f"What it writes then (▶ marks where the model goes on):\n\n"
-            f"```text\nstep {sample.removeprefix('step ')}\n```")
+            f"What it writes then (▶ marks where the model goes on):\n\n```text\n{run['sample']}\n```")
+
+
+# The pages ------------------------------------------------------------------------------------------------------------
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {  # page → its parts
+    "README.md": {"formulas": formulas, "tiny": tiny, "nano": nano, "files": files, "claims": claims},
+    "docs/nano.md": {"run": run},
+    "docs/clocks.md": {"clocks": clocks},
+    "docs/settings.md": {"presets": presets},
+    "docs/ladder.md": {"ladder": ladder, "trained": trained},
+}
 
 
 def rewrite(text: str, name: str, made: str) -> str:
     """The text with what stands between the two markers of that name replaced."""
     begin, end = f"<!-- {name}: python docs/readme.py -->\n", f"\n<!-- end of {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise SystemExit(f"{README} must hold {begin.strip()} and {end.strip()} once each")
+        raise SystemExit(f"the page must hold {begin.strip()} and {end.strip()} once each")
     return text[:text.index(begin) + len(begin)] + made + text[text.index(end):]
 
 
+def keep(folder: Path) -> None:
+    """Keep what a finished run took and reached, under the name of its preset, and the pictures of nano."""
+    found, file = reached(folder), HERE / "runs.json"
+    name = found["command"].split()[3]
+    if name not in ("tiny", "nano"):
+        raise SystemExit(f"{folder} is a run of {name}; the pages show runs of tiny and nano")
+    write_text(file, json.dumps(json.loads(file.read_text(encoding="utf-8")) | {name: found},
+                                      indent=1, ensure_ascii=False) + "\n")
+    for picture in PICTURES if name == "nano" else ():
+        shutil.copy(folder / picture, HERE / picture)
+
+
 def main(arguments: list[str]) -> None:
-    text = README.read_text(encoding="utf-8")
-    tables = {"files": files, "presets": presets, "ladder": ladder, "trained": trained, "claims": claims}
-    for name, made in tables.items():
-        text = rewrite(text, name, made())
-    if arguments:
-        text = rewrite(text, "run", run(Path(arguments[0])))
-        for picture in PICTURES:
-            shutil.copy(Path(arguments[0]) / picture, ROOT / "docs" / picture)
-    write_text(README, text)
+    for folder in arguments:
+        keep(Path(folder))
+    for page, parts in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, made in parts.items():
+            text = rewrite(text, name, made())
+        write_text(ROOT / page, text)
+    write_text(HERE / "block.svg", block.of("nano"))
 
 
 if __name__ == "__main__":

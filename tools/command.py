@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, nearest, setting
+from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, item, nearest, setting
 from optimizers import OPTIMIZERS, Optimizer
 from tools.checkpoint import find
 from tools.folder import read_json
@@ -87,7 +87,7 @@ def rungs() -> str:
 def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
-        return tuple((type(default[0]) if default else str)(item) for item in text.split(",") if text)
+        return tuple(type(item(name, default))(word) for word in text.split(",") if text)
 
     def true_or_false(text: str) -> bool:
         return ("false", "true").index(text.lower()) == 1

@@ -771,11 +771,11 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
 
 def overview(folder: Path) -> str:
     """The table of all claims measured so far, from their files; it names what has not been measured."""
-    lines = ["# The claims", "", "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, as many",
-             "parameters and bytes for every model compared, and the same sweep of learning rates. Numbers are means ±",
-             "half of the 95% interval; all of them, and the sweep, are in the file beside the picture. *Paper* is what",
-             "its text says. *Holds?* judges what is asked here, by the differences within a seed; that is not always",
-             "the same question.", "",
+    lines = ["# The claims", "", "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, as",
+             "many parameters and bytes for every model compared, and the same sweep of learning rates. Numbers are",
+             "means ± half of the 95% interval; all of them, and the sweep, are in the file beside the picture.",
+             "*Paper* is what its text says. *Holds?* judges what is asked here, by the differences within a seed;",
+             "that is not always the same question.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
     notes, asked, found = [], [], measured(folder)
     for name, (measure, paper) in CLAIMS.items():

@@ -251,9 +251,9 @@ class Leaf(Tensor):
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
         if name == "data":
-            self.changed_now()
+            self.mark_changed()
 
-    def changed_now(self) -> None:
+    def mark_changed(self) -> None:
         """Say that elements of the array were written to: no graph that was recorded before goes back any more."""
         object.__setattr__(self, "changed", next(_order))
 
@@ -928,7 +928,7 @@ def logsumexp(x, *, axis=-1, keepdims=False):
     """z = log Σeˣ, −∞ of nothing and of −∞ only;  x̄ = z̄·eˣ⁻ᶻ"""
     top = _top(x, axis)
     top = np.where(np.isfinite(top), top, 0)
-    with np.errstate(divide="ignore"):  # log 0
+    with np.errstate(divide="ignore", over="ignore"):  # log 0 is −∞, e to the 1000 ∞: both are meant
         z = top + np.log(np.sum(np.exp(x.data - top), axis=axis, keepdims=True))
     rule = lambda g, z: reshape(g, shape=top.shape) * exp(x - reshape(z, shape=top.shape))
     return z if keepdims else np.squeeze(z, axis), (rule,)

@@ -210,13 +210,13 @@ def det(x):
 def solve(a: Any, b: Any) -> Tensor:
     """a⁻¹b; b is a vector, or (…,n,m) columns"""
     b = tensor(b)
-    return squeeze(divided(a, expand_dims(b, 1)), -1) if b.ndim == 1 else divided(a, b)
+    return squeeze(_solve(a, expand_dims(b, 1)), -1) if b.ndim == 1 else _solve(a, b)
 
 @op(output=True, name="solve")
-def divided(a, b):
+def _solve(a, b):
     """z = a⁻¹b;  b̄ = a⁻ᵀz̄, ā = −b̄ zᵀ"""
     def rules(g, z):
-        to_b = divided(a.mT, g)
+        to_b = _solve(a.mT, g)
         return -to_b @ z.mT, to_b
     return np.linalg.solve(a.data, b.data), rules
 

@@ -79,7 +79,7 @@ class Module:
                                  "in the model; load it with the configuration it was saved with")
         for name, p in own.items():
             p.data[...] = np.asarray(arrays[name], like=p.data)
-            p.changed_now()
+            p.mark_changed()
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Parameter]]:

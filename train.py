@@ -86,7 +86,8 @@ class Run:
         t, started, stopped, telemetry = self.training, time.monotonic(), False, Telemetry(self.model)
         bar = tqdm(total=until, initial=self.step, unit="step", disable=t.quiet, dynamic_ncols=True,
                    mininterval=0.1 if sys.stderr.isatty() else 30)
-        with bar, stopping.heeded(self.safe) as asked, np.errstate(all="ignore"):  # what is not finite is looked for
+        # numbers that are not finite are looked for, not warned of
+        with bar, stopping.heeded(self.safe, self.complete) as asked, np.errstate(all="ignore"):
             try:
                 while self.step < until and not asked:
                     line = self.advance()
@@ -239,6 +240,9 @@ class Run:
         if not math.isfinite(bits):
             raise self.diverged("the loss of validation text")
         return bits, Text([Document("measured", read, len(read))])
+
+    def complete(self) -> bool:
+        return self.saved == self.step
 
     def safe(self) -> str:
         """What is kept if the program ends now, and how to go on."""

@@ -316,11 +316,11 @@ def test_in_a_thread_nothing_is_arranged_and_everything_runs():
 
 
 BUSY = """
-import hashlib, sys
+import hashlib, sys, threading
 from tools import stopping
-with stopping.heeded(lambda: "step 3 is saved") as asked:
+with stopping.heeded(lambda: "step 3 is saved", lambda: {complete}) as asked:
     try:
-        print("ready", flush=True)
+        threading.Timer(0.3, lambda: print("ready", flush=True)).start()  # said while it is busy
         hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # does not come back to Python meanwhile
         sum(range(1000))
     except KeyboardInterrupt:
@@ -339,7 +339,7 @@ def begun(code):
 
 
 def test_a_program_that_is_busy_elsewhere_answers_at_once_and_stops_when_it_can():
-    program = begun(BUSY.format(rounds=4_000_000))
+    program = begun(BUSY.format(rounds=4_000_000, complete=False))
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
     assert err == "\nstopping as soon as that can be done; step 3 is saved; once more ends it at once\n"
@@ -347,10 +347,17 @@ def test_a_program_that_is_busy_elsewhere_answers_at_once_and_stops_when_it_can(
 
 
 def test_a_second_signal_ends_a_busy_program_without_a_traceback():
-    program = begun(BUSY.format(rounds=2_000_000_000))
+    program = begun(BUSY.format(rounds=2_000_000_000, complete=False))
     program.send_signal(signal.SIGINT)
     program.stderr.readline()
     assert program.stderr.readline().startswith("stopping as soon as that can be done")
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    assert err == "\nstopped at once; step 3 is saved\n" and not out and program.returncode == 130
+
+
+def test_where_nothing_is_lost_one_signal_ends_a_busy_program():
+    program = begun(BUSY.format(rounds=2_000_000_000, complete=True))
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
     assert err == "\nstopped at once; step 3 is saved\n" and not out and program.returncode == 130

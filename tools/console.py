@@ -13,7 +13,7 @@ def ready() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # a program without a console
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))
         elif hasattr(stream, "reconfigure"):  # a notebook's and IDLE's have their own ways
             stream.reconfigure(errors="backslashreplace")
 

@@ -6,8 +6,8 @@
             ...                 but never here: it waits for the end of this block
 
 Python hands over a signal between two of its own instructions only. While a compiler or a long product does not come
-back to it, a thread answers: it says that the program is going to stop, and ends it at the second signal. Signals
-that were ignored from the start (nohup, a shell's background) stay ignored.
+back to it, a thread answers: it ends the program if nothing would be lost, or says that it is going to stop, and ends
+it at the second signal. Signals that were ignored from the start (nohup, a shell's background) stay ignored.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PATIENCE = 0.5  # seconds after which a program that has not stopped yet says th
 class Asked:
     """Whether a program was asked to stop, and what it has to say then. True once it was."""
 
-    def __init__(self, kept: Callable[[], str]):
-        self.kept = kept  # what is safe if it ends now, in words
+    def __init__(self, kept: Callable[[], str], complete: Callable[[], bool]):
+        self.kept, self.complete = kept, complete  # what is safe if it ends now, in words; whether that is all
         self.signal = 0
         self.shields = 0  # blocks that must be whole, one in another
         self.held = False  # a signal came within one
@@ -46,7 +46,7 @@ class Asked:
     def note(self, number: int, frame: Any = None) -> None:
         """A signal has come."""
         if self.signal and not hasattr(sys, "ps1"):  # at Python's own prompt only the command ends
-            leave(f"stopped at once; {self.kept()}", self.code)
+            leave(f"stopped at once; {self.kept()}", 128 + number)
         self.signal = number
         if self.shields:
             self.held = True
@@ -62,8 +62,9 @@ class Asked:
             times += 1
             if self.over.wait(PATIENCE):
                 return
-            if times > 1 and not hasattr(sys, "ps1"):
-                leave(f"stopped at once; {self.kept()}", self.code)
+            nothing_lost = self.complete() and not self.shields
+            if (times > 1 or nothing_lost) and not hasattr(sys, "ps1"):
+                leave(f"stopped at once; {self.kept()}", 128 + number)
             say(f"stopping as soon as that can be done; {self.kept()}; once more ends it at once")
 
 
@@ -71,17 +72,21 @@ current: Asked | None = None
 
 
 @contextmanager
-def heeded(kept: Callable[[], str]) -> Iterator[Asked]:
-    """Within, a signal raises KeyboardInterrupt; a second one ends the process, with `kept()` in one line."""
+def heeded(kept: Callable[[], str], complete: Callable[[], bool] = lambda: False) -> Iterator[Asked]:
+    """Within, a signal raises KeyboardInterrupt; a second one ends the process, with `kept()` in one line.
+
+    Where `complete()`, nothing is lost by that, and the first one does it, too, if Python does not take it soon.
+    """
     global current
     if current is not None:  # one in another: only the words are others
-        outer, before, current.kept = current, current.kept, kept
+        outer, before = current, (current.kept, current.complete)
+        outer.kept, outer.complete = kept, complete
         try:
             yield outer
         finally:
-            outer.kept = before
+            outer.kept, outer.complete = before
         return
-    asked = current = Asked(kept)
+    asked = current = Asked(kept, complete)
     try:
         with listening(asked):
             yield asked

@@ -818,7 +818,7 @@ def minimum(x, y):
 def _above(x: Tensor, y: Tensor) -> Array:
     """1 where x > y, ½ where they are equal, 0 where x < y"""
     dtype = x.dtype if x.dtype.kind == "f" else y.dtype
-    return 1 - ((x.data < y.data).astype(dtype) + (x.data <= y.data)) / 2
+    return 1 - (np.less(x.data, y.data).astype(dtype) + np.less_equal(x.data, y.data)) / 2  # a scalar stays one
 
 @op
 def silu(x):

@@ -390,20 +390,28 @@ def _named(operation: str, names: list[str], values: tuple, settings: dict) -> d
     return found | settings
 
 
-def fused(reference: Callable | str) -> Callable:
+def fused(kernel: Any = None, *, reference: Callable | str = "") -> Callable:
     """Make an operation of `rule(*arrays, **settings) -> (arrays, backward)`, its way back written by hand.
 
     Inputs and results may be trees. `backward` maps the cotangents of the result (one argument for each part, if it
     is a tuple) to a sequence of cotangents, a tree like each input or None for zero; all of them are arrays.
     `reference` is the same function made of operations: where derivatives are to be differentiated again, the
-    way back goes through it. If it is only the name of such a function, there are first derivatives only.
+    way back goes through it. If it is only the name of such a function, there are first derivatives only. A rule that
+    returns None has no way for these arrays: the operation is its reference.
+
+    fused(kernel) is the operation of a `kernels.Kernel`; its reference is the definition, unless another is given.
     """
-    def decorate(rule: Callable) -> Callable:
+    def decorate(rule: Callable, name: str = "") -> Callable:
+        name = name or rule.__name__
+
         @functools.wraps(rule)
         def operation(*trees: Any, **settings: Any) -> Any:
             leaves, rebuild = tree_flatten(trees)
             inputs = _as_tensors(tuple(leaves))
-            z, backward = rule(*rebuild(x.data for x in inputs), **settings)
+            found = rule(*rebuild(x.data for x in inputs), **settings)
+            if found is None:
+                return reference(*rebuild(inputs), **settings)  # type: ignore[operator]
+            z, backward = found
             arrays, rebuild_z = tree_flatten(z)
 
             def flat_reference(*leaves: Tensor) -> Any:
@@ -416,15 +424,18 @@ def fused(reference: Callable | str) -> Callable:
                     return [g if g is None else Tensor(g) for tree, bar in zip(trees, found, strict=True)
                             for g in _like(tree, bar)]
                 if not callable(reference):
-                    raise RuntimeError(f"'{rule.__name__}' is a fused kernel with first derivatives only; "
+                    raise RuntimeError(f"'{name}' is a fused kernel with first derivatives only; "
                                        f"for higher orders use {reference}")
                 by_key = _pull_through(flat_reference, inputs, inputs, cotangents)
                 return [by_key.pop(_key(x), None) for x in inputs]  # one that is given twice gets all at once
-            made = _record(rule.__name__, inputs, arrays[0] if len(arrays) == 1 else tuple(arrays), to_inputs)
+            made = _record(name, inputs, arrays[0] if len(arrays) == 1 else tuple(arrays), to_inputs)
             return rebuild_z((made,) if len(arrays) == 1 else made)
-        OPS[rule.__name__] = operation
+        OPS[name] = operation
         return operation
-    return decorate
+    if kernel is None:
+        return decorate
+    reference = reference or kernel.definition
+    return decorate(kernel.vjp, kernel.name)
 
 
 # trees ------------------------------------------------------------------------------------------

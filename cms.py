@@ -29,7 +29,7 @@ import numpy as np
 
 from autograd import Tensor, exp, grad, mean, minimum, softmax, sqrt, stack, sum
 from config import Config
-from layers import Linear, Module, Parameter, Rng, fused_gelu, linear, rms_norm
+from layers import Linear, Module, Parameter, Rng, gelu, linear, rms_norm
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -62,9 +62,9 @@ class Level(Module):
 
     def __call__(self, x: Tensor, drift: Drift | None = None) -> Tensor:
         if drift is None:
-            return linear(fused_gelu(linear(x, self.up.weight)), self.down.weight)
+            return linear(gelu(linear(x, self.up.weight)), self.down.weight)
         W = {name: w + drift[name] for name, w in self.weights().items()}  # (B,out,in)
-        return fused_gelu(x @ W["up"].mT) @ W["down"].mT
+        return gelu(x @ W["up"].mT) @ W["down"].mT
 
     def zero_drift(self, batch: int) -> Drift:
         """No drift yet, in a form that gradients can be taken of."""

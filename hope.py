@@ -32,7 +32,6 @@ from autograd import (
     enable_grad,
     grad,
     host,
-    mean,
     no_grad,
     sum,
     tensor,
@@ -49,7 +48,7 @@ from layers import (
     Module,
     RMSNorm,
     Rng,
-    fused_cross_entropy,
+    cross_entropy,
     linear,
     normal,
     rms_norm,
@@ -283,7 +282,7 @@ class Hope(Module):
         """Mean negative log-likelihood, in nats, of each token after the first: tokens (B,T+1)."""
         tokens = self._checked(tokens, state)
         logits, state = self(tokens[:, :-1], state)
-        return mean(fused_cross_entropy(logits, targets=tokens[:, 1:])), state
+        return cross_entropy(logits, tokens[:, 1:]), state
 
     # learning while reading ---------------------------------------------------------------------------------
 
@@ -302,7 +301,7 @@ class Hope(Module):
         drifts = [block.cms.drifts(past.levels, batch)
                   for block, past in zip(self.blocks, state.blocks, strict=True)]
         logits, after = self(tokens[:, :-1], drifted(state, drifts))
-        losses = fused_cross_entropy(logits, targets=tokens[:, 1:])  # (B,T)
+        losses = cross_entropy(logits, tokens[:, 1:], reduction="none")  # (B,T)
         leaves, rebuild = tree_flatten(drifts)
         grads = rebuild(grad(sum(losses) * (1 / time), leaves))
         rates = None if rate is None else [rate] * len(self.config.chunks)

@@ -2,8 +2,7 @@
 
 A `Module` is any object whose attributes are parameters or other modules (also in lists and dicts). Calling
 it computes; nothing it computes is hidden in its attributes: a layer that remembers takes its state and hands
-back the next one, `y, state = layer(x, state)`. Functions called fused_… have twins in kernels.py, or a way
-back of their own; each names its reference, made of operations, which their higher derivatives go through.
+back the next one, `y, state = layer(x, state)`. What takes the time is an operation of a kernel (kernels/).
 
 Legend: B batch, T time, D width, H heads, d = D/H head size, W taps of a filter, V vocabulary, P keys of
 the past.
@@ -20,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-import autograd
 import functions  # noqa: F401  (gives tensors the methods and functions that NumPy's users know)
 import kernels
-from autograd import Leaf, Tensor, concatenate, fused, op, reshape, rms_normalize, softmax, where
+from autograd import Leaf, Tensor, concatenate, fused, op, reshape, softmax, tensor, where
 
 Rng = np.random.Generator
 
@@ -128,29 +126,35 @@ class Linear(Module):
         return linear(x, self.weight)
 
 
-@fused(reference=autograd.gelu)
-def fused_gelu(x):
-    """½x(1 + tanh(√(2/π)(x + 0.044715x³)))"""
-    return kernels.launch("gelu", x), lambda g: (kernels.launch("gelu_backward", x, g),)
+gelu = fused(kernels.gelu)
+causal_conv = fused(kernels.causal_conv)
+attention = fused(kernels.attention)
+weighted_rms_norm = fused(kernels.rms_norm)
+token_cross_entropy = fused(kernels.cross_entropy)
 
 
-@fused(reference=lambda x, w: rms_normalize(x) * w)
-def fused_rms_norm(x, w):
-    """w·x/√(mean x² + ε).  x (…,D), w (D,)"""
-    y, r = kernels.launch("rms_norm", x, w)
-    return y, lambda g: kernels.launch("rms_norm_backward", x, w, r, g)
+def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """w·x/√(mean x² + ε).  x (…,D), w (D,), 1 unless it is given"""
+    return weighted_rms_norm(x, np.ones_like(x.data, shape=x.shape[-1:]) if weight is None else weight)
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x/√(mean x² + ε).  x (…,D)"""
-    return fused_rms_norm(x, np.ones_like(x.data, shape=x.shape[-1:]))
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """−log softmax(logits)[target] over the last axis, in nats.
 
-
-@fused(reference=lambda x, *, targets: autograd.cross_entropy(x, targets, reduction="none"))
-def fused_cross_entropy(x, *, targets):
-    """−log softmax(x)[target], in nats; 0 where the target is −100.  x (…,V), integer targets (…) → (…)"""
-    loss, z = kernels.launch("cross_entropy", x, targets)
-    return loss, lambda g: (kernels.launch("cross_entropy_backward", x, targets, z, g),)
+    logits (…,V), targets (…) integers; positions equal to `ignore_index` count for nothing.
+    reduction: "mean" over the counted positions, "sum", or "none". ValueError on a target outside 0..V−1.
+    """
+    targets = tensor(targets).data
+    if targets.shape != logits.shape[:-1] or targets.dtype.kind not in "iu":
+        raise ValueError(f"targets must be integers of shape {logits.shape[:-1]}, one for each row of logits,"
+                         f" not {targets.dtype} of shape {targets.shape}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction {reduction!r}; choose mean, sum or none")
+    each = token_cross_entropy(logits, targets=targets, ignore_index=ignore_index)
+    if reduction == "none":
+        return each
+    counted = np.sum(targets != ignore_index)
+    return each.sum() if reduction == "sum" else each.sum() / np.maximum(counted, 1).astype(each.dtype)
 
 
 class RMSNorm(Module):
@@ -160,7 +164,7 @@ class RMSNorm(Module):
         self.weight = Parameter(np.ones(width, dtype=np.float32))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return fused_rms_norm(x, self.weight)
+        return rms_norm(x, self.weight)
 
 
 @op
@@ -176,23 +180,6 @@ def merge_heads(x):
     """(B,H,T,d) → (B,T,H·d), and back"""
     B, H, T, d = x.shape
     return np.reshape(np.swapaxes(x.data, 1, 2), (B, T, H * d)), (lambda g: split_heads(g, heads=H),)
-
-
-def causal_conv(x: Tensor, tail: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """y_t = Σ_i w_i x_{t−i} on every channel, and the last W−1 inputs.  x (B,T,D), tail (B,W−1,D), w (W,D)"""
-    last, time = tail.shape[1], x.shape[1]
-    past = concatenate([tail, x], axis=1)  # (B,W−1+T,D)
-    y = past[:, last:] * w[0]
-    for i in range(1, last + 1):
-        y = y + past[:, last - i:last - i + time] * w[i]
-    return y, past[:, time:]
-
-
-@fused(reference=causal_conv)
-def fused_causal_conv(x, tail, w):
-    """`causal_conv`, compiled"""
-    return (kernels.launch("causal_conv", x, tail, w),
-            lambda g, next_g: kernels.launch("causal_conv_backward", x, tail, w, g, next_g))
 
 
 class CausalConv(Module):
@@ -211,7 +198,7 @@ class CausalConv(Module):
         return Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.taps - 1, x.shape[2])))
 
     def __call__(self, x: Tensor, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return fused_causal_conv(x, self.start(x) if tail is None else tail, self.weight)
+        return causal_conv(x, self.start(x) if tail is None else tail, self.weight)
 
 
 @dataclass(frozen=True)
@@ -247,20 +234,6 @@ class Mixer(Module):
     def cost(self, tokens: int) -> Cost:
         """What remembering takes once so many tokens have been read."""
         return Cost(0, 0)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """y_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,H,P+T,d)"""
-    scores = (q @ k.mT) * (q.shape[-1] ** -0.5)  # (B,H,T,P+T)
-    seen = np.tril(np.ones_like(scores.data, shape=scores.shape[-2:], dtype=bool), k.shape[2] - q.shape[2])
-    return softmax(where(seen, scores, -1e30)) @ v
-
-
-@fused(reference=attention)
-def fused_attention(q, k, v):
-    """`attention` in one kernel, block by block; of all scores only z_t = log Σ_i exp(q_t·k_i/√d) is kept."""
-    y, z = kernels.launch("attention", q, k, v)
-    return y, lambda g: kernels.launch("attention_backward", q, k, v, y, z, g)
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -313,7 +286,7 @@ class CausalAttention(Mixer):
         if state is not None and past:
             k, v = concatenate([state.key, k], axis=2), concatenate([state.value, v], axis=2)
         if not self.window:
-            return self.output(merge_heads(fused_attention(q, k, v))), AttentionState(k, v)
+            return self.output(merge_heads(attention(q, k, v))), AttentionState(k, v)
         # only distances count: positions begin anew with every window
         y = windowed_attention(q, rotate(k, start=0), v, self.window)
         kept = max(0, k.shape[2] - self.window + 1)

@@ -11,7 +11,6 @@ Legend: B batch, T time, D width, H heads, d head size; S (…,d_v,d_k) a matrix
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,17 +52,7 @@ def delta_rule(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor,
     return FORMS[form](q, k, v, log_a, b, c, S)
 
 
-def recurrent(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor
-              ) -> tuple[Tensor | None, Tensor]:
-    """The definition, token by token."""
-    reads = []
-    for t in range(k.shape[-2]):
-        key, value = (x[..., t, :, None] for x in (k, v))  # columns
-        a, forget, write = (x[..., t, None, None] for x in (exp(log_a), b, c))
-        if q is not None:
-            reads.append((S @ q[..., t, :, None])[..., 0])
-        S = S * a - forget * (S @ key) @ key.mT + write * value @ key.mT
-    return None if q is None else stack(reads, axis=-2) if reads else v * 1, S
+recurrent = kernels.delta_rule.definition  # token by token
 
 
 def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S: Tensor,
@@ -83,60 +72,25 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
             Q = q[..., t:t + chunk, :]
             reads.append(before * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
         S = whole * S + (U * after).mT @ K
-    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S
+    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S if k.shape[-2] else S * 1
 
 
 def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """U of one chunk; and the decays g_{t−1}/g_i (…,C,C), g_{t−1} and g_C/g_i (…,C,1), g_C (…,1,1)."""
-    log_g = cumsum(log_a, axis=-1)
-    log_before = concatenate([log_a[..., :1] * 0, log_g[..., :-1]], axis=-1)
+    log_g = cumsum(log_a.astype(np.float64), axis=-1)  # of large sums, small differences are wanted
+    log_before, last = concatenate([log_g[..., :1] * 0, log_g[..., :-1]], axis=-1), log_g[..., -1:]
     earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
     # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
-    ratio = exp(where(earlier, log_before[..., :, None] - log_g[..., None, :], -np.inf))
-    before, last = exp(log_before)[..., None], log_g[..., -1:]
+    log_ratio = where(earlier, log_before[..., :, None] - log_g[..., None, :], -np.inf)
+    ratio, before, after, whole = (exp(x.astype(K.dtype)) for x in (
+        log_ratio, log_before[..., None], (last - log_g)[..., None], last[..., None]))
     U = solve_triangular(K @ K.mT * ratio * b[..., None], c[..., None] * V - b[..., None] * before * (K @ S.mT),
                          unit=True)
-    return U, ratio, before, exp(last - log_g)[..., None], exp(last)[..., None]
+    return U, ratio, before, after, whole
 
 
-@fused(reference=chunked)
-def fused_delta_rule(q, k, v, log_a, b, c, S):
-    """`chunked` in one compiled pass over the tokens (kernels/delta_rule.py)."""
-    arrays = _flat(q, k, v, log_a, b, c, S)
-    o, last = kernels.launch("delta_rule", *arrays)
-
-    def backward(o_bar, last_bar):
-        bars = np.reshape(o_bar, arrays[2].shape), np.reshape(last_bar, arrays[6].shape)
-        grads = kernels.launch("delta_rule_backward", *arrays, *bars)
-        return [np.reshape(g, x.shape) for g, x in zip(grads, (q, k, v, log_a, b, c, S), strict=True)]
-    return (np.reshape(o, v.shape), np.reshape(last, S.shape)), backward
-
-
-@fused(reference=lambda k, *rest: chunked(None, k, *rest)[1])
-def fused_writes(k, v, log_a, b, c, S):
-    """The same without reads."""
-    arrays = _flat(k, v, log_a, b, c, S)
-    _, last = kernels.launch("delta_rule", arrays[0], *arrays)
-
-    def backward(last_bar):
-        q, o_bar = np.zeros_like(arrays[0]), np.zeros_like(arrays[1])
-        last_bar = np.reshape(last_bar, arrays[5].shape)
-        grads = kernels.launch("delta_rule_backward", q, *arrays, o_bar, last_bar)
-        return [np.reshape(g, x.shape) for g, x in zip(grads[1:], (k, v, log_a, b, c, S), strict=True)]
-    return np.reshape(last, S.shape), backward
-
-
-def _flat(*inputs: Any) -> list[Any]:
-    """The arrays of (…, k, v, log_a, b, c, S) with all leading axes in one."""
-    axes = inputs[-1].ndim - 2
-    return [np.reshape(x, (math.prod(x.shape[:axes]), *x.shape[axes:])) for x in inputs]
-
-
-def _fused(q, *rest):
-    return fused_delta_rule(q, *rest) if q is not None else (None, fused_writes(*rest))
-
-
-FORMS: dict[str, Callable] = {"recurrent": recurrent, "chunked": chunked, "fused": _fused}
+FORMS: dict[str, Callable] = {"recurrent": recurrent, "chunked": chunked,
+                              "fused": fused(kernels.delta_rule, reference=chunked)}
 
 # With momentum -------------------------------------------------------------------------------------------
 #
@@ -201,9 +155,10 @@ def momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N, chunk=64):
 
 def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
     """g_t/g_j for j ≤ t, else 0 (…,C,C), and g_t (…,C,1), from log a (…,C)"""
-    log_g = cumsum(log_a, axis=-1)
+    log_g = cumsum(log_a.astype(np.float64), axis=-1)
     upto = np.tril(np.ones_like(log_a.data, shape=(log_a.shape[-1],) * 2, dtype=bool))
-    return exp(where(upto, log_g[..., :, None] - log_g[..., None, :], -np.inf)), exp(log_g)[..., None]
+    log_ratio = where(upto, log_g[..., :, None] - log_g[..., None, :], -np.inf)
+    return exp(log_ratio.astype(log_a.dtype)), exp(log_g.astype(log_a.dtype))[..., None]
 
 
 def later(x: Tensor) -> Tensor:

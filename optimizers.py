@@ -170,7 +170,7 @@ def adamw_update(g, state: State, group: dict):
     m, v = state["m"], state["v"]
     delta = np.zeros_like(g)
     numbers = group["lr"], group["beta1"], group["beta2"], group["eps"]
-    kernels.launch("adamw", delta, g, m, v, *numbers, 0.0, state["t"])  # from 0, without decay: the update
+    kernels.adamw(delta, g, m, v, *numbers, 0.0, state["t"])  # from 0, without decay: the update
     return delta
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-import kernels
 from autograd import (
     Tensor,
     absolute,
@@ -39,6 +38,7 @@ from autograd import (
     tanh,
 )
 from config import Config
+from kernels import titans_compiled
 from layers import Cost, Parameter, Rng, normal
 from memory import STEPS, MemoryMixer, delta_rule, half_lives, log_sigmoid, momentum_rule, zeros
 
@@ -259,7 +259,7 @@ class SelfModifyingTitans(MemoryMixer):
         c = self.config
         known = (c.memory, c.retention, c.reads, c.through_writes, c.step, c.momentum, c.error_power) == (
             "mlp", "initial", "exact", True, "proximal", False, 2.0)
-        if not (known and c.form == "fused" and kernels.has_titans(asked["q"].data)):
+        if not (known and c.form == "fused" and titans_compiled.has_titans(asked["q"].data)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         weights = {"bias": self.bias, "readout": self.readout, "initial": self.initial}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
@@ -330,10 +330,10 @@ def fused_read(asked, weights, chunk_start, drift, *, mixer, spans):
               weights["initial"], drift, chunk_start)
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
                 [(span.tokens, span.seen) for span in spans])
-    o, after, boundaries = kernels.titans(*settings, *inputs)
+    o, after, boundaries = titans_compiled.titans(*settings, *inputs)
 
     def backward(o_bar, after_bar):
-        asked_bar, bias_bar, readout_bar, initial_bar, drift_bar, start_bar = kernels.titans_backward(
+        asked_bar, bias_bar, readout_bar, initial_bar, drift_bar, start_bar = titans_compiled.titans_backward(
             *settings, boundaries, *inputs, o_bar, after_bar)
         weights_bar = {"bias": dict(zip(weights["bias"], bias_bar, strict=True)),
                        "readout": dict(zip(weights["readout"], readout_bar, strict=True)), "initial": initial_bar}

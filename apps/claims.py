@@ -34,12 +34,12 @@ from tqdm import tqdm
 import optimizers
 from apps.evaluate import BIT, LANGUAGES, Drawn, fit, learn_on, share_right, text_batches, transfer, words
 from apps.tasks import associative_recall
-from autograd import Tensor, cross_entropy, no_grad
+from autograd import Tensor, no_grad
 from cms import LevelState
 from config import Config, nearest
 from data import IGNORE, Corpus, Text, fixed
 from hope import BlockState, Hope, State, count
-from layers import CausalConv, Mixer
+from layers import CausalConv, Mixer, cross_entropy
 from tools.folder import write_text
 from tools.plots import COLOURS, canvas
 

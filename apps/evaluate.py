@@ -38,10 +38,11 @@ from tqdm import tqdm
 import hope
 import optimizers
 from apps.tasks import formal_language
-from autograd import Tensor, cross_entropy, enable_grad, grad, no_grad, tree_flatten
+from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
 from config import Config
 from data import IGNORE, Corpus, Text, encode, fixed
 from hope import Hope, State, drifted
+from layers import cross_entropy
 from tools.command import Parser, typed
 from tools.plots import COLOURS, canvas
 

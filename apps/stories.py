@@ -22,10 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 import optimizers
-from autograd import cross_entropy, no_grad
+from autograd import no_grad
 from config import Config, nearest
 from data import IGNORE, Tokens
 from hope import Hope
+from layers import cross_entropy
 from tools.command import Parser, reading, typed
 from tools.folder import made, write_text
 from tools.plots import COLOURS, canvas, tried

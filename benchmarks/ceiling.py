@@ -46,7 +46,7 @@ def product(shape: str, library: str = "numpy") -> Contender:
             np.matmul(a[start:stop], b if batch == 1 else b[start:stop], out=out[start:stop])
 
         def step() -> None:
-            kernels.split(part, len(a), kernels.ALONE)
+            kernels.split(part, len(a), kernels.GRAIN)
         return Contender(step, None, about)
     import torch
 

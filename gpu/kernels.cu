@@ -1,4 +1,4 @@
-// The kernels of kernels.py as CUDA C++. gpu/kernels.py compiles this file for REAL = float or double; the delta
+// The kernels of kernels/ as CUDA C++. gpu/kernels.py compiles this file for REAL = float or double; the delta
 // rule also for ROWS, TILE and LANES, self-modifying Titans for SIDE. A test compiles it for the CPU: plain C++ and
 // shared memory, no shuffles.
 //
@@ -84,28 +84,29 @@ extern "C" __global__ void rms_norm_backward(integer R, integer D, integer rows_
 // Softmax cross-entropy: a block per row. A target outside 0..V−1 gives NaN, which stops the run --------------------
 
 extern "C" __global__ void cross_entropy(integer V, integer ignore, const integer* targets, const real* logits,
-                                         real* loss, real* z) {
+                                         real* loss, real* tops, real* totals) {
     const integer row = blockIdx.x, target = targets[row];
     const real* l = logits + row * V;
     real top = l[0], total = 0;
     for (integer j = threadIdx.x; j < V; j += THREADS) top = l[j] > top || l[j] != l[j] ? l[j] : top;
     top = block_max(top);
     for (integer j = threadIdx.x; j < V; j += THREADS) total += exp(l[j] - top);
-    const real all = top + log(block_sum(total));
+    const real all = log(block_sum(total));
     if (threadIdx.x == 0) {
-        z[row] = all;
+        tops[row] = top;
+        totals[row] = all;
         const real nan = (real)0 / (all - all);
-        loss[row] = target == ignore ? (real)0 : target >= 0 && target < V ? all - l[target] : nan;
+        loss[row] = target == ignore ? (real)0 : target >= 0 && target < V ? all - (l[target] - top) : nan;
     }
 }
 
 extern "C" __global__ void cross_entropy_backward(integer n, integer V, integer ignore, const integer* targets,
-                                                  const real* logits, const real* z, const real* loss_bar,
-                                                  real* logits_bar) {
+                                                  const real* logits, const real* tops, const real* totals,
+                                                  const real* loss_bar, real* logits_bar) {
     EACH(i, n) {
         const integer row = i / V, target = targets[row];
         const real scale = target == ignore ? (real)0 : loss_bar[row];
-        logits_bar[i] = scale * (exp(logits[i] - z[row]) - (real)(i % V == target));
+        logits_bar[i] = scale * (exp((logits[i] - tops[row]) - totals[row]) - (real)(i % V == target));
     }
 }
 
@@ -121,11 +122,11 @@ extern "C" __global__ void to_bfloat16(integer n, const float* x, unsigned short
 
 // AdamW, in place ---------------------------------------------------------------------------------------------
 
-extern "C" __global__ void adamw(integer n, real* p, const real* g, real* m, real* v, real rate1, real rate2,
-                                 real keep, real lr, real unbias, real eps) {
+extern "C" __global__ void adamw(integer n, real* p, const real* g, real* m, real* v, real beta1, real rate1,
+                                 real beta2, real rate2, real keep, real lr, real unbias, real eps) {
     EACH(i, n) {
-        m[i] += rate1 * (g[i] - m[i]);
-        v[i] += rate2 * (g[i] * g[i] - v[i]);
+        m[i] = beta1 * m[i] + rate1 * g[i];
+        v[i] = beta2 * v[i] + rate2 * (g[i] * g[i]);
         p[i] = keep * p[i] - lr * m[i] / (sqrt(v[i] * unbias) + eps);
     }
 }

@@ -1,10 +1,10 @@
-"""The kernels of `kernels.py` for arrays on a card, with the same names, arguments and results.
+"""Twins of kernels/ for arrays on a GPU: forward(*arrays) → (z, kept), and backward(kept, *z_bars) → cotangents.
 
 (The trail that `titans` leaves for its way back is a list here, of the drifts between pieces by name.)
 
-Each function makes its arrays ready, launches CUDA C++ from kernels.cu, and returns arrays on the card; nothing is
-read back and nobody waits. `register_all(array_type)` hands them to `kernels.launch`. CuPy compiles the source at
-the first call for a precision and head size, and keeps it in its own cache.
+Each makes its arrays ready, launches CUDA C++ from kernels.cu, and returns arrays on the GPU; nothing is read back
+and nobody waits. `register_all(array_type)` hands them to the kernels. CuPy compiles the source at the first call for
+a precision and head size, and keeps it in its own cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
-import kernels
+from kernels import KERNELS, titans_compiled
+from kernels.adamw import numbers
+from kernels.causal_conv import following
+from kernels.delta_rule import check as check_delta_rule
+from kernels.delta_rule import flat
+from kernels.runtime import check_shapes
+from kernels.titans_compiled import MEMORIES
 
 Array = Any
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -62,85 +68,84 @@ def empty(like: Array, *shapes: Any) -> list[Array]:
 # Element by element, and row by row ----------------------------------------------------------------------------
 
 
-def gelu(x: Array) -> Array:
+def gelu(x: Array) -> tuple[Array, Array]:
     (x,) = ready(x)
-    (y,) = empty(x, x.shape)
-    run("gelu", each(x.size), THREADS, x.size, x, y)
-    return y
+    (z,) = empty(x, x.shape)
+    run("gelu", each(x.size), THREADS, x.size, x, z)
+    return z, x
 
 
-def gelu_backward(x: Array, y_bar: Array) -> Array:
-    kernels._expect(y_bar=(y_bar, x.shape))
-    x, y_bar = ready(x, y_bar)
+def gelu_backward(x: Array, z_bar: Array) -> list[Array]:
+    check_shapes(z_bar=(z_bar, x.shape))
+    x, z_bar = ready(x, z_bar)
     (x_bar,) = empty(x, x.shape)
-    run("gelu_backward", each(x.size), THREADS, x.size, x, y_bar, x_bar)
-    return x_bar
+    run("gelu_backward", each(x.size), THREADS, x.size, x, z_bar, x_bar)
+    return [x_bar]
 
 
-def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> tuple[Array, Array]:
-    kernels._expect(w=(w, x.shape[-1:]))
+def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> tuple[Array, tuple]:
+    check_shapes(w=(w, x.shape[-1:]))
     x, w = ready(x, w)
-    y, r = empty(x, x.shape, x.shape[:-1])
-    run("rms_norm", (r.size,), THREADS, len(w), eps, x, w, y, r)
-    return y, r
+    z, r = empty(x, x.shape, x.shape[:-1])
+    run("rms_norm", (r.size,), THREADS, len(w), eps, x, w, z, r)
+    return z, (x, w, r)
 
 
-def rms_norm_backward(x: Array, w: Array, r: Array, y_bar: Array) -> tuple[Array, Array]:
-    kernels._expect(w=(w, x.shape[-1:]), r=(r, x.shape[:-1]), y_bar=(y_bar, x.shape))
-    x, w, r, y_bar = ready(x, w, r, y_bar)
+def rms_norm_backward(kept: tuple, z_bar: Array) -> tuple[Array, Array]:
+    check_shapes(z_bar=(z_bar, kept[0].shape))
+    x, w, r, z_bar = ready(*kept, z_bar)
     parts = -(-r.size // ROWS_EACH)
     x_bar, w_parts = empty(x, x.shape, (parts, len(w)))
-    run("rms_norm_backward", (parts,), THREADS, r.size, len(w), ROWS_EACH, x, w, r, y_bar, x_bar, w_parts)
+    run("rms_norm_backward", (parts,), THREADS, r.size, len(w), ROWS_EACH, x, w, r, z_bar, x_bar, w_parts)
     return x_bar, np.sum(w_parts, 0)
 
 
-def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> tuple[Array, Array]:
-    kernels._expect(targets=(targets, logits.shape[:-1]))
+def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> tuple[Array, tuple]:
+    check_shapes(targets=(targets, logits.shape[:-1]))
     (logits,), targets = ready(logits), np.ascontiguousarray(targets, dtype=np.int64, like=logits)
-    loss, z = empty(logits, targets.shape, targets.shape)
-    run("cross_entropy", (z.size,), THREADS, logits.shape[-1], ignore_index, targets, logits, loss, z)
-    return loss, z
+    z, top, total = empty(logits, *[targets.shape] * 3)
+    run("cross_entropy", (z.size,), THREADS, logits.shape[-1], ignore_index, targets, logits, z, top, total)
+    return z, (logits, targets, top, total, ignore_index)
 
 
-def cross_entropy_backward(logits: Array, targets: Array, z: Array, loss_bar: Array, ignore_index: int = -100) -> Array:
-    kernels._expect(targets=(targets, logits.shape[:-1]), z=(z, targets.shape), loss_bar=(loss_bar, targets.shape))
-    logits, z, loss_bar = ready(logits, z, loss_bar)
-    targets = np.ascontiguousarray(targets, dtype=np.int64, like=logits)
+def cross_entropy_backward(kept: tuple, z_bar: Array) -> list[Array]:
+    logits, targets, top, total, ignore_index = kept
+    check_shapes(z_bar=(z_bar, targets.shape))
+    logits, top, total, z_bar = ready(logits, top, total, z_bar)
     (logits_bar,) = empty(logits, logits.shape)
     run("cross_entropy_backward", each(logits.size), THREADS, logits.size, logits.shape[-1], ignore_index, targets,
-        logits, z, loss_bar, logits_bar)
-    return logits_bar
+        logits, top, total, z_bar, logits_bar)
+    return [logits_bar]
 
 
 def adamw(p: Array, g: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
-          weight_decay: float, step: int) -> None:
+          weight_decay: float, step: int) -> Any:
     if not all(x.flags.c_contiguous and x.dtype == p.dtype for x in (p, m, v)):
-        return kernels.adamw_reference(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step)
-    kernels._expect(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
-    numbers = 1 - beta1, 1 - beta2, 1 - lr * weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps
+        return NotImplemented
+    check_shapes(g=(g, p.shape), m=(m, p.shape), v=(v, p.shape))
     g = np.ascontiguousarray(g, dtype=p.dtype, like=p)
-    run("adamw", each(p.size), THREADS, p.size, p, g, m, v, *map(float, numbers))
-    return None
+    settings = numbers(p.dtype, lr, beta1, beta2, eps, weight_decay, step)
+    run("adamw", each(p.size), THREADS, p.size, p, g, m, v, *map(float, settings))
+    return None, None
 
 
-def causal_conv(x: Array, tail: Array, w: Array) -> tuple[Array, Array]:
+def causal_conv(x: Array, tail: Array, w: Array) -> tuple[tuple[Array, Array], tuple]:
     (B, T, D), last = x.shape, len(w) - 1
-    kernels._expect(tail=(tail, (B, last, D)), w=(w, (last + 1, D)))
+    check_shapes(tail=(tail, (B, last, D)), w=(w, (last + 1, D)))
     x, tail, w = ready(x, tail, w)
-    (y,) = empty(x, x.shape)
-    run("causal_conv", each(x.size), THREADS, x.size, T, D, len(w), x, tail, w, y)
-    return y, np.concatenate([tail[:, T:], x[:, max(T - last, 0):]], 1)
+    (z,) = empty(x, x.shape)
+    run("causal_conv", each(x.size), THREADS, x.size, T, D, len(w), x, tail, w, z)
+    return (z, following(x, tail)), (x, tail, w)
 
 
-def causal_conv_backward(x: Array, tail: Array, w: Array, y_bar: Array, next_bar: Array) -> tuple[Array, Array, Array]:
-    (B, T, D), last = x.shape, len(w) - 1
-    kernels._expect(tail=(tail, (B, last, D)), w=(w, (last + 1, D)), y_bar=(y_bar, x.shape),
-                    next_bar=(next_bar, tail.shape))
-    x, tail, w, y_bar, next_bar = ready(x, tail, w, y_bar, next_bar)
+def causal_conv_backward(kept: tuple, z_bar: Array, next_bar: Array) -> tuple[Array, Array, Array]:
+    check_shapes(z_bar=(z_bar, kept[0].shape), next_bar=(next_bar, kept[1].shape))
+    x, tail, w, z_bar, next_bar = ready(*kept, z_bar, next_bar)
+    B, T, D = x.shape
     x_bar, tail_bar, w_parts = empty(x, x.shape, tail.shape, (B, *w.shape))
     n = x.size + tail.size
-    run("causal_conv_backward", each(n), THREADS, n, T, D, len(w), w, y_bar, next_bar, x_bar, tail_bar)
-    run("causal_conv_weights", each(w_parts.size), THREADS, w_parts.size, T, D, len(w), x, tail, y_bar, w_parts)
+    run("causal_conv_backward", each(n), THREADS, n, T, D, len(w), w, z_bar, next_bar, x_bar, tail_bar)
+    run("causal_conv_weights", each(w_parts.size), THREADS, w_parts.size, T, D, len(w), x, tail, z_bar, w_parts)
     return x_bar, tail_bar, np.sum(w_parts, 0)
 
 
@@ -156,26 +161,29 @@ def sizes(rows: int, itemsize: int) -> dict[str, int]:
     return {"rows": rows, "tile": tokens, "lanes": LANES}
 
 
-def delta_rule(q, k, v, log_a, b, c, S0):
-    kernels._expect_delta_rule(q, k, v, log_a, b, c, S0)
-    (N, T, d_k), d_v = k.shape, v.shape[2]
-    if d_k > WIDEST or not d_k:
-        return kernels.delta_rule_chunked(q, k, v, log_a, b, c, S0)
-    q, k, v, log_a, b, c, S0 = ready(q, k, v, log_a, b, c, S0)
-    o, S = empty(v, v.shape, S0.shape)
-    run("delta_rule", (N, -(-d_v // LANES)), LANES, T, d_v, q, k, v, log_a, b, c, S0, o, S,
-        **sizes(d_k, v.dtype.itemsize))
-    return o, S
-
-
-def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
-    """Forwards for u, backwards for ū; then, transposed, S forwards for q̄ and Sᵀū, and G backwards for Gᵀu."""
-    kernels._expect_delta_rule(q, k, v, log_a, b, c, S0)
-    kernels._expect(o_bar=(o_bar, v.shape), S_bar=(S_bar, S0.shape))
-    (N, T, d_k), d_v = k.shape, v.shape[2]
+def delta_rule(q, k, v, log_a, b, c, S):
+    check_delta_rule(q, k, v, log_a, b, c, S)
+    d_k, d_v = k.shape[-1], v.shape[-1]
     if max(d_k, d_v) > WIDEST or not d_k or not d_v:
-        return kernels.delta_rule_chunked_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar)
-    q, k, v, log_a, b, c, S0, o_bar, S_bar = ready(q, k, v, log_a, b, c, S0, o_bar, S_bar)
+        return NotImplemented
+    arrays = ready(*flat(q, k, v, log_a, b, c, S))
+    (N, T, _), (o, S_T) = arrays[1].shape, empty(arrays[2], arrays[2].shape, arrays[6].shape)
+    run("delta_rule", (N, -(-d_v // LANES)), LANES, T, d_v, *arrays, o, S_T, **sizes(d_k, o.dtype.itemsize))
+    z = None if q is None else np.reshape(o, v.shape), np.reshape(S_T, S.shape)
+    return z, (arrays, q, k, v, log_a, b, c, S)
+
+
+def delta_rule_backward(kept, o_bar, S_bar):
+    arrays, *inputs = kept
+    v, S = arrays[2], arrays[6]
+    o_bar = np.zeros_like(v) if o_bar is None else np.reshape(o_bar, v.shape)
+    bars = scans(*ready(*arrays, o_bar, np.reshape(S_bar, S.shape)))
+    return [None if x is None else np.reshape(bar, x.shape) for bar, x in zip(bars, inputs, strict=True)]
+
+
+def scans(q, k, v, log_a, b, c, S0, o_bar, S_bar):
+    """Forwards for u, backwards for ū; then, transposed, S forwards for q̄ and Sᵀū, and G backwards for Gᵀu."""
+    (N, T, d_k), d_v = k.shape, v.shape[2]
     S_T, G_0 = empty(S0, S0.shape, S0.shape)
     u, v_bar, q_bar, Su, k_bar = empty(v, v.shape, v.shape, k.shape, k.shape, k.shape)
     b_bar, c_bar, written, carried = empty(b, *[b.shape] * 4)
@@ -191,7 +199,7 @@ def delta_rule_backward(q, k, v, log_a, b, c, S0, o_bar, S_bar):
     scan("scan_backward", d_v, d_k, along, v_bar, o_bar, u, k, q, None, -b, log_a, S_bar, k_bar, None)
     run("delta_rule_gather", (N * T,), THREADS, d_k, d_v, q, k, v, b, c, u, Su, q_bar, k_bar, v_bar, b_bar, c_bar,
         written, carried)
-    # ⟨G_t, S_t⟩ from the end backwards, as in kernels._gather
+    # ⟨G_t, S_t⟩ from the end backwards, as in kernels/delta_rule.py
     GS = np.sum((S_bar * S_T).astype(np.float64), (1, 2))[:, None]
     later = np.flip(np.cumsum(np.flip(carried, 1), 1, dtype=np.float64), 1) - carried
     return q_bar, k_bar, v_bar, (GS + later - written).astype(v.dtype), b_bar, c_bar, G_0
@@ -210,7 +218,7 @@ INPUTS = np.dtype([("feeds", np.uint64, 4), ("bias", np.uint64, 2), ("readout", 
 
 def titans(adaptive, l2, given, eta_max, pieces, *inputs):
     """A launch for each of the pieces, one after another."""
-    kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
+    titans_compiled._expect_titans(adaptive, l2, given, pieces, *inputs)
     states, reads = [inputs[4]], []
     for part in _by_piece(pieces, inputs, states):
         o, after = _titans_of_piece(adaptive, l2, given, eta_max, *part)
@@ -221,8 +229,8 @@ def titans(adaptive, l2, given, eta_max, pieces, *inputs):
 
 def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
     *inputs, o_bar, after_bar = inputs_and_cotangents
-    kernels._expect_titans(adaptive, l2, given, pieces, *inputs)
-    kernels._expect_cotangents(inputs, o_bar, after_bar)
+    titans_compiled._expect_titans(adaptive, l2, given, pieces, *inputs)
+    titans_compiled._expect_cotangents(inputs, o_bar, after_bar)
     states, t = [inputs[4], *trail], o_bar.shape[2]
     bars: list[dict] = [{} for _ in pieces]  # of the drifts before every piece
     start_bar: dict = {}
@@ -290,8 +298,8 @@ def _chunk(adaptive, l2, given, inputs):
     B, H, n, d = feeds[0].shape
     sizes = np.zeros(1, SIZES)
     for name, of in (("adaptive", adaptive), ("moved", start)):
-        sizes[name] = [memory in of for memory in kernels.MEMORIES]
-    sizes["hidden"] = hidden = [initial[m][0].shape[1] if m in initial else 0 for m in kernels.MEMORIES]
+        sizes[name] = [memory in of for memory in MEMORIES]
+    sizes["hidden"] = hidden = [initial[m][0].shape[1] if m in initial else 0 for m in MEMORIES]
     for name, value in {"B": B, "H": H, "n": n, "d": d, "l2": l2, "given": given}.items():
         sizes[name] = value
     h, blocks = max(hidden), min(B * H, BLOCKS)
@@ -351,16 +359,19 @@ def _table(feeds, bias, readout, initial, now, start, batch: int = 0) -> np.ndar
 def _layers(by_name: dict) -> np.ndarray:
     layers = np.zeros(1, [("layer", LAYERS)])
     layers["layer"] = [x.data.ptr if x is not None else 0
-                       for name in kernels.MEMORIES for x in by_name.get(name, (None, None))]
+                       for name in MEMORIES for x in by_name.get(name, (None, None))]
     return layers
 
 
-TWINS: dict[str, Callable] = {f.__name__: f for f in (
-    gelu, gelu_backward, rms_norm, rms_norm_backward, cross_entropy, cross_entropy_backward, adamw, causal_conv,
-    causal_conv_backward, delta_rule, delta_rule_backward, titans, titans_backward)}
+TWINS: dict[str, tuple[Callable, ...]] = {
+    "gelu": (gelu, gelu_backward), "rms_norm": (rms_norm, rms_norm_backward),
+    "cross_entropy": (cross_entropy, cross_entropy_backward), "adamw": (adamw,),
+    "causal_conv": (causal_conv, causal_conv_backward), "delta_rule": (delta_rule, delta_rule_backward)}
 
 
 def register_all(array_type: type) -> None:
-    """Let `kernels.launch` find all of these for arrays of a type."""
+    """Give the kernels these twins for arrays of a type."""
     for name, twin in TWINS.items():
-        kernels.register(array_type, name, twin)
+        KERNELS[name].register(array_type, *twin)
+    for function in (titans, titans_backward):
+        titans_compiled.register(array_type, function.__name__, function)

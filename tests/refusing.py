@@ -20,7 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 KNOWN = set("""
     all any arange argmax argsort array asarray ascontiguousarray broadcast_to concatenate copyto cumsum diagonal
     einsum empty_like expand_dims eye flip linalg.eigh linalg.norm linalg.qr linalg.solve max mean min ndim
-    ones_like reshape shape squeeze sum swapaxes take_along_axis transpose tril where zeros_like
+    ones_like reshape shape squeeze stack sum swapaxes take_along_axis transpose tril where zeros_like
 """.split())
 CREATION = {"arange", "array", "asarray", "ascontiguousarray", "eye"}  # with like=
 

@@ -18,9 +18,10 @@ import hope
 from apps import chat, runs
 from apps.runs import END, Place, Run, Stops, Utf8, predict, read
 from apps.sessions import Session, Sessions, file_of
-from autograd import cross_entropy, no_grad
+from autograd import no_grad
 from config import Config
 from hope import Hope
+from layers import cross_entropy
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"width": 16, "layers": 2, "heads": 2, "segment": 16, "hidden": 16, "chunks": (1, 2), "memory_chunk": 8,

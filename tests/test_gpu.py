@@ -14,6 +14,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from refusing import Refusing
+from test_kernels import by_definition
 
 import gpu
 import hope
@@ -26,6 +27,7 @@ from data import Corpus
 from gpu import kernels as twins
 from gpu import products
 from hope import Hope
+from kernels import titans_compiled
 from titans import SelfModifyingTitans, Span
 from tools import machine
 from train import Run
@@ -162,44 +164,52 @@ def on(request, compiler, monkeypatch):
     return Refusing
 
 
+@pytest.fixture
+def unregistered(monkeypatch):
+    """The kernels without twins for other arrays than NumPy's; what a test registers is forgotten after it."""
+    for kernel in kernels.KERNELS.values():
+        monkeypatch.setattr(kernel, "twins", {np.ndarray: kernel.twins[np.ndarray]})
+    monkeypatch.setattr(titans_compiled, "REGISTERED", {})
+
+
 def calls(dtype, N, T, d_k, d_v):
-    """Arguments of every kernel, at a size of each."""
+    """Arrays, settings and cotangents of the results for every kernel that has a twin, at a size of each."""
     rng = np.random.default_rng(T)
 
     def normal(*shape):
         return rng.standard_normal(shape).astype(dtype)
     x, w, g, targets = normal(N, T, d_v), normal(d_v), normal(N, T, d_v), rng.integers(0, d_v, (N, T))
     targets.flat[::3] = -100
-    yield "gelu", x
-    yield "gelu_backward", x, g
-    yield "rms_norm", x, w
-    yield "rms_norm_backward", x, w, kernels.rms_norm_reference(x, w)[1], g
-    yield "cross_entropy", x, targets
-    yield "cross_entropy_backward", x, targets, kernels.cross_entropy_reference(x, targets)[1], normal(N, T)
-    tail, taps = normal(N, 3, d_v), normal(4, d_v)
-    yield "causal_conv", x, tail, taps
-    yield "causal_conv_backward", x, tail, taps, g, normal(N, 3, d_v)
-    yield "adamw", normal(N, T), normal(N, T), normal(N, T), normal(N, T) ** 2, 0.01, 0.9, 0.99, 1e-8, 0.1, 3
-    rule = (normal(N, T, d_k), normal(N, T, d_k) / d_k**0.5, x, -rng.random((N, T)).astype(dtype),
-            rng.random((N, T)).astype(dtype), normal(N, T), normal(N, d_v, d_k))
-    yield "delta_rule", *rule
-    yield "delta_rule_backward", *rule, g, normal(N, d_v, d_k)
+    yield "gelu", [x], {}, [g]
+    yield "rms_norm", [x, w], {}, [g]
+    yield "cross_entropy", [x], {"targets": targets}, [normal(N, T)]
+    yield "causal_conv", [x, normal(N, 3, d_v), normal(4, d_v)], {}, [g, normal(N, 3, d_v)]
+    yield ("adamw", [normal(N, T), normal(N, T), normal(N, T), normal(N, T) ** 2],
+           dict(lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=3), [])
+    rule = [normal(N, T, d_k), normal(N, T, d_k) / d_k**0.5, x, -rng.random((N, T)).astype(dtype),
+            rng.random((N, T)).astype(dtype), normal(N, T), normal(N, d_v, d_k)]
+    yield "delta_rule", rule, {}, [g, normal(N, d_v, d_k)]
 
 
 def check(on, dtype, *size):
     tolerance = {"float64": 1e-11, "float32": 2e-4}[dtype]
     checked = set()
-    for name, *args in calls(dtype, *size):
-        ours = [on(a.copy()) if isinstance(a, np.ndarray) else a for a in args]
-        expected, found = kernels.PAIRS[name][0](*args), twins.TWINS[name](*ours)
-        if expected is None:  # in place
-            expected, found = args[:4], ours[:4]
-        expected, found = (x if isinstance(x, (tuple, list)) else (x,) for x in (expected, found))
+    for name, arrays, settings, bars in calls(dtype, *size):
+        ours = [on(x.copy()) for x in arrays]
+        moved = {key: on(x) if isinstance(x, np.ndarray) else x for key, x in settings.items()}
+        forward, *backward = twins.TWINS[name]
+        z, kept = forward(*ours, **moved)
+        if backward:
+            expected = by_definition(name, arrays, settings, bars)
+            found = [*(z if isinstance(z, tuple) else (z,)), *backward[0](kept, *map(on, bars))]
+        else:  # in place
+            kernels.KERNELS[name].definition(*arrays, **settings)
+            expected, found = arrays, ours
         for a, b in zip(expected, found, strict=True):
             assert b.dtype == a.dtype
             np.testing.assert_allclose(host(b), a, rtol=tolerance, atol=tolerance, err_msg=f"{name} {size}")
         checked.add(name)
-    assert checked == twins.TWINS.keys() - set(kernels.FROM_MEMORY)
+    assert checked == twins.TWINS.keys()
 
 
 @pytest.mark.parametrize("on", [COMPILED, CARD], indirect=True)
@@ -226,15 +236,14 @@ def test_a_target_that_does_not_exist_gives_nan_and_reads_nothing(on):
 def test_nan_comes_out_of_the_kernels_as_nan(on):
     x = np.zeros((4, 4))
     x[2, 1] = np.nan
-    for y in (twins.gelu(on(x)), *twins.rms_norm(on(x), on(np.ones(4))), *twins.cross_entropy(
+    for y, _ in (twins.gelu(on(x)), twins.rms_norm(on(x), on(np.ones(4))), twins.cross_entropy(
             on(x), on(np.zeros(4, dtype=np.int64)))):
         assert np.isnan(host(y)[2]).any() and not np.isnan(host(y)[[0, 1, 3]]).any()
 
 
 @pytest.mark.parametrize("mixer", [pytest.param("gated", marks=pytest.mark.slow), "titans"])
 @pytest.mark.parametrize("on", [COMPILED], indirect=True)
-def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, monkeypatch):
-    monkeypatch.setattr(kernels, "_REGISTERED", {})
+def test_training_through_the_cuda_sources_is_training_through_numpy(on, mixer, unregistered):
     twins.register_all(Refusing)
     found, copied = steps("stand-in", mixer=mixer, count=1)
     assert_close(found, steps("cpu", mixer=mixer, count=1)[0])
@@ -279,7 +288,7 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
 def check_chunk(on, monkeypatch, dtype, *size, **settings):
     """The CUDA twin against the definition in memory.py and Numba's twin, where there is one."""
     launched, run, tolerance = [], twins.run, {"float64": 1e-10, "float32": 5e-3}[dtype]
-    monkeypatch.setattr(kernels, "_REGISTERED", {})
+    monkeypatch.setattr(titans_compiled, "REGISTERED", {})
     twins.register_all(type(on(np.zeros(1))))
     monkeypatch.setattr(twins, "run", lambda name, *args, **constants: (
         launched.append(name), run(name, *args, **constants)))
@@ -324,16 +333,16 @@ def test_more_sequences_than_blocks_share_their_workspaces(on, monkeypatch):
     check_chunk(on, monkeypatch, "float64", 2, 2, 2, adaptive=("k", "memory"))
 
 
-def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(monkeypatch):
-    monkeypatch.setattr(kernels, "_REGISTERED", {})
-    assert not kernels.has_titans(Refusing(np.zeros(1)))
+def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(unregistered):
+    has_titans = titans_compiled.has_titans
+    assert not has_titans(Refusing(np.zeros(1)))
     twins.register_all(Refusing)
-    assert kernels.has_titans(Refusing(np.zeros(1))) and not kernels.has_titans(Refusing(np.zeros(1, np.float16)))
+    assert has_titans(Refusing(np.zeros(1))) and not has_titans(Refusing(np.zeros(1, np.float16)))
 
 
 def test_every_kernel_has_a_twin():
-    """But attention: on a card its reference runs, all scores at once in large products."""
-    assert twins.TWINS.keys() == {*kernels.PAIRS, *kernels.FROM_MEMORY} - {"attention", "attention_backward"}
+    """But attention: on a GPU its definition runs, all scores at once in large products."""
+    assert twins.TWINS.keys() == kernels.KERNELS.keys() - {"attention"}
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
@@ -344,11 +353,13 @@ def test_the_delta_rule_fits_in_the_shared_memory_that_every_card_has(rows, item
     assert max(of_delta_rule, itemsize * 3 * n * rows) <= 48 * 1024
 
 
-def test_heads_that_are_too_wide_for_registers_go_to_the_reference(monkeypatch):
+def test_heads_that_are_too_wide_for_registers_are_left_to_the_definition(monkeypatch, unregistered):
     monkeypatch.setattr(twins, "compiled", None)
-    args = next(a for name, *a in calls("float64", 1, 2, twins.WIDEST + 1, 2) if name == "delta_rule_backward")
-    for ours, theirs in zip(twins.delta_rule_backward(*args), kernels.delta_rule_chunked_backward(*args), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    twins.register_all(Refusing)
+    arrays = next(arrays for name, arrays, *_ in calls("float64", 1, 2, twins.WIDEST + 1, 2) if name == "delta_rule")
+    ours = kernels.delta_rule(*map(Refusing, arrays))
+    for a, b in zip(ours, kernels.delta_rule.definition(*arrays), strict=True):
+        np.testing.assert_allclose(host(a), b, rtol=1e-12, atol=1e-12)
 
 
 # Products in fewer bits ------------------------------------------------------------------------------------------
@@ -522,10 +533,9 @@ def test_what_keeps_a_card_from_being_used_is_named(machine, words, monkeypatch)
     assert words in gpu.problem() if words else not gpu.problem()
 
 
-def test_auto_takes_a_card_that_can_be_used_and_the_doctor_reports_it(monkeypatch, capsys):
+def test_auto_takes_a_card_that_can_be_used_and_the_doctor_reports_it(monkeypatch, capsys, unregistered):
     fake_cupy(monkeypatch)
     monkeypatch.setattr(gpu, "ready", gpu.ready.__wrapped__)
-    monkeypatch.setattr(kernels, "_REGISTERED", {})
     card = "NVIDIA H100, 80 GB, compute capability 9.0, driver for CUDA 12.8, CuPy 14.2.0"
     assert machine.choose("auto") == machine.choose("cuda", "tf32") == (gpu, card)
     monkeypatch.setattr(machine, "one_layer", lambda config, batch: (1.0, 1.0))

@@ -19,9 +19,14 @@ CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklea
 FOLDERS = [ROOT, *(ROOT / room for room in ROOMS if any((ROOT / room).glob("**/*.py")))]
 
 
-def imports(path: Path) -> set[str]:
+def imports(*paths: Path) -> set[str]:
     """The top names of all imports that run, wherever they stand; those for a type checker only do not."""
-    return {name.split(".")[0] for name in running(ast.parse(path.read_text(encoding="utf-8")))}
+    return {name.split(".")[0] for path in paths for name in running(ast.parse(path.read_text(encoding="utf-8")))}
+
+
+def files_of(module: str) -> list[Path]:
+    """A file of the root, or all files of a package of it."""
+    return sorted((ROOT / module).glob("*.py")) or [ROOT / f"{module}.py"]
 
 
 def running(node: ast.AST) -> Iterator[str]:
@@ -49,35 +54,54 @@ def python_files(folder: Path) -> list[Path]:
     """The root's own files and those in tools/ and docs/; a room's files at any depth."""
     if folder != ROOT:
         return sorted(folder.rglob("*.py"))
-    return sorted([*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "docs").rglob("*.py")])
+    return sorted([*ROOT.glob("*.py"), *(path for room in ("kernels", "tools", "docs")
+                                         for path in (ROOT / room).rglob("*.py"))])
 
 
 def test_the_root_holds_the_files_of_the_reading_order_and_no_other():
-    assert {path.stem for path in ROOT.glob("*.py")} == set(ORDER)
+    assert {path.stem for path in ROOT.glob("*.py")} | {"kernels"} == set(ORDER)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_root_module_imports_only_what_stands_before_it(module):
-    ours = imports(ROOT / f"{module}.py") & set(ORDER)
-    assert ours <= set(ORDER[:ORDER.index(module)])
+    ours = imports(*files_of(module)) & set(ORDER)
+    assert ours <= {*ORDER[:ORDER.index(module)], *(["kernels"] if module == "kernels" else [])}
 
 
-def test_kernels_stand_on_nothing_of_ours():
-    assert not imports(ROOT / "kernels.py") & set(ORDER)
+def test_kernels_stand_on_nothing_of_ours_and_on_each_other_without_a_circle():
+    below: dict[str, set[str]] = {}
+    for path in files_of("kernels"):
+        names = list(running(ast.parse(path.read_text(encoding="utf-8"))))
+        assert not {name.split(".")[0] for name in names} & (set(ORDER) - {"kernels"})
+        assert "kernels" not in names or path.stem == "__init__"  # by the file: what it is made of is found so
+        below[path.stem] = {name.split(".")[1] for name in names if name.startswith("kernels.")}
+    assert not below["cache"] and below["runtime"] == {"cache"} and below["lanes"] == {"runtime"}
+    assert {path.stem for path in files_of("kernels") if "numba" in imports(path)} == {
+        "cache", "runtime", "lanes", "titans_compiled"}
+    known: set[str] = set()
+    while ready := {name for name in below.keys() - known if below[name] <= known}:
+        known |= ready
+    assert known == set(below)
+
+
+@pytest.mark.parametrize("path", files_of("kernels"), ids=lambda path: path.stem)
+def test_a_kernel_is_read_in_one_sitting(path):
+    longest = 900 if path.stem == "titans_compiled" else 350
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= longest
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_root_module_needs_only_python_and_the_four_packages(module):
-    assert imports(ROOT / f"{module}.py") - {*ORDER, "tools"} - sys.stdlib_module_names <= PACKAGES
+    assert imports(*files_of(module)) - {*ORDER, "tools"} - sys.stdlib_module_names <= PACKAGES
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_no_root_module_imports_a_room(module):
-    assert not imports(ROOT / f"{module}.py") & set(ROOMS)
+    assert not imports(*files_of(module)) & set(ROOMS)
 
 
 def test_only_train_stands_to_the_right_of_the_tools():
-    assert [module for module in ORDER if "tools" in imports(ROOT / f"{module}.py")] == ["train"]
+    assert [module for module in ORDER if "tools" in imports(*files_of(module))] == ["train"]
 
 
 @pytest.mark.parametrize("tool", TOOLS)

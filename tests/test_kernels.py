@@ -1,11 +1,7 @@
-"""What kernels.py promises: a twin is its reference, a reference its definition, a backward its slope."""
+"""What kernels/ promises: a twin is its definition, forwards, and backwards its derivative."""
 
-import itertools
-import os
-import platform
-import subprocess
-import sys
-from pathlib import Path
+import importlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,23 +9,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels
-from kernels import PAIRS, launch
+from autograd import Tensor, grad
+from kernels import KERNELS, runtime
+from memory import FORMS as OPERATIONS
 
-ROOT = Path(kernels.__file__).parent
 DTYPES = np.float32, np.float64
 LENGTHS = 1, 7, 63, 64, 65
-FORMS = {
-    "recurrent": (kernels.delta_rule_recurrent, kernels.delta_rule_recurrent_backward),
-    "chunked": (kernels.delta_rule_chunked, kernels.delta_rule_chunked_backward),
-    "compiled": (kernels.delta_rule, kernels.delta_rule_backward),
-}
 needs_jit = pytest.mark.skipif(not kernels.JIT, reason="twins need Numba")
-if not kernels.JIT:
-    del FORMS["compiled"]
 
 
 def draw(*shape, dtype=np.float64, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def in_operations(function, *arrays):
+    """An operation on tensors, or a definition, as a function of arrays."""
+    return tuple(x.data for x in as_tuple(function(*map(Tensor, arrays))))
+
+
+def back_through_operations(function, *arrays_and_bars, n):
+    """Cotangents of the n arrays, as autograd finds them in an operation on tensors, or in a definition."""
+    inputs = [Tensor(x, requires_grad=True) for x in arrays_and_bars[:n]]
+    return tuple(x.data for x in grad(as_tuple(function(*inputs)), inputs, arrays_and_bars[n:]))
+
+
+def twin_back(kernel, *arrays_and_bars, n):
+    """The same of a compiled twin."""
+    return tuple(kernel.vjp(*arrays_and_bars[:n])[1](*arrays_and_bars[n:]))
+
+
+FORMS = {  # of the delta rule: forwards, and backwards
+    name: (partial(in_operations, OPERATIONS[name]), partial(back_through_operations, OPERATIONS[name], n=7))
+    for name in ("recurrent", "chunked")}
+if kernels.JIT:
+    FORMS["compiled"] = kernels.delta_rule, partial(twin_back, kernels.delta_rule, n=7)
 
 
 def rule_inputs(N=2, T=9, d_k=5, d_v=4, dtype=np.float64, decay=0.2, seed=0):
@@ -43,10 +60,6 @@ def rule_inputs(N=2, T=9, d_k=5, d_v=4, dtype=np.float64, decay=0.2, seed=0):
 
 def rule_cotangents(inputs, seed=1):
     return [draw(*inputs[i].shape, dtype=inputs[i].dtype, seed=seed + i) for i in (2, 6)]
-
-
-def as_tuple(result):
-    return result if isinstance(result, tuple) else (result,)
 
 
 def assert_close(found, expected, tolerance):
@@ -84,12 +97,10 @@ def test_chunked_and_compiled_are_the_recurrence_forwards_and_backwards(T, d_k, 
 
 @pytest.mark.parametrize("chunk", [1, 2, 16, 100])
 def test_the_chunk_size_changes_nothing(chunk):
-    inputs = rule_inputs(T=37)
+    inputs, chunked = rule_inputs(T=37), partial(OPERATIONS["chunked"], chunk=chunk)
     bars = rule_cotangents(inputs)
-    assert_close(kernels.delta_rule_chunked(*inputs, chunk=chunk),
-                 kernels.delta_rule_recurrent(*inputs), 1e-12)
-    assert_close(kernels.delta_rule_chunked_backward(*inputs, *bars, chunk=chunk),
-                 kernels.delta_rule_recurrent_backward(*inputs, *bars), 1e-12)
+    assert_close(in_operations(chunked, *inputs), FORMS["recurrent"][0](*inputs), 1e-12)
+    assert_close(back_through_operations(chunked, *inputs, *bars, n=7), FORMS["recurrent"][1](*inputs, *bars), 1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,7 +108,7 @@ def test_the_chunk_size_changes_nothing(chunk):
 def test_every_backward_is_the_derivative_of_the_recurrence(form, T, decay):
     inputs = rule_inputs(T=T, decay=decay)
     bars = rule_cotangents(inputs)
-    assert_derivative(kernels.delta_rule_recurrent, inputs, bars, FORMS[form][1](*inputs, *bars))
+    assert_derivative(kernels.delta_rule.definition, inputs, bars, FORMS[form][1](*inputs, *bars))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,10 +153,11 @@ def test_no_bit_of_a_read_depends_on_a_later_token_however_long_the_keys(form, l
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype):
     inputs = rule_inputs(5, 40, 16, 40, dtype)
     bars = rule_cotangents(inputs)
-    together = kernels.delta_rule(*inputs) + kernels.delta_rule_backward(*inputs, *bars)
+    forward, backward = FORMS["compiled"]
+    together = forward(*inputs) + backward(*inputs, *bars)
     for n in range(5):
         one = [x[n:n + 1] for x in inputs]
-        alone = kernels.delta_rule(*one) + kernels.delta_rule_backward(*one, *(x[n:n + 1] for x in bars))
+        alone = forward(*one) + backward(*one, *(x[n:n + 1] for x in bars))
         assert all(np.array_equal(x[n:n + 1], y) for x, y in zip(together, alone, strict=True))
 
 
@@ -159,8 +171,19 @@ def test_float32_survives_a_retention_of_a_thousandth_over_200_tokens(form):
     single = [x.astype(np.float32) for x in inputs + bars]
     found = forward(*single[:7]) + backward(*single)
     assert all(np.all(np.isfinite(x)) for x in found)
-    exact = kernels.delta_rule_recurrent(*inputs) + kernels.delta_rule_recurrent_backward(*inputs, *bars)
+    exact = FORMS["recurrent"][0](*inputs) + FORMS["recurrent"][1](*inputs, *bars)
     assert_close(found, tuple(x.astype(np.float32) for x in exact), 2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("strong", [-50, -10])
+def test_float32_is_as_exact_where_a_fifth_of_the_tokens_forget_all(form, strong):
+    inputs = rule_inputs(T=256, d_k=16, d_v=16)
+    inputs[3] = np.where(draw(2, 256, seed=9) > 0.84, strong, inputs[3])
+    bars, (forward, backward) = rule_cotangents(inputs), FORMS[form]
+    single = [x.astype(np.float32) for x in inputs + bars]
+    exact = FORMS["recurrent"][0](*inputs) + FORMS["recurrent"][1](*inputs, *bars)
+    assert_close(forward(*single[:7]) + backward(*single), tuple(x.astype(np.float32) for x in exact), 3e-6)
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "recurrent"])
@@ -222,55 +245,79 @@ def test_delta_gradient_descent_is_the_proximal_step_minimised_numerically(form,
     assert_close(S[0], best, 1e-10)
 
 
-# --- every pair ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_without_queries_the_same_is_written_and_any_leading_axes_will_do(name, lead):
+    q, *rest = (np.reshape(np.broadcast_to(x[:1], (int(np.prod(lead)), *x.shape[1:])), (*lead, *x.shape[1:]))
+                for x in rule_inputs(1, 5))
+    bar = draw(*rest[-1].shape, seed=4)
+    found = []
+    for asked in (q, None):
+        inputs = [Tensor(x, requires_grad=True) for x in rest]
+        o, S = OPERATIONS[name](asked if asked is None else Tensor(asked), *inputs)
+        assert (o is None) == (asked is None)
+        found.append([S.data, *(g.data for g in grad(S, inputs, bar))])
+    assert_close(tuple(found[0]), tuple(found[1]), 1e-13)
+
+
+# --- every kernel -------------------------------------------------------------------------------------------
 
 
 def arguments(name, dtype=np.float64, B=3, T=7, D=5):
-    """Arguments for every kernel of PAIRS, by name."""
-    x, y_bar, w = (draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(B, T, D)] * 2 + [(D,)]))
+    """Arrays, settings and cotangents of the results, for every kernel."""
+    x, z_bar, w = (draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(B, T, D)] * 2 + [(D,)]))
     tail, taps = draw(B, 3, D, dtype=dtype, seed=3), draw(4, D, dtype=dtype, seed=4)
     rule = rule_inputs(B, T, D, D + 1, dtype)
     targets = np.random.default_rng(5).integers(0, D, (B, T))
     targets.reshape(-1)[::4] = -100
     q, g = (draw(B, 2, T, D, dtype=dtype, seed=i) for i in (8, 9))
     k, v = (draw(B, 2, T + 3, D, dtype=dtype, seed=i) for i in (10, 11))
+    moments = draw(B, T, D, dtype=dtype, seed=6), draw(B, T, D, dtype=dtype, seed=7) ** 2
     return {
-        "delta_rule": rule,
-        "delta_rule_backward": [*rule, *rule_cotangents(rule)],
-        "gelu": [x],
-        "gelu_backward": [x, y_bar],
-        "rms_norm": [x, w],
-        "rms_norm_backward": [x, w, kernels.rms_norm_reference(x, w)[1], y_bar],
-        "cross_entropy": [x, targets],
-        "cross_entropy_backward": [x, targets, kernels.cross_entropy_reference(x, targets)[1], y_bar[..., 0]],
-        "adamw": [x, y_bar, draw(B, T, D, dtype=dtype, seed=6), draw(B, T, D, dtype=dtype, seed=7) ** 2,
-                  1e-2, 0.9, 0.99, 1e-8, 0.1, 3],
-        "causal_conv": [x, tail, taps],
-        "causal_conv_backward": [x, tail, taps, y_bar, 2 * tail],
-        "attention": [q, k, v],
-        "attention_backward": [q, k, v, *kernels.attention_reference(q, k, v), g],
+        "delta_rule": (rule, {}, rule_cotangents(rule)),
+        "gelu": ([x], {}, [z_bar]),
+        "rms_norm": ([x, w], {}, [z_bar]),
+        "cross_entropy": ([x], {"targets": targets}, [z_bar[..., 0]]),
+        "adamw": ([x, z_bar, *moments], dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=3), []),
+        "causal_conv": ([x, tail, taps], {}, [z_bar, 2 * tail]),
+        "attention": ([q, k, v], {}, [g]),
     }[name]
 
 
-def call(function, name, args):
-    """The outputs of a kernel on copies of its arguments; AdamW's are what it changed in place."""
-    args = [x.copy() if hasattr(x, "copy") else x for x in args]
-    result = function(*args)
-    return tuple(args[i] for i in (0, 2, 3)) if name == "adamw" else as_tuple(result)
+def by_definition(name, arrays, settings, bars):
+    """The results, and the cotangents of the arrays if there are such; of AdamW what it changed in place."""
+    definition = KERNELS[name].definition
+    if name == "adamw":
+        arrays = [x.copy() for x in arrays]
+        definition(*arrays, **settings)
+        return tuple(arrays[i] for i in (0, 2, 3))
+    z = as_tuple(definition(*arrays, **settings))
+    return *z, *back_through_operations(partial(definition, **settings), *arrays, *bars, n=len(arrays))
+
+
+def by_twin(name, arrays, settings, bars):
+    """The same of the twin for these arrays; of one in place, copies that lie as the arrays do."""
+    if name == "adamw":
+        z, back = KERNELS[name].vjp(*arrays, **settings)
+        return tuple(arrays[i] for i in (0, 2, 3))
+    z, back = KERNELS[name].vjp(*arrays, **settings)
+    return *as_tuple(z), *back(*bars)
+
+
+SIZES = [(3, 7, 5), (1, 1, 1), (2, 65, 64), (0, 4, 3), (2, 0, 3), (2, 2, 300), (2, 9, 33)]
 
 
 @needs_jit
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", PAIRS)
-def test_every_twin_is_its_reference(name, dtype):
-    for B, T, D in [(3, 7, 5), (1, 1, 1), (2, 65, 64), (0, 4, 3), (2, 0, 3), (2, 2, 300)]:
-        args = arguments(name, dtype, B, T, D)
-        reference, twin = (call(function, name, args) for function in PAIRS[name])
-        assert_close(twin, reference, 1e-5 if dtype == np.float32 else 1e-12)
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_twin_is_its_definition_forwards_and_backwards(name, dtype):
+    for size in SIZES:
+        expected = by_definition(name, *arguments(name, dtype, *size))
+        assert_close(by_twin(name, *arguments(name, dtype, *size)), expected, 1e-5 if dtype == np.float32 else 1e-12)
 
 
 @needs_jit
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_every_output_is_written_wholly(name, monkeypatch):
     def nan_filled(allocate):
         def allocate_nan(*args, **kwargs):
@@ -280,222 +327,207 @@ def test_every_output_is_written_wholly(name, monkeypatch):
             return array
         return allocate_nan
 
-    for B, T, D in [(3, 7, 5), (2, 65, 64)]:
-        args = arguments(name, np.float32, B, T, D)
-        clean = call(PAIRS[name][1], name, args)
+    for size in [(3, 7, 5), (2, 65, 64)]:
+        clean = by_twin(name, *arguments(name, np.float32, *size))
         with monkeypatch.context() as patch:
             for allocate in ("empty", "empty_like"):
                 patch.setattr(np, allocate, nan_filled(getattr(np, allocate)))
             assert np.isnan(np.empty(1)).all()
-            filled = call(PAIRS[name][1], name, args)
+            filled = by_twin(name, *arguments(name, np.float32, *size))
         assert all(np.array_equal(x, y) and np.isfinite(y).all() for x, y in zip(clean, filled, strict=True))
 
 
 @needs_jit
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_number_of_threads_changes_no_bit(name, monkeypatch):
-    monkeypatch.setattr(kernels, "ALONE", 0)
-    numba = pytest.importorskip("numba")
-    before, most = kernels._threads, numba.config.NUMBA_NUM_THREADS
+    monkeypatch.setattr(runtime, "GRAIN", 0)
+    most = pytest.importorskip("numba").config.NUMBA_NUM_THREADS
     if most < 2:
         pytest.skip("Numba has one thread")
-    args, found = arguments(name, np.float32, 5, 40, 64), []
-    try:
-        for n in (1, 2, most):
-            kernels.set_threads(n)
-            found.append(call(PAIRS[name][1], name, args))
-    finally:
-        kernels.set_threads(before)
+    found = []
+    for n in (1, 2, most):
+        monkeypatch.setattr(runtime, "_threads", n)
+        found.append(by_twin(name, *arguments(name, np.float32, 5, 40, 64)))
     assert all(np.array_equal(x, y) for result in found[1:] for x, y in zip(found[0], result, strict=True))
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_launch_takes_views_read_only_and_unaligned_arrays_and_compiles_nothing_more_for_them(name):
-    args = arguments(name, np.float32)
-    expected = call(PAIRS[name][0], name, args)
-    call(lambda *x: launch(name, *x), name, args)
-    signatures = [len(dispatcher.signatures) for dispatcher in kernels._DISPATCHERS.values()]
-    reverse = [x[::-1].copy()[::-1] if isinstance(x, np.ndarray) else x for x in args]
-    swapped = [np.asfortranarray(x) if isinstance(x, np.ndarray) else x for x in args]
-    unaligned = [np.frombuffer(b" " + x.tobytes(), x.dtype, offset=1).reshape(x.shape)
-                 if isinstance(x, np.ndarray) else x for x in args]
-    for variant in (reverse, swapped) if name == "adamw" else (reverse, swapped, unaligned):
-        result = launch(name, *variant)
-        found = tuple(variant[i] for i in (0, 2, 3)) if name == "adamw" else as_tuple(result)
-        assert_close(found, expected, 1e-5)
-    assert signatures == [len(dispatcher.signatures) for dispatcher in kernels._DISPATCHERS.values()]
+def reversed_rows(x):
+    return x[::-1].copy()[::-1]
+
+
+def unaligned(x):
+    return np.frombuffer(b" " + x.tobytes(), x.dtype, offset=1).reshape(x.shape)
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
 
 
 @needs_jit
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_shape_that_does_not_fit_is_refused_before_it_is_read(name):
-    args = arguments(name)
-    for i in range(1, len(args)):
-        if isinstance(args[i], np.ndarray):
-            with pytest.raises(ValueError, match=r"shape|must match"):
-                launch(name, *args[:i], np.concatenate([args[i], args[i]], -1), *args[i + 1:])
-
-
-# --- one chunk of self-modifying Titans; test_memory.py holds it against its definition ---------------------
+@pytest.mark.parametrize("view", [reversed_rows, np.asfortranarray, unaligned, read_only])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_twin_takes_any_views_and_nothing_more_is_compiled_for_them(name, view):
+    expected = by_twin(name, *arguments(name, np.float32))
+    signatures = [len(loop.signatures) for loop in runtime._loops]
+    arrays, settings, bars = arguments(name, np.float32)
+    if name == "adamw" and view in (unaligned, read_only):
+        return  # it writes where they lie
+    settings = {key: view(x) if isinstance(x, np.ndarray) else x for key, x in settings.items()}
+    arrays = [view(x) for x in arrays]
+    if name == "adamw":  # the definition
+        KERNELS[name](*arrays, **settings)
+        found = tuple(arrays[i] for i in (0, 2, 3))
+    else:
+        found = by_twin(name, arrays, settings, [view(x) for x in bars])
+    assert_close(found, expected, 1e-5)
+    assert signatures == [len(loop.signatures) for loop in runtime._loops]
 
 
 @needs_jit
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_shape_that_does_not_fit_is_refused_by_name_before_it_is_read(name):
+    def doubled(xs, i):
+        return [*xs[:i], np.concatenate([xs[i], xs[i]], -1), *xs[i + 1:]]
+    arrays, settings, bars = arguments(name)
+    kernel = KERNELS[name]
+    for i in range(1, len(arrays)):
+        with pytest.raises(ValueError, match=r"has shape .* ask for"):
+            kernel(*doubled(arrays, i), **settings)
+    for i in range(len(bars)):
+        with pytest.raises(ValueError, match=r"has shape .* ask for"):
+            kernel.vjp(*arrays, **settings)[1](*doubled(bars, i))
+    for key, x in settings.items():
+        if isinstance(x, np.ndarray):
+            with pytest.raises(ValueError, match=r"has shape .* ask for"):
+                kernel(*arrays, **{key: np.concatenate([x, x], -1)})
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "adamw"])
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_the_way_back_is_the_derivative_of_the_definition(name, T):
+    arrays, settings, bars = arguments(name, T=T)
+    definition = partial(KERNELS[name].definition, **settings)
+    ways = [back_through_operations(definition, *arrays, *bars, n=len(arrays))]
+    if kernels.JIT:
+        ways.append(tuple(KERNELS[name].vjp(*arrays, **settings)[1](*bars)))
+    for gradients in ways:
+        assert_derivative(definition, arrays, bars, gradients)
+
+
+def test_every_kernel_has_a_test_case_and_a_file_of_its_name():
+    for name, kernel in KERNELS.items():
+        arguments(name)
+        assert importlib.import_module(f"kernels.{name}").definition is kernel.definition
+        assert kernel.name == name and getattr(kernels, name) is kernel
+
+
+# --- what each kernel promises beyond its definition --------------------------------------------------------
+
+
+@needs_jit
+def test_float32_gelu_is_within_a_few_ulp_and_keeps_the_tail_that_tanh_loses():
+    x = np.linspace(-9, 9, 100_001).astype(np.float32)
+    wide = x.astype(np.float64)
+    exact = wide / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    assert np.max(np.abs(exact - kernels.gelu.definition(wide))) < 1e-14
+    ulp = np.abs(kernels.gelu(x) - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert np.max(ulp[x > -1]) < 4 and np.max(ulp[x > -5]) < 64  # the exponent of e^−2s is rounded, too
+
+
+@needs_jit
+@pytest.mark.parametrize("name", ["gelu", "rms_norm", "cross_entropy", "attention"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (3, 5, 1), (9, 1, 32), (17, 40, 37), (1, 64, 96)])
-def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
-    A, B, C = draw(m, k, dtype=dtype), draw(k, n, dtype=dtype, seed=1), draw(m, n, dtype=dtype, seed=2)
-    expected = C + A @ B, A @ B
-    for left in (A, np.ascontiguousarray(A.T).T):
-        found = C.copy()
-        kernels._add(found, left, B)
-        assert_close((found, kernels._product(left, B)), expected, 1e-5 if dtype == np.float32 else 1e-13)
-    assert np.array_equal(kernels._turned(C), C.T)
-    for triangle, half in ((1, np.triu(B)), (-1, np.tril(B))):  # the other need not be read
-        assert_close((kernels._product(A, half, triangle),), (A @ half,), 1e-5 if dtype == np.float32 else 1e-13)
+def test_a_nan_is_not_hidden(name, dtype):
+    arrays, settings, bars = arguments(name, dtype)
+    arrays[0][0, 1, 2] = np.nan
+    z, back = KERNELS[name].vjp(*arrays, **settings)
+    assert np.isnan(z[0, 1]).any() and np.isnan(back(*bars)[0][0, 1]).any()
 
 
-def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, seed=0):
-    """Arguments of `kernels.titans` for one piece, and cotangents of what it returns."""
-    names, seeds = ("k", "eta", "memory"), itertools.count(100 * seed)
-
-    def layers(*lead, scale=1.0):
-        return {name: [scale * draw(*lead, *shape, dtype=dtype, seed=next(seeds)) / 4
-                       for shape in ((h, d), (1 if name == "eta" else d, h))] for name in names}
-    feeds = [draw(B, H, n, d, dtype=dtype, seed=next(seeds)) for _ in range(4)]
-    bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(2)]
-    readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(2)]
-    inputs = [names, True, False, 0.5, [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))], feeds, bias,
-              readout, layers(H), layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {}]
-    return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H)]
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_bears_large_and_masked_logits(dtype):
+    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [0, -np.inf, 0], [1e30, 1e30, -1e30]], dtype)
+    targets = np.array([0, 1, 2, 1])
+    for z, p in both_losses(logits, targets):
+        assert np.allclose(z, [0, np.log(3), np.log(2), np.log(2)], atol=1e-6)
+        p = p + np.eye(3, dtype=dtype)[targets]
+        assert np.allclose(np.sum(p, -1), 1, atol=1e-6) and np.all(np.isfinite(p))
 
 
-def titans_and_back(settings, inputs, bars):
-    """Arrays of o and the drifts after, and of all that `kernels.titans_backward` returns."""
-    o, after, trail = kernels.titans(*settings, *inputs)
-    return arrays_in([o, after, kernels.titans_backward(*settings, trail, *inputs, *bars)])
+def both_losses(logits, targets):
+    """Losses and their derivatives, of the definition and of the twin."""
+    x = Tensor(logits, requires_grad=True)
+    z = kernels.cross_entropy.definition(x, targets)
+    yield z.data, grad(z, [x], np.ones_like(z.data))[0].data
+    if kernels.JIT:
+        z, back = kernels.cross_entropy.vjp(logits, targets)
+        yield z, back(np.ones_like(z))[0]
 
 
-def arrays_in(nest):
-    if isinstance(nest, np.ndarray):
-        return [nest]
-    return [x for part in (nest.values() if isinstance(nest, dict) else nest) for x in arrays_in(part)]
+@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
+def test_cross_entropy_loses_no_digit_where_all_logits_are_large(size):
+    logits, targets = (size + draw(20, 50)).astype(np.float32), np.arange(20)
+    exact = logits.astype(np.float64)
+    p = np.exp(exact - exact.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    for z, g in both_losses(logits, targets):
+        assert np.max(np.abs(g - (p - np.eye(50)[targets]))) < 2e-7
+        assert np.max(np.abs(z + np.log(p[np.arange(20), targets]))) < 1e-6
 
 
-@needs_jit
-def test_the_number_of_threads_changes_no_bit_of_a_chunk(monkeypatch):
-    monkeypatch.setattr(kernels, "ALONE", 0)
-    numba = pytest.importorskip("numba")
-    before, most, found = kernels._threads, numba.config.NUMBA_NUM_THREADS, []
-    inputs, bars = titans_inputs(start=True)
-    try:
-        for threads in (1, most):
-            kernels.set_threads(threads)
-            found.append(titans_and_back(inputs[:5], inputs[5:], bars))
-    finally:
-        kernels.set_threads(before)
-    assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29
+@pytest.mark.parametrize("function", [kernels.cross_entropy, kernels.cross_entropy.definition])
+def test_cross_entropy_names_a_target_outside_the_vocabulary(function):
+    logits = np.zeros((2, 5), np.float32)
+    with pytest.raises(ValueError, match=r"0\.\.4 .* found 0\.\.5"):
+        function(logits, np.array([0, 5]))
+    with pytest.raises(ValueError, match="-100"):
+        function(logits, np.array([0, -1]))
+    assert function(logits, np.array([-1, -1]), -1).tolist() == [0, 0]
 
 
-@needs_jit
-@pytest.mark.parametrize("n", [1, 33])
-def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
-    inputs, _ = titans_inputs(n=n + 1)
-    o = kernels.titans(*inputs)[0]
-    for feed in inputs[5]:
-        feed[:, :, n] *= 1e3
-    changed = kernels.titans(*inputs)[0]
-    assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
+ADAMW = [kernels.adamw.definition, pytest.param(kernels.adamw, marks=needs_jit)]
 
 
-@needs_jit
-def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
-    inputs, bars = titans_inputs()
-    expected = titans_and_back(inputs[:5], inputs[5:], bars)
-    views = [[np.asfortranarray(x) for x in inputs[5]], *inputs[6:]]
-    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[9].items()}
-    found = titans_and_back(inputs[:5], views, bars)
-    assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
-    inputs[9] = {**inputs[9], "k": [x[1:] for x in inputs[9]["k"]]}
-    with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-        kernels.titans(*inputs)
-    for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
-        with pytest.raises(ValueError, match=r"at least one, .* a state for each of the memories that learn"):
-            kernels.titans(*misfit)
-    inputs, _ = titans_inputs()
-    for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
-                       ({"eta": 1}, "errors of piece 0 see"),
-                       ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
-        inputs[4] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
-        with pytest.raises(ValueError, match=said):
-            kernels.titans(*inputs)
+@pytest.mark.parametrize("adamw", ADAMW)
+def test_adamw_moves_by_the_learning_rate_at_first_and_decays_by_itself(adamw):
+    p, g = draw(3, 4), draw(3, 4, seed=1)
+    before, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
+    adamw(p, g, m, v, 0.1, 0.9, 0.999, 0.0, 0.5, 1)
+    assert np.allclose(p, before * (1 - 0.1 * 0.5) - 0.1 * np.sign(g))
+    assert np.allclose(m, 0.1 * g) and np.allclose(v, 0.001 * g * g)
 
 
-@needs_jit
-def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
-    inputs, (o_bar, after_bar) = titans_inputs()
-    inputs[4] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
-    settings, trail = inputs[:5], kernels.titans(*inputs)[2]
-    short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
-    with pytest.raises(ValueError, match=r"after_bar has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-        kernels.titans_backward(*settings, trail, *inputs[5:], o_bar, short)
-    with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
-        kernels.titans_backward(*settings, after_bar, *inputs[5:], o_bar, after_bar)
+@pytest.mark.parametrize("adamw", ADAMW)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adamw_forgets_at_once_where_beta2_is_zero(adamw, dtype):
+    p, m, v = (np.zeros(1, dtype) for _ in range(3))
+    for step, g in enumerate((100, 1e-3, 1e-3), 1):
+        adamw(p, np.full(1, g, dtype), m, v, 1.0, 0.9, 0.0, 0.0, 0.0, step)
+    m1, m2, m3 = 10, 9 + 1e-4, 8.1 + 1.9e-4  # over g = √v
+    assert p[0] == pytest.approx(-m1 / 0.1 / 100 - (m2 / 0.19 + m3 / 0.271) / 1e-3, rel=1e-5)
 
 
-@needs_jit
-@pytest.mark.parametrize("lengths", [(16, 24), (2, 7, 31), (5, 5, 5, 25)], ids=str)
-def test_pieces_at_once_are_the_pieces_one_after_another(lengths):
-    """Where memory k still sees its start, and the others see the piece before the last or the present one."""
-    inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True)
-    inputs[4] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
-    *settings, _ = inputs[:5]
-    found, (feeds, *shared, now, start), states, reads, t = (
-        titans_and_back(inputs[:5], inputs[5:], bars), inputs[5:], [inputs[9]], [], 0)
-    calls, back = [], []
-    for n, seen in inputs[4]:
-        began = {name: (start if p < 0 else states[p])[name] for name, p in seen.items() if p != len(states) - 1}
-        one = ([(n, {name: -(name in began) for name in seen})], [z[:, :, t:t + n] for z in feeds], *shared,
-               states[-1], began)
-        o, after, trail = kernels.titans(*settings, *one)
-        assert trail == {}
-        calls.append(one)
-        reads.append(o)
-        states.append(after)
-        t += n
-    assert np.array_equal(found[0], np.concatenate(reads, 2))
-    assert all(np.array_equal(x, y) for x, y in zip(found[1:7], arrays_in(states[-1]), strict=True))
-
-    after_bars: list[dict] = [{name: [0, 0] for name in now} for _ in lengths] + [bars[1]]  # of the states
-    start_bar = [0, 0]
-    for p in reversed(range(len(lengths))):
-        t -= lengths[p]
-        feeds_bar, *shared_bar, now_bar, began_bar = kernels.titans_backward(
-            *settings, calls[p][0], {}, *calls[p][1:], bars[0][:, :, t:t + lengths[p]], after_bars[p + 1])
-        back.append((feeds_bar, shared_bar))
-        for name, layers in now_bar.items():
-            after_bars[p][name] = [x + y for x, y in zip(after_bars[p][name], layers, strict=True)]
-        for name, layers in began_bar.items():
-            seen = inputs[4][p][1][name]
-            into = start_bar if seen < 0 else after_bars[seen][name]
-            into[:] = [x + y for x, y in zip(into, layers, strict=True)]
-    expected = [np.concatenate(xs[::-1], 2) for xs in zip(*(feeds_bar for feeds_bar, _ in back), strict=True)]
-    expected += [sum(xs) for xs in zip(*(arrays_in(shared_bar) for _, shared_bar in back), strict=True)]
-    expected += [*arrays_in(after_bars[0]), *start_bar]
-    for x, y in zip(found[7:], expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11 * np.abs(y).max())
+@pytest.mark.parametrize("adamw", ADAMW)
+@pytest.mark.parametrize("beta", [0.999, 0.5, 0.1])
+def test_averages_of_equal_gradients_are_that_gradient(adamw, beta):
+    p, m, v = (np.zeros(1, np.float32) for _ in range(3))
+    for step in range(1, 20_001 if beta > 0.9 else 101):
+        adamw(p, np.full(1, 3, np.float32), m, v, 0.0, beta, beta, 0.0, 0.0, step)
+    assert m[0] == pytest.approx(3, rel=1e-4) and v[0] == pytest.approx(9, rel=1e-4)
 
 
-@needs_jit
-def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_others():
-    places, before = kernels._ROWS, len(kernels._ROWS)
-    for seed in range(20):  # each time new arrays, many where old ones lay
-        inputs, _ = titans_inputs(n=1, seed=seed)
-        o, after, _ = kernels.titans(*inputs)
-        fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
-                 else [x.copy() for x in given] for given in inputs[5:]]
-        assert np.array_equal(o, kernels.titans(*inputs[:5], *fresh)[0]) and len(places) > before
-        del inputs, after, fresh
-    assert len(places) == before
+@pytest.mark.parametrize("conv", [kernels.causal_conv.definition, pytest.param(kernels.causal_conv, marks=needs_jit)])
+@given(cut=st.integers(0, 9))
+def test_convolution_in_two_calls_is_one_and_sees_only_the_past(conv, cut):
+    x, tail, w = arguments("causal_conv", T=9)[0]
+    first, middle = conv(x[:, :cut], tail, w)
+    second, last = conv(x[:, cut:], middle, w)
+    assert_close((np.concatenate([first, second], 1), last), conv(x, tail, w), 1e-15)
+    changed = x.copy()
+    changed[:, cut:] += 1
+    assert np.array_equal(conv(changed, tail, w)[0][:, :cut], conv(x, tail, w)[0][:, :cut])
 
 
 # --- products ------------------------------------------------------------------------------------------------
@@ -520,7 +552,7 @@ def test_a_product_of_a_single_row_takes_what_numpy_takes_and_refuses_what_it_re
 
 @needs_jit
 def test_a_single_row_has_the_same_bits_on_any_number_of_threads():
-    a, w, most = draw(1, 2053, dtype=np.float32), draw(1027, 2053, dtype=np.float32, seed=1), kernels._threads
+    a, w, most = draw(1, 2053, dtype=np.float32), draw(1027, 2053, dtype=np.float32, seed=1), runtime._threads
     alone = None
     try:
         for threads in range(1, most + 1):
@@ -531,289 +563,3 @@ def test_a_single_row_has_the_same_bits_on_any_number_of_threads():
     finally:
         kernels.set_threads(most)
     assert np.allclose(alone, a @ w.T, atol=1e-2)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc only")
-def test_what_is_freed_is_there_for_the_next_step():
-    out, _ = run_python("""
-import resource, numpy as np, kernels
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-first, *rest = [faults() for _ in range(4)]
-print(first, max(rest))""")
-    first, later = map(int, out.split())
-    assert first >= 32 and later < 8  # 128 MB are 32,768 pages, or 64 large ones
-
-
-# --- elementwise and row kernels: their definitions ---------------------------------------------------------
-
-
-BACKWARD_OF = {  # forward → the differentiable arguments, and the outputs that have cotangents
-    "gelu": ([0], [0]), "rms_norm": ([0, 1], [0]), "cross_entropy": ([0], [0]),
-    "causal_conv": ([0, 1, 2], [0, 1]), "attention": ([0, 1, 2], [0])}
-
-
-@pytest.mark.parametrize("name", BACKWARD_OF)
-@pytest.mark.parametrize("T", [1, 2, 7])
-@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
-def test_backward_is_the_derivative(name, T, fast):
-    inputs, outputs = BACKWARD_OF[name]
-    args = arguments(name, T=T)
-    results = as_tuple(PAIRS[name][0](*args))
-    bars = [draw(*results[i].shape, seed=50 + i) for i in outputs]
-    saved = {"rms_norm": results[1:], "cross_entropy": results[1:], "attention": results}.get(name, ())
-    gradients = as_tuple(PAIRS[f"{name}_backward"][fast](*args, *saved, *bars))
-
-    def forward(*varied):
-        full = list(args)
-        for i, x in zip(inputs, varied, strict=True):
-            full[i] = x
-        return tuple(as_tuple(PAIRS[name][0](*full))[i] for i in outputs)
-
-    assert_derivative(forward, [args[i] for i in inputs], bars, gradients)
-
-
-@needs_jit
-def test_float32_gelu_is_within_a_few_ulp_and_keeps_the_tail_that_tanh_loses():
-    x = np.linspace(-9, 9, 100_001).astype(np.float32)
-    wide = x.astype(np.float64)
-    exact = wide / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
-    assert np.max(np.abs(exact - kernels.gelu_reference(wide))) < 1e-14
-    ulp = np.abs(kernels.gelu(x) - exact) / np.spacing(np.abs(exact).astype(np.float32))
-    assert np.max(ulp[x > -1]) < 4 and np.max(ulp[x > -5]) < 64  # the exponent of e^−2s is rounded, too
-
-
-@needs_jit
-@pytest.mark.parametrize("name", ["gelu", "gelu_backward", "rms_norm", "cross_entropy",
-                                  "cross_entropy_backward"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_nan_is_not_hidden(name, dtype):
-    args = arguments(name, dtype)
-    args[0][0, 1, 2] = np.nan
-    assert np.isnan(as_tuple(PAIRS[name][1](*args))[0][0, 1]).any()
-
-
-@needs_jit
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_cross_entropy_bears_large_and_masked_logits(dtype):
-    logits = np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4], [0, -np.inf, 0]], dtype)
-    targets = np.array([0, 1, 2])
-    for loss, z in (function(logits, targets) for function in PAIRS["cross_entropy"]):
-        assert np.allclose(loss, [0, np.log(3), np.log(2)], atol=1e-3)
-        p = kernels.cross_entropy_backward(logits, targets, z, np.ones(3, dtype)) + np.eye(3, dtype=dtype)
-        assert np.allclose(np.sum(p, -1), 1, atol=2e-3) and np.all(np.isfinite(p))
-
-
-@pytest.mark.parametrize("function", PAIRS["cross_entropy"])
-def test_cross_entropy_names_a_target_outside_the_vocabulary(function):
-    logits = np.zeros((2, 5), np.float32)
-    with pytest.raises(ValueError, match=r"0\.\.4 .* found 0\.\.5"):
-        function(logits, np.array([0, 5]))
-    with pytest.raises(ValueError, match="-100"):
-        function(logits, np.array([0, -1]))
-    assert function(logits, np.array([-1, -1]), -1)[0].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
-def test_adamw_moves_by_the_learning_rate_at_first_and_decays_by_itself(fast):
-    p, g = draw(3, 4), draw(3, 4, seed=1)
-    before, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
-    PAIRS["adamw"][fast](p, g, m, v, 0.1, 0.9, 0.999, 0.0, 0.5, 1)
-    assert np.allclose(p, before * (1 - 0.1 * 0.5) - 0.1 * np.sign(g))
-    assert np.allclose(m, 0.1 * g) and np.allclose(v, 0.001 * g * g)
-
-
-@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=needs_jit)])
-@given(cut=st.integers(0, 9))
-def test_convolution_in_two_calls_is_one_and_sees_only_the_past(fast, cut):
-    x, tail, w = arguments("causal_conv", T=9)
-    conv = PAIRS["causal_conv"][fast]
-    first, middle = conv(x[:, :cut], tail, w)
-    second, last = conv(x[:, cut:], middle, w)
-    assert_close((np.concatenate([first, second], 1), last), conv(x, tail, w), 1e-15)
-    changed = x.copy()
-    changed[:, cut:] += 1
-    assert np.array_equal(conv(changed, tail, w)[0][:, :cut], conv(x, tail, w)[0][:, :cut])
-
-
-# --- which version runs -------------------------------------------------------------------------------------
-
-
-class Foreign(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of another library: it speaks NumPy's protocols and refuses to become a NumPy array."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __array__(self, dtype=None, copy=None):
-        raise TypeError("implicit conversion to NumPy")
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return wrap(getattr(ufunc, method)(*unwrap(inputs), **unwrap(kwargs)))
-
-    def __array_function__(self, function, kinds, args, kwargs):
-        return wrap(function(*unwrap(args), **unwrap(kwargs)))
-
-    def __getitem__(self, index):
-        return wrap(self.data[unwrap(index)])
-
-    def __setitem__(self, index, value):
-        assert isinstance(value, Foreign)
-        self.data[index] = value.data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getattr__(self, name):
-        attribute = getattr(self.data, name)
-        if not callable(attribute):
-            return attribute
-        return lambda *args, **kwargs: wrap(attribute(*args, **kwargs))
-
-
-def wrap(x):
-    if isinstance(x, (tuple, list)):
-        return type(x)(wrap(y) for y in x)
-    return Foreign(x) if isinstance(x, np.ndarray) else x
-
-
-def unwrap(x):
-    if isinstance(x, (tuple, list)):
-        return type(x)(unwrap(y) for y in x)
-    if isinstance(x, dict):
-        return {key: unwrap(y) for key, y in x.items()}
-    return x.data if isinstance(x, Foreign) else x
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_references_run_on_arrays_of_another_library(name):
-    args = arguments(name)
-    expected = call(PAIRS[name][0], name, args)
-    found = call(lambda *foreign: launch(name, *foreign), name, wrap(args))
-    assert all(isinstance(x, Foreign) for x in found)
-    assert_close(unwrap(found), expected, 1e-15)
-
-
-def test_a_registered_twin_runs_for_its_array_type(monkeypatch):
-    monkeypatch.setattr(kernels, "_REGISTERED", {})
-    kernels.register(Foreign, "gelu", lambda x: "the twin")
-    assert launch("gelu", Foreign(np.ones(3))) == "the twin"
-    assert isinstance(launch("gelu", np.ones(3)), np.ndarray)
-    with pytest.raises(KeyError, match=r"no kernel is called 'glue'; there are delta_rule, .*gelu"):
-        kernels.register(Foreign, "glue", print)
-    with pytest.raises(KeyError, match="glue"):
-        launch("glue", np.ones(3))
-
-
-@needs_jit
-def test_launch_runs_the_twin_for_floats_and_the_reference_for_the_rest(monkeypatch):
-    monkeypatch.setitem(PAIRS, "gelu", (lambda x: "reference", lambda x: "twin"))
-    kinds = {dtype: launch("gelu", np.ones(3, dtype)) for dtype in ("f4", "f8", "f2", "i8")}
-    assert kinds == {"f4": "twin", "f8": "twin", "f2": "reference", "i8": "reference"}
-
-
-@needs_jit
-def test_compiled_names_the_loops_that_are_and_their_dtypes():
-    launch("gelu", np.ones(3, np.float32))
-    assert "float32" in kernels.compiled()["_gelu"]
-    assert {"_scan_forward", "_scan_backward", "_adamw"} <= set(kernels.compiled())
-
-
-def test_every_part_is_done_once_by_threads_and_what_goes_wrong_in_one_is_raised(monkeypatch):
-    monkeypatch.setattr(kernels, "_threads", 3)
-    done = np.zeros(10, int)
-
-    def loop(start, stop, fails):
-        done[start:stop] += 1
-        if start == fails:
-            raise ArithmeticError(f"from {start} on")
-    for work in (0, kernels.ALONE):
-        kernels.split(loop, len(done), work, None)
-    assert np.all(done == 2)
-    with pytest.raises(ArithmeticError, match="from 3 on"):
-        kernels.split(loop, len(done), kernels.ALONE, 3)
-    assert np.all(done == 3)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_has_threads_of_its_own():
-    out, _ = run_python("""
-import os, numpy as np, kernels
-kernels._threads = 2
-def loop(start, stop, x): x[start:stop] += 1
-kernels.split(loop, 4, kernels.ALONE, np.zeros(4))
-if child := os.fork():
-    assert os.waitpid(child, 0)[1] == 0
-else:
-    x = np.zeros(4)
-    kernels.split(loop, 4, kernels.ALONE, x)
-    os._exit(0 if x.sum() == 4 else 1)
-print("done")
-""")
-    assert out == "done\n"
-
-
-@pytest.mark.parametrize("n", [0, -1])
-def test_a_number_of_threads_that_cannot_be_is_refused(n):
-    with pytest.raises(ValueError, match=f"{n} threads; choose 1 to"):
-        kernels.set_threads(n)
-
-
-def run_python(code, **environment):
-    """Run code in a fresh interpreter; returns its stdout and stderr."""
-    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | path | environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-RUN_ALL = """
-from test_kernels import *
-for name in PAIRS:
-    args = arguments(name, np.float32)
-    a, b = call(lambda *x: launch(name, *x), name, args), call(PAIRS[name][0], name, args)
-    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)), name
-kernels.set_threads(2)
-print(kernels.JIT, kernels.compiled())
-"""
-
-
-def test_everything_works_with_jit_disabled_and_nothing_is_said():
-    out, err = run_python(RUN_ALL, NUMBA_DISABLE_JIT="1")
-    assert out == "False {}\n" and err == ""
-
-
-def test_everything_works_without_numba_and_it_is_said_once():
-    out, err = run_python("import sys; sys.modules['numba'] = None\n" + RUN_ALL)
-    assert out == "False {}\n"
-    assert err.count("\n") == 1 and err.startswith("Numba cannot be used (") and "references" in err
-
-
-@needs_jit
-def test_twins_are_compiled_afresh_where_no_cache_folder_can_be_written():
-    code = f"""
-import types
-import numpy as np
-kernels, source = types.ModuleType("kernels"), open({str(ROOT / 'kernels.py')!r}, encoding="utf-8").read()
-exec(compile(source, "/no/such/folder/kernels.py", "exec"), kernels.__dict__)
-p, g, m, v = (np.ones(5, np.float32) for _ in range(4))
-kernels.launch("adamw", p, g, m, v, 0.1, 0.9, 0.99, 1e-8, 0.0, 1)
-print(kernels.compiled()["_adamw"])
-"""
-    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), "/proc/nothing")
-    out, err = run_python(code, **nowhere)
-    assert out == "['float32']\n" and err == ""
-
-
-@needs_jit
-def test_importing_compiles_nothing():
-    out, _ = run_python("import kernels; print([d for d in kernels.compiled().values() if d])")
-    assert out == "[]\n"
-
-
-def test_every_kernel_has_a_test_case():
-    assert all(isinstance(arguments(name), list) for name in PAIRS)
-    assert set(itertools.chain(BACKWARD_OF, (f"{name}_backward" for name in BACKWARD_OF))) < set(PAIRS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autograd
-import layers
+import kernels
 from autograd import Tensor, check_grad, grad
 from layers import (
     CausalAttention,
@@ -17,15 +17,14 @@ from layers import (
     Module,
     Parameter,
     RMSNorm,
+    attention,
     causal_conv,
-    fused_attention,
-    fused_causal_conv,
-    fused_cross_entropy,
-    fused_gelu,
-    fused_rms_norm,
+    cross_entropy,
+    gelu,
     linear,
     merge_heads,
     normal,
+    rms_norm,
     rotate,
     split_heads,
 )
@@ -182,33 +181,33 @@ def test_the_convolution_of_any_split_is_the_convolution_of_the_whole(lengths):
     assert tail.shape == (2, 3, 3)
 
 
-def test_the_compiled_convolution_is_the_one_made_of_operations():
+def test_the_convolution_is_its_definition_in_operations_and_has_every_derivative():
     x, tail, w = draw(0, 2, 5, 3), draw(1, 2, 3, 3), draw(2, 4, 3)
     runs = []
-    for f in (fused_causal_conv, causal_conv):
+    for f in (causal_conv, kernels.causal_conv.definition):
         inputs = [Tensor(a, requires_grad=True) for a in (x, tail, w)]
         outputs = f(*inputs)
         cotangents = [draw(3, 2, 5, 3), draw(4, 2, 3, 3)]
         runs.append([*outputs, *grad(outputs, inputs, cotangents)])
     for a, b in zip(*runs, strict=True):
         assert np.allclose(a.data, b.data, atol=1e-13)
-    check_grad(fused_causal_conv, x[:1, :2, :2], tail[:1, :1, :2], w[:2, :2])
+    check_grad(causal_conv, x[:1, :2, :2], tail[:1, :1, :2], w[:2, :2])
 
 
-# --- functions with a compiled twin -------------------------------------------------------------------------
+# --- operations of kernels ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype, close", [(np.float64, 1e-13), (np.float32, 2e-6)])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 130)])
-def test_compiled_functions_are_their_references_forwards_and_backwards(shape, dtype, close):
+def test_operations_of_kernels_are_their_definitions_forwards_and_backwards(shape, dtype, close):
     x, w = (3 * draw(0, *shape)).astype(dtype), draw(1, *shape[-1:]).astype(dtype)
     targets = np.random.default_rng(2).integers(0, shape[-1], shape[:-1])
     for f, reference, inputs in [
-        (fused_gelu, autograd.gelu, [x]),
-        (fused_rms_norm, lambda x, w: autograd.rms_normalize(x) * w, [x, w]),
-        (layers.rms_norm, autograd.rms_normalize, [x]),
-        (partial(fused_cross_entropy, targets=targets),
-         lambda x: autograd.cross_entropy(x, targets, reduction="none"), [x]),
+        (gelu, kernels.gelu.definition, [x]),
+        (rms_norm, lambda x, w: autograd.rms_normalize(x) * w, [x, w]),
+        (rms_norm, autograd.rms_normalize, [x]),
+        (partial(cross_entropy, targets=targets, reduction="none"),
+         lambda x: autograd.logsumexp(x) - autograd.take_along_axis(x, targets[..., None], -1)[..., 0], [x]),
     ]:  # fmt: skip
         runs = []
         for g in (f, reference):
@@ -219,17 +218,51 @@ def test_compiled_functions_are_their_references_forwards_and_backwards(shape, d
             assert a.dtype == dtype and np.allclose(a.data, b.data, atol=close * 10, rtol=close * 10)
 
 
-def test_compiled_functions_have_every_order_of_derivative():
+def test_operations_of_kernels_have_every_order_of_derivative():
     x, w = draw(0, 2, 3), draw(1, 3)
-    check_grad(fused_gelu, x, order=3)
-    check_grad(fused_rms_norm, x, w, order=3)
-    check_grad(partial(fused_cross_entropy, targets=np.array([2, -100])), x, order=3)
+    check_grad(gelu, x, order=3)
+    check_grad(rms_norm, x, w, order=3)
+    check_grad(partial(cross_entropy, targets=np.array([2, -100]), reduction="none"), x, order=3)
+
+
+def test_an_operation_without_a_twin_is_its_definition(monkeypatch):
+    for kernel in kernels.KERNELS.values():
+        monkeypatch.setattr(kernel, "twins", {})
+    x = draw(0, 2, 3, 4)
+    check_grad(gelu, x)
+    check_grad(rms_norm, x)
+    check_grad(partial(cross_entropy, targets=np.array([[2, 0, -100]] * 2)), x)
+    check_grad(attention, *(draw(i, 1, 2, 3, 4) for i in range(3)))
+    check_grad(causal_conv, x, draw(1, 2, 2, 4), draw(2, 3, 4))
+    assert all(type(f(x).data) is np.ndarray for f in (gelu, rms_norm))
+
+
+def test_cross_entropy_counts_only_what_is_not_ignored():
+    logits, targets = Tensor(draw(0, 2, 3, 4), requires_grad=True), np.array([[0, 3, -100], [1, 2, 0]])
+    each = cross_entropy(logits, targets, reduction="none")
+    assert each.shape == (2, 3) and each.data[0, 2] == 0
+    assert float(cross_entropy(logits, targets, reduction="sum")) == pytest.approx(each.data.sum())
+    assert float(cross_entropy(logits, targets)) == pytest.approx(each.data.sum() / 5)
+    cross_entropy(logits, targets).backward()
+    assert np.array_equal(logits.grad[0, 2], np.zeros(4)) and np.abs(logits.grad.sum(-1)).max() < 1e-15
+    assert float(cross_entropy(logits, np.full((2, 3), -100))) == 0
+    empty = Tensor(np.zeros((2, 0, 3)), requires_grad=True)
+    cross_entropy(empty, np.zeros((2, 0), dtype=int), reduction="sum").backward()
+    assert empty.grad.shape == empty.shape
+
+
+@pytest.mark.parametrize(("targets", "settings", "words"), [
+    ([0, 3], {}, r"must lie in 0\.\.2 .* found 0\.\.3"), ([[0], [1]], {}, r"must be integers of shape \(2,\)"),
+    ([0.0, 1.0], {}, "must be integers"), ([0, 1], {"reduction": "all"}, "choose mean, sum or none")])
+def test_cross_entropy_names_what_is_wrong(targets, settings, words):
+    with pytest.raises(ValueError, match=words):
+        cross_entropy(Tensor(draw(0, 2, 3)), targets, **settings)
 
 
 # --- attention ----------------------------------------------------------------------------------------------
 
 
-def attention(width: int = 8, heads: int = 2) -> CausalAttention:
+def attention_layer(width: int = 8, heads: int = 2) -> CausalAttention:
     return CausalAttention(np.random.default_rng(0), width, heads).astype(np.float64)
 
 
@@ -252,7 +285,7 @@ def attention_by_hand(layer: CausalAttention, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("T", [1, 2, 7])
 def test_attention_is_softmax_attention_written_by_hand(T):
-    layer, x = attention(), draw(1, 2, T, 8)
+    layer, x = attention_layer(), draw(1, 2, T, 8)
     y, _ = layer(Tensor(x))
     assert np.allclose(y.data, [attention_by_hand(layer, sequence) for sequence in x], atol=1e-12)
 
@@ -260,7 +293,7 @@ def test_attention_is_softmax_attention_written_by_hand(T):
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5))
 @few
 def test_attention_through_its_cache_is_attention_over_the_whole(lengths):
-    layer, state = attention(), None
+    layer, state = attention_layer(), None
     x, parts, t = draw(1, 2, int(np.sum(lengths)), 8), [], 0
     for n in lengths:
         y, state = layer(Tensor(x[:, t : t + n]), state)
@@ -271,7 +304,7 @@ def test_attention_through_its_cache_is_attention_over_the_whole(lengths):
 
 
 def test_no_bit_of_attention_depends_on_a_later_token():
-    layer, x = attention(), draw(1, 1, 12, 8)
+    layer, x = attention_layer(), draw(1, 1, 12, 8)
     y = layer(Tensor(x))[0].data
     for t in range(12):
         other = x.copy()
@@ -281,7 +314,7 @@ def test_no_bit_of_attention_depends_on_a_later_token():
 
 
 def test_attention_derivatives_agree_with_finite_differences():
-    layer = attention(4, 1)
+    layer = attention_layer(4, 1)
     weights = [f.weight.data for f in (layer.query, layer.key, layer.value, layer.output)]
 
     def f(x, *weights):
@@ -297,28 +330,28 @@ def test_attention_in_blocks_is_attention_at_once_forwards_and_backwards(T, past
     """Queries and keys lie before, in and behind every kind of block of 64."""
     q, k, v, g = (draw(i, 2, 2, T + past * (i in (1, 2)), 4) for i in range(4))
     found = []
-    for f in (fused_attention, layers.attention):
+    for f in (attention, kernels.attention.definition):
         arrays = [Tensor(x, requires_grad=True) for x in (q, k, v)]
         y = f(*arrays)
         found.append([y.data, *(x.data for x in grad(y, arrays, g))])
     for a, b in zip(*found, strict=True):
         assert np.allclose(a, b, atol=1e-13)
-    for f in (fused_attention, layers.attention):
+    for f in (attention, kernels.attention.definition):
         check_grad(f, q[:1, :1, :2], k[:1, :1, : min(past, 2) + 2], v[:1, :1, : min(past, 2) + 2])
 
 
 def test_attention_does_not_look_at_keys_that_lie_ahead():
     q, k, v = (draw(i, 1, 1, 70, 4) for i in range(3))
-    y = fused_attention(q, k, v).data
+    y = attention(q, k, v).data
     for t in (3, 64, 66):
         unknown = k.copy()
         unknown[..., t:, :] = np.nan
-        assert np.array_equal(fused_attention(q, unknown, v).data[..., :t, :], y[..., :t, :])
+        assert np.array_equal(attention(q, unknown, v).data[..., :t, :], y[..., :t, :])
 
 
 def test_attention_survives_scores_of_any_size():
     q, k, v = (Tensor(draw(i, 1, 1, 70, 4).astype(np.float32) * 1e3, requires_grad=True) for i in range(3))
-    y = fused_attention(q, k, v)
+    y = attention(q, k, v)
     assert np.isfinite(y.data).all() and np.abs(y.data).max() <= np.abs(v.data).max()
     assert all(np.isfinite(g.data).all() for g in grad(y, [q, k, v], y.data))
 
@@ -402,7 +435,7 @@ def test_derivatives_through_a_window_agree_with_finite_differences():
 def test_attention_is_a_regression_on_values_solved_anew_for_every_query():
     """[A 62]: softmax attention answers argmin_m Σ_i exp(q·k_i/√d) ‖v_i − m‖²."""
     q, k, v = draw(0, 1, 1, 1, 4), draw(1, 1, 1, 6, 4), draw(2, 1, 1, 6, 4)
-    m = layers.attention(*map(Tensor, (q, k, v))).data[0, 0, 0]
+    m = attention(*map(Tensor, (q, k, v))).data[0, 0, 0]
 
     def objective(m):
         return np.sum(np.exp(k[0, 0] @ q[0, 0, 0] / 2) * np.sum((v[0, 0] - m) ** 2, -1))

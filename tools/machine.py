@@ -102,14 +102,12 @@ def doctor() -> None:
 
 
 def cache() -> str:
-    """Where compiled kernels are kept, found by asking those that were compiled or loaded."""
-    places = {dispatcher.stats.cache_path for dispatcher in kernels._DISPATCHERS.values() if dispatcher.signatures}
-    if not places:
+    """Where compiled kernels are kept."""
+    if not kernels.JIT:
         return "none: nothing is compiled"
-    if None in places:
-        return "none: no folder can be written, so every start compiles again (NUMBA_CACHE_DIR names one that can)"
-    written = all(os.access(place, os.W_OK) for place in places)
-    return ", ".join(sorted(places)) + ("" if written else ", read-only: what is not there is compiled at every start")
+    if folder := kernels.cache_folder():
+        return str(folder)
+    return "none: no folder can be written, so every start compiles again (NUMBA_CACHE_DIR names one that can)"
 
 
 def dry_run(preset: str, config: Config, training: Training) -> None:

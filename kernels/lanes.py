@@ -1,0 +1,253 @@
+"""What LLVM has and Numba does not: LANES numbers computed together, eˣ without a call, transposes.
+
+Numba has no type for LANES numbers side by side; this file makes one, and its verbs: the wide registers. A sum over a
+row is added up lane by lane, so that its order is ours and no compiler's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.runtime import JIT, inner
+
+if JIT:
+    from numba.core import types
+    from numba.core.cgutils import ir  # LLVM's instructions
+    from numba.extending import intrinsic, models, register_model
+
+LANES = 32
+
+# Wide registers ---------------------------------------------------------------------------------------------
+
+if JIT:
+    class Lanes(types.Type):
+        """LANES numbers that are computed together."""
+
+        def __init__(self, dtype: Any):
+            self.dtype = dtype
+            super().__init__(name=f"Lanes({dtype})")
+
+    @register_model(Lanes)
+    class _LanesModel(models.PrimitiveModel):
+        def __init__(self, manager: Any, lanes: Lanes):
+            number = manager.lookup(lanes.dtype).get_data_type()
+            super().__init__(manager, lanes, ir.VectorType(number, LANES))
+else:
+    def intrinsic(function):
+        """Nothing is compiled: nobody calls it."""
+        return function
+
+
+@intrinsic
+def load(typing, row, i):
+    """row[i:i+LANES]"""
+    def generate(context, builder, signature, args):
+        lanes = context.get_value_type(signature.return_type)
+        x = builder.load(_pointer(context, builder, row, *args, lanes))
+        x.align = row.dtype.bitwidth // 8
+        return x
+    return Lanes(row.dtype)(row, i), generate
+
+
+@intrinsic
+def store(typing, row, i, x):
+    """row[i:i+LANES] = x"""
+    def generate(context, builder, signature, args):
+        stored = builder.store(args[2], _pointer(context, builder, row, *args[:2], args[2].type))
+        stored.align = row.dtype.bitwidth // 8
+        return context.get_dummy_value()
+    return types.none(row, i, x), generate
+
+
+@intrinsic
+def spread(typing, a):
+    """The number a in all lanes"""
+    return Lanes(a)(a), lambda context, builder, signature, args: _spread(builder, args[0])
+
+
+@intrinsic
+def zero(typing, row):
+    """LANES zeros like the numbers of a row"""
+    lanes = Lanes(row.dtype)
+    return lanes(row), lambda context, builder, signature, args: ir.Constant(context.get_value_type(lanes), None)
+
+
+@intrinsic
+def scaled(typing, a, x):
+    """a·x, a being a number or LANES of them"""
+    return x(_number_or(a, x), x), lambda context, builder, signature, args: _times(builder, *args)
+
+
+@intrinsic
+def plus(typing, y, a, x):
+    """y + a·x, a being a number or LANES of them"""
+    def generate(context, builder, signature, args):
+        return builder.fadd(args[0], _times(builder, *args[1:]), flags=("contract",))
+    return y(y, _number_or(a, y), y), generate
+
+
+@intrinsic
+def minus(typing, x, y):
+    """x − y"""
+    return x(x, x), lambda context, builder, signature, args: builder.fsub(*args, flags=("contract",))
+
+
+@intrinsic
+def larger(typing, x, y):
+    """The larger of x and y in every lane"""
+    return x(x, x), lambda context, builder, signature, args: _larger(builder, *args)
+
+
+@intrinsic
+def total(typing, x):
+    """The sum of the lanes: halves on halves"""
+    return x.dtype(x), lambda context, builder, signature, args: _fold(builder, args[0], builder.fadd)
+
+
+@intrinsic
+def highest(typing, x):
+    """The largest of the lanes"""
+    return x.dtype(x), lambda context, builder, signature, args: _fold(
+        builder, args[0], lambda x, y: _larger(builder, x, y))
+
+
+@intrinsic
+def exp(typing, x):
+    """eˣ of a number or of LANES; of float32 to 1 ulp and without a call, so that loops vectorise.
+
+        eˣ = 2ⁿeʳ,  n = round(x log₂ e),  |r| ≤ ½ ln 2
+
+    x is cut at 87, and below −87 eˣ is 0. To add 1.5·2²³ rounds to a whole number, n, which stands in the last bits;
+    shifted into the place of the exponent it is 2ⁿ.
+    """
+    kind = getattr(x, "dtype", x)
+    return x(x), lambda context, builder, signature, args: (
+        _exp32 if kind == types.float32 else _exp64)(builder, args[0])
+
+
+def _exp32(builder, x):
+    def constant(c, kind=None):
+        kind = kind or x.type
+        return ir.Constant(kind, [c] * LANES if isinstance(kind, ir.VectorType) else c)
+
+    def times_plus(a, b, c):
+        return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+    whole = ir.VectorType(ir.IntType(32), LANES) if isinstance(x.type, ir.VectorType) else ir.IntType(32)
+    log2_e, minus_ln2_high, minus_ln2_low, magic = (constant(float(np.float32(c))) for c in (
+        1.44269504, -0.693359375, 2.12194440e-4, 1.5 * 2**23))
+    power, *others = (constant(float(np.float32(c))) for c in (
+        0.000198756915, 0.0013981999507, 0.0083334519073, 0.041665795894, 0.16666665459, 0.50000001201, 1.0, 1.0))
+    cut = builder.select(builder.fcmp_ordered(">", x, constant(87.0)), constant(87.0), x)  # a NaN stays one
+    shifted = times_plus(cut, log2_e, magic)
+    n = builder.fsub(shifted, magic)
+    r = times_plus(n, minus_ln2_low, times_plus(n, minus_ln2_high, cut))
+    for c in others:
+        power = times_plus(power, r, c)
+    exponent = builder.add(builder.bitcast(shifted, whole), constant(127, whole))
+    two_n = builder.bitcast(builder.shl(exponent, constant(23, whole)), x.type)
+    return builder.select(builder.fcmp_ordered("<", x, constant(-87.0)), constant(0.0), builder.fmul(power, two_n))
+
+
+def _exp64(builder, x):
+    of_one = builder.module.declare_intrinsic("llvm.exp", [ir.DoubleType()])
+    if not isinstance(x.type, ir.VectorType):
+        return builder.call(of_one, [x])
+    y = ir.Constant(x.type, ir.Undefined)
+    for lane in (ir.Constant(ir.IntType(32), lane) for lane in range(LANES)):
+        y = builder.insert_element(y, builder.call(of_one, [builder.extract_element(x, lane)]), lane)
+    return y
+
+
+def _number_or(a, x):
+    return a if isinstance(a, Lanes) else x.dtype
+
+
+def _pointer(context, builder, array_type, array, i, lanes):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
+
+
+def _spread(builder, a):
+    lanes, index = ir.VectorType(a.type, LANES), ir.IntType(32)
+    first = builder.insert_element(ir.Constant(lanes, ir.Undefined), a, ir.Constant(index, 0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(index, LANES), [0] * LANES))
+
+
+def _times(builder, a, x):
+    return builder.fmul(a if a.type == x.type else _spread(builder, a), x, flags=("contract",))
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def _fold(builder, x, combine):
+    """The lanes combined: the second half with the first, until one is left"""
+    n, index = LANES, ir.IntType(32)
+    while n > 1:
+        n //= 2
+        halves = (ir.Constant(ir.VectorType(index, n), list(range(k, k + n))) for k in (0, n))
+        x = combine(*(builder.shuffle_vector(x, x, half) for half in halves))
+    return builder.extract_element(x, ir.Constant(index, 0))
+
+
+# Squares ----------------------------------------------------------------------------------------------------
+
+SIDE = 16
+
+
+@intrinsic
+def transpose_square(typing, x, y, i, j):
+    """y[j:j+SIDE, i:i+SIDE] = x[i:i+SIDE, j:j+SIDE]ᵀ: to zip row r with row r + SIDE/2, log₂ SIDE times, transposes"""
+    def generate(context, builder, signature, args):
+        X, Y = (context.make_array(kind)(context, builder, array) for kind, array in zip((x, y), args, strict=False))
+        row, mask = ir.VectorType(context.get_data_type(x.dtype), SIDE), ir.VectorType(ir.IntType(32), SIDE)
+        zips = [ir.Constant(mask, [k // 2 + half + SIDE * (k % 2) for k in range(SIDE)]) for half in (0, SIDE // 2)]
+
+        def at(array, r, c, k):
+            r = builder.add(r, ir.Constant(r.type, k))
+            place = builder.add(builder.mul(r, builder.extract_value(array.shape, 1)), c)
+            return builder.bitcast(builder.gep(array.data, [place]), row.as_pointer())
+        rows = [builder.load(at(X, *args[2:], k), align=x.dtype.bitwidth // 8) for k in range(SIDE)]
+        for _ in range(SIDE.bit_length() - 1):
+            rows = [builder.shuffle_vector(rows[k // 2], rows[k // 2 + SIDE // 2], zips[k % 2]) for k in range(SIDE)]
+        for k, value in enumerate(rows):
+            builder.store(value, at(Y, args[3], args[2], k), align=x.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+    return types.none(x, y, i, j), generate
+
+
+@inner
+def transpose(x, y):
+    """y[:n, :m] = xᵀ of a matrix x (m,n), in squares where they fit"""
+    for i in range(0, x.shape[0], SIDE):
+        for j in range(0, x.shape[1], SIDE):
+            if i + SIDE <= x.shape[0] and j + SIDE <= x.shape[1]:
+                transpose_square(x, y, i, j)
+            else:
+                for r in range(i, min(i + SIDE, x.shape[0])):
+                    for c in range(j, min(j + SIDE, x.shape[1])):
+                        y[c, r] = x[r, c]
+
+
+# Sums over rows ---------------------------------------------------------------------------------------------
+
+
+@inner
+def lane_sums(x, y):
+    """Σ x y of two rows, lane by lane, but for the numbers at the end that fill no lanes"""
+    sums = zero(x)
+    for j in range(0, len(x) - len(x) % LANES, LANES):
+        sums = plus(sums, load(x, j), load(y, j))
+    return sums
+
+
+@inner
+def dot(x, y):
+    """Σ x y of two rows, in an order that no compiler changes"""
+    sum = total(lane_sums(x, y))
+    for j in range(len(x) - len(x) % LANES, len(x)):
+        sum += x[j] * y[j]
+    return sum

@@ -1,0 +1,866 @@
+"""Self-modifying Titans, compiled: every chunk of a sequence in one kernel. To be replaced; so it is longer than its
+neighbours may be.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.lanes import LANES, dot, exp, load, plus, store, transpose, zero
+from kernels.product import dot_rows
+from kernels.runtime import JIT, Array, check_shapes, inner, jit, split
+
+if JIT:
+    import numba
+    from numba.core import types
+    from numba.extending import intrinsic
+
+REGISTERED: dict[tuple[type, str], Callable] = {}
+
+
+def register(array_type: type, name: str, function: Callable) -> None:
+    """Let `titans` or `titans_backward` call `function` where the arrays are of an `array_type`."""
+    REGISTERED[array_type, name] = function
+
+
+# Products of small matrices, compiled -----------------------------------------------------------------------
+#
+# Columns lie side by side in wide registers, so that every product is C += A B: numbers of A times rows of B.
+# Tokens are columns, filled up to a multiple of LANES.
+
+@inner
+def _matmul(C, A, B, fresh, triangle):
+    """C = A B or C += A B: eight rows of A by LANES columns of B at a time, in registers.
+
+    triangle: of B nothing is read below (1) or above (−1) its diagonal blocks, where it is zero; 0: all is.
+    """
+    (m, k), n = A.shape, B.shape[1]
+    for j in range(0, n - n % LANES, LANES):
+        first, end = j if triangle < 0 else 0, min(k, j + LANES) if triangle > 0 else k
+        for i in range(0, m - 7, 8):
+            c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = zero(C)
+            if not fresh:
+                c0, c1, c2, c3 = load(C[i], j), load(C[i + 1], j), load(C[i + 2], j), load(C[i + 3], j)
+                c4, c5, c6, c7 = load(C[i + 4], j), load(C[i + 5], j), load(C[i + 6], j), load(C[i + 7], j)
+            for p in range(first, end):
+                b = load(B[p], j)
+                c0, c1 = plus(c0, A[i, p], b), plus(c1, A[i + 1, p], b)
+                c2, c3 = plus(c2, A[i + 2, p], b), plus(c3, A[i + 3, p], b)
+                c4, c5 = plus(c4, A[i + 4, p], b), plus(c5, A[i + 5, p], b)
+                c6, c7 = plus(c6, A[i + 6, p], b), plus(c7, A[i + 7, p], b)
+            store(C[i], j, c0), store(C[i + 1], j, c1), store(C[i + 2], j, c2), store(C[i + 3], j, c3)
+            store(C[i + 4], j, c4), store(C[i + 5], j, c5), store(C[i + 6], j, c6), store(C[i + 7], j, c7)
+        for i in range(m - m % 8, m):
+            c0 = zero(C) if fresh else load(C[i], j)
+            for p in range(first, end):
+                c0 = plus(c0, A[i, p], load(B[p], j))
+            store(C[i], j, c0)
+    if n % LANES:  # the columns of a narrow head
+        for i in range(m):
+            for j in range(n - n % LANES if fresh else n, n):
+                C[i, j] = 0
+            for p in range(k):
+                for j in range(n - n % LANES, n):
+                    C[i, j] += A[i, p] * B[p, j]
+
+
+@inner
+def _add(C, A, B, triangle=0):
+    """C += A B"""
+    _matmul(C, A, B, False, triangle)
+
+
+@inner
+def _product(A, B, triangle=0):
+    C = np.empty((A.shape[0], B.shape[1]), B.dtype)
+    _matmul(C, A, B, True, triangle)
+    return C
+
+
+@inner
+def _turned(x):
+    """xᵀ laid out anew"""
+    y = np.empty(x.shape[::-1], x.dtype)
+    transpose(x, y)
+    return y
+
+
+@inner
+def _accumulate(y, x):
+    """y[:len(x)] += x, as loops: compiled in a fraction of the time that this takes"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            y[i, t] += x[i, t]
+
+
+@inner
+def _filled(x):
+    """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
+    wide = np.zeros((len(x) + -len(x) % LANES, x.shape[1]), x.dtype)
+    _accumulate(wide, x)
+    return wide, _turned(wide)
+
+
+# Self-modifying Titans: chunk after chunk, compiled ---------------------------------------------------------
+#
+# `memory.SelfModifyingTitans.chunk_in_operations` is the definition of a chunk. Here a thread takes a sequence
+# through all its chunks, each computed whole, with all it needs in the nearest caches. Arrays lie feature by token
+# (F,n); the tokens that fill them up write nothing (x = 0, η = 0, α = 1). The drifts between chunks are kept (the
+# trail); the way back computes the rest again.
+#
+# Legend: memory m of MEMORIES has the layers W₂ (h,d) and W₁ (d,h), in a scalar memory (1,h): layers 2m
+# and 2m + 1. Suffixes count them in the order of computing: 1 is W₂, 2 is W₁. M₀ is a layer's initial state,
+# S (S₀) its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should write,
+# its clipped surprise less what it forgets, U what is written, U(I + L)ᵀ = E diag(η′): S_C = g_C S₀ +
+# Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
+
+MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
+SCALARS, MEMORY = (3, 4), 5
+WORK = 1000  # for every number of the output, very roughly
+Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
+System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
+Asked = namedtuple("Asked", "x x_T y s hidden")  # a feed, what a memory answers, and on the way s and σ(W₂ x)
+Chunk = namedtuple("Chunk", "asked q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
+Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
+                                "SZ1 E1 U1 SZ2 E2 U2 system")
+Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
+READ = 4  # where o, or its cotangent, stands in the table of feeds
+Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+
+
+@inner
+def _sum(x, y):
+    z = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            z[i, t] = x[i, t] + y[i, t]
+    return z
+
+
+@inner
+def _mask(x, ratio):
+    """x ← ratio·x"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            x[i, t] *= ratio[i, t]
+
+
+@inner
+def _by_token(x, scale):
+    """x_t·scale_t"""
+    y = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            y[i, t] = x[i, t] * scale[t]
+    return y
+
+
+@inner
+def _add_dots(dots, x, y):
+    """dots_t += x_t·y_t"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            dots[t] += x[i, t] * y[i, t]
+
+
+@inner
+def _dots(x, y):
+    dots = np.zeros(x.shape[1], x.dtype)
+    _add_dots(dots, x, y)
+    return dots
+
+
+@inner
+def _scaled_to(x, m, eps):
+    """y = x r,  r = 1/√(m Σx² + ε) for every token"""
+    r = _dots(x, x)
+    for t in range(len(r)):
+        r[t] = 1 / math.sqrt(m * r[t] + eps)
+    return _by_token(x, r), r
+
+
+@inner
+def _scaled_to_backward(y, r, m, y_bar):
+    """x̄ = r(ȳ − y m Σȳy)"""
+    x_bar, dots, m = np.empty_like(y), _dots(y, y_bar), y.dtype.type(m)
+    for i in range(y.shape[0]):
+        for t in range(y.shape[1]):
+            x_bar[i, t] = r[t] * (y_bar[i, t] - y[i, t] * m * dots[t])
+    return x_bar
+
+
+@inner
+def _silu(x):
+    """s = σ(x) and y = x s"""
+    s, y, one = np.empty_like(x), np.empty_like(x), x.dtype.type(1)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            s[i, t] = one / (one + exp(-x[i, t]))
+            y[i, t] = x[i, t] * s[i, t]
+    return s, y
+
+
+@inner
+def _times_slope(g, s, y):
+    """g(s + y(1 − s)), the slope of SiLU"""
+    z, one = np.empty_like(g), g.dtype.type(1)
+    for i in range(g.shape[0]):
+        for t in range(g.shape[1]):
+            z[i, t] = g[i, t] * (s[i, t] + y[i, t] * (one - s[i, t]))
+    return z
+
+
+if JIT:
+    @intrinsic
+    def _pointer_at(typing, address, like):
+        """The address as a pointer to numbers like those of an array"""
+        pointer = types.CPointer(like.dtype)
+        return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
+            args[0], context.get_value_type(pointer))
+
+
+@inner
+def _of(table, row, i, like):
+    """Matrix i; its row in the table is (address, matrices, bytes between them, rows, columns). All share M₀."""
+    address, matrices, step, m, n = table[row]
+    return numba.carray(_pointer_at(address + i % matrices * step, like), (m, n))
+
+
+@inner
+def _weights(at, layer, i, like):
+    """W = M₀ + P"""
+    return _sum(_of(at.initial, layer, i, like), _of(at.start, layer, i, like))
+
+
+@inner
+def _through(at, layer, i, x):
+    """W x"""
+    return _product(_weights(at, layer, i, x), x)
+
+
+@inner
+def _add_weights(bars, layer, i, W_bar):
+    """… and back"""
+    _accumulate(_of(bars.initial, layer, i, W_bar), W_bar)
+    _accumulate(_of(bars.start, layer, i, W_bar), W_bar)
+
+
+# the chunk's retention and its triangular systems
+
+
+@inner
+def _retain(log_alpha, like):
+    """All products of α in a chunk, each ≤ 1."""
+    n, log_g = len(log_alpha), np.cumsum(log_alpha)
+    ratio, before, after = np.zeros((n, n), like.dtype), np.empty(n, like.dtype), np.empty(n, like.dtype)
+    for t in range(n):
+        log_before = log_g[t] - log_alpha[t]
+        before[t], after[t] = math.exp(log_before), math.exp(log_g[n - 1] - log_g[t])
+        for i in range(t):
+            ratio[t, i] = exp(like.dtype.type(log_before - log_g[i]))
+    return Retention(ratio, _turned(ratio), before, after, like.dtype.type(math.exp(log_g[n - 1])))
+
+
+@inner
+def _system(z, eta, ratio):
+    """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.  η′ = η/(1 + η‖z‖²)"""
+    n, square, gram = z.shape[1], _dots(z, z), _product(z.T, z)
+    rate, inverse = np.empty_like(square), np.zeros((n, n), z.dtype)
+    _mask(gram, ratio)
+    for t in range(n):
+        rate[t] = eta[t] / (1 + eta[t] * square[t])
+        for j in range(0, t, LANES):
+            x = zero(rate)
+            for i in range(j, t):
+                x = plus(x, -rate[t] * gram[t, i], load(inverse[i], j))
+            store(inverse[t], j, x)
+        inverse[t, t] = 1
+    solve = _turned(inverse)  # E diag(η′)(I + L)⁻ᵀ = E solve
+    for i in range(n):
+        for t in range(n):
+            solve[i, t] *= rate[i]
+    return System(square, rate, gram, inverse, solve)
+
+
+@inner
+def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
+    """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
+    n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
+    for t in range(n):
+        total, rate_t = z.dtype.type(0), rate[t]
+        for i in range(t):
+            along = RU[t, i] * system.gram[t, i]
+            total += along
+            g_bar[i] += along * rate_t
+            to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
+        rate_bar[t] -= total
+        bars.before[t] -= total * rate_t
+        bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
+        to_z[t, t] = -rate_bar[t] * rate_t ** 2
+    for t in range(n):
+        bars.g[t] += g_bar[t]
+    _add(z_bar, z, _sum(to_z, _turned(to_z)))
+
+
+# a memory as a function
+
+
+@inner
+def _apply(m, i, at, adaptive, x):
+    """M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)"""
+    y, s, hidden = x, x, x  # one type on every path
+    if m in SCALARS:
+        y = _product(_of(at.readout, m - 3, i, x), x)
+    if adaptive:
+        s, hidden = _silu(_through(at, 2 * m, i, x))
+        y = _sum(y, _through(at, 2 * m + 1, i, hidden))
+    return y, s, hidden
+
+
+@inner
+def _apply_backward(m, i, at, adaptive, x, x_T, s, hidden, y_bar, x_bar, bars_at):
+    _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at)
+    if adaptive:
+        inner_bar = _times_slope(_product(_weights(at, 2 * m + 1, i, x).T, y_bar), s, hidden)
+        _add(x_bar, _weights(at, 2 * m, i, x).T, inner_bar)
+        _add_weights(bars_at, 2 * m, i, _product(inner_bar, x_T))
+        _add_weights(bars_at, 2 * m + 1, i, _product(y_bar, _turned(hidden)))
+
+
+@inner
+def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
+    """… of x, or of r·x"""
+    if m in SCALARS:
+        _add(x_bar, _of(at.readout, m - 3, i, x_T).T, y_bar)
+        _add(_of(bars_at.readout, m - 3, i, x_T), y_bar, x_T)
+    else:
+        _accumulate(x_bar, y_bar)
+
+
+# learning: from k and v to what is written
+
+
+@inner
+def _surprise(delta, MZ, SZ, before):
+    """E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S₀z)"""
+    E, clip, one = np.empty_like(delta), _dots(delta, delta), delta.dtype.type(1)
+    for t in range(len(clip)):
+        clip[t] = min(one, 1 / math.sqrt(clip[t] / delta.shape[0] + 1e-12))
+    for i in range(delta.shape[0]):
+        for t in range(delta.shape[1]):
+            E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
+    return E
+
+
+@inner
+def _surprise_backward(delta, E_bar):
+    """δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ"""
+    F, square, dots = delta.shape[0], _dots(delta, delta), _dots(delta, E_bar)
+    delta_bar, scale = np.empty_like(delta), np.ones_like(square)
+    for t in range(len(scale)):
+        mean = square[t] / F + 1e-12
+        if mean > 1:
+            scale[t], dots[t] = 1 / math.sqrt(mean), dots[t] / (F * mean)
+        else:
+            dots[t] = 0
+    for i in range(F):
+        for t in range(delta.shape[1]):
+            delta_bar[i, t] = -scale[t] * (E_bar[i, t] - delta[i, t] * dots[t])
+    return delta_bar
+
+
+@inner
+def _learn(m, i, at, c, options):
+    """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
+    (_, moved, l2, given), retention, k, v = options, c.retention, c.k, c.v
+    MZ1, SZ1 = _product(_of(at.initial, 2 * m, i, k), k), _product(_of(at.now, 2 * m, i, k), k)
+    PZ1 = _product(_of(at.start, 2 * m, i, k), k) if moved[m] else SZ1
+    s, hidden = _silu(_sum(MZ1, PZ1))
+    MZ2, SZ2 = (_product(_of(at.initial, 2 * m + 1, i, k), hidden),
+                _product(_of(at.now, 2 * m + 1, i, k), hidden))
+    target, s_v, hidden_v, r = v, v, v, retention.before
+    if m in SCALARS or not given:
+        target, s_v, hidden_v = _apply(m, i, at, True, v)
+    if m in SCALARS:
+        target = np.tanh(target)
+    elif not given:
+        target, r = _scaled_to(target, 1 / len(target), 1e-6)
+    delta = -target
+    if l2:
+        PZ2 = _product(_of(at.start, 2 * m + 1, i, k), hidden) if moved[m] else SZ2
+        _accumulate(delta, _sum(MZ2, PZ2))
+        _accumulate(delta, _product(_of(at.readout, m - 3, i, k), k) if m in SCALARS else k)
+    D = _product(_weights(at, 2 * m + 1, i, k).T, delta)
+    delta_1 = _times_slope(D, s, hidden)
+    E1, E2 = _surprise(delta_1, MZ1, SZ1, retention.before), _surprise(delta, MZ2, SZ2, retention.before)
+    second = _system(hidden, c.eta, retention.ratio)
+    return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1,
+                   SZ1, E1, _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second)
+
+
+@inner
+def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
+                    bars, bars_at):
+    """`_learn` and `_write`, line by line from the last."""
+    (_, moved, l2, given), retention, k = options, c.retention, c.k
+    one, two = k.dtype.type(1), k.dtype.type(2)
+    RU2, rate2_bar = np.zeros_like(RU), np.zeros_like(rate_bar)
+    G1, G2 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
+    E1_bar = _solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
+    E2_bar = _solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
+    delta_1_bar, delta_bar = _surprise_backward(L.delta_1, E1_bar), _surprise_backward(L.delta, E2_bar)
+    D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
+    _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
+    _add_weights(bars_at, 2 * m + 1, i, _product(L.delta, _turned(D_bar)))
+    made_bar = delta_bar if l2 else np.zeros_like(delta_bar)
+    if l2:
+        _skip_backward(m, i, at, c.k_T, made_bar, bars.k, bars_at)
+    target_bar = -delta_bar
+    if given and m not in SCALARS:
+        _accumulate(bars.v, target_bar)
+    else:
+        raw_bar = (one - L.target * L.target) * target_bar if m in SCALARS else (
+            _scaled_to_backward(L.target, L.r, 1 / len(target_bar), target_bar))
+        _apply_backward(m, i, at, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, bars_at)
+    _write_backward(2 * m + 1, i, at, G2, L.hidden, L.hidden_T, L.U2, L.SZ2, E2_bar, made_bar, moved[m],
+                    retention, hidden_bar, bars, bars_at)
+    _system_backward(L.hidden, L.system, retention, RU2, rate2_bar, bars, hidden_bar)
+    inner_bar = _times_slope(hidden_bar, L.s, L.hidden)
+    gates, hidden, D = L.s, L.hidden, L.D
+    for j in range(len(inner_bar)):
+        for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
+            s, y = gates[j, t], hidden[j, t]
+            inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
+    _write_backward(2 * m, i, at, G1, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
+                    retention, bars.k, bars, bars_at)
+
+
+@inner
+def _write(S, U, z_T, retention, S_C):
+    """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
+    for i in range(S.shape[0]):
+        for j in range(S.shape[1]):
+            S_C[i, j] = retention.whole * S[i, j]
+    _add(S_C, _by_token(U, retention.after), z_T)
+
+
+@inner
+def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
+    """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē."""
+    GZ = _by_token(_product(G, z), retention.after)
+    written = _dots(GZ, U)
+    for t in range(len(written)):
+        bars.g[t] -= written[t]
+        bars.g[-1] += written[t]
+    _accumulate(U_bar, GZ)
+    R_bar = _product(U_bar, system.inverse, -1)
+    _add(RU, R_bar.T, U)
+    _add_dots(rate_bar, R_bar, E)
+    return _by_token(R_bar, system.rate)
+
+
+@inner
+def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
+    """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
+    S, S_bar = _of(at.now, layer, i, z), _of(bars_at.now, layer, i, z)
+    MZ_bar, SZ_bar = _sum(made_bar, -E_bar), _by_token(E_bar, -retention.before)
+    _add_dots(bars.before, SZ_bar, SZ)
+    if moved:
+        _add(z_bar, _of(at.start, layer, i, z).T, made_bar)
+        _add(_of(bars_at.start, layer, i, z), made_bar, z_T)
+    else:
+        _accumulate(SZ_bar, made_bar)
+    for j in range(S.shape[0]):
+        for p in range(S.shape[1]):
+            S_bar[j, p] += retention.whole * G[j, p]
+    bars.g[-1] += retention.whole * dot(G.reshape(-1), S.reshape(-1))
+    _add(z_bar, _of(at.initial, layer, i, z).T, MZ_bar)
+    _add(z_bar, S.T, SZ_bar)
+    _add(z_bar, G.T, _by_token(U, retention.after))
+    _add(_of(bars_at.initial, layer, i, z), MZ_bar, z_T)
+    _add(S_bar, SZ_bar, z_T)
+
+
+@inner
+def _read(layer, i, at, U, z, x, retention):
+    """y_t = M₀x_t + g_{t−1} S₀x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S₀x, ratio·zᵀx (i,t)"""
+    SX, mix = _product(_of(at.now, layer, i, x), x), _product(z.T, x)
+    y = _product(_of(at.initial, layer, i, x), x)
+    _accumulate(y, _by_token(SX, retention.before))
+    _mask(mix, retention.ratio_T)
+    _add(y, U, mix, 1)
+    return y, SX, mix
+
+
+@inner
+def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_bar, x_bar, bars, bars_at):
+    mix, mix_bar, x_T = _turned(mix), _product(y_bar.T, U), _turned(x)  # (t,i)
+    _add(U_bar, y_bar, mix, -1)
+    for t in range(len(mix)):
+        for j in range(t):
+            along = mix_bar[t, j] * mix[t, j]
+            bars.before[t] += along
+            bars.g[j] -= along
+    _mask(mix_bar, retention.ratio)
+    _add(z_bar, x, mix_bar, -1)
+    _add(x_bar, z, _turned(mix_bar), 1)
+    SX_bar = _by_token(y_bar, retention.before)
+    _add_dots(bars.before, SX_bar, SX)
+    _add(x_bar, _of(at.initial, layer, i, x).T, y_bar)
+    _add(x_bar, _of(at.now, layer, i, x).T, SX_bar)
+    _add(_of(bars_at.initial, layer, i, x), y_bar, x_T)
+    _add(_of(bars_at.now, layer, i, x), SX_bar, x_T)
+
+
+# the whole chunk
+
+
+@inner
+def _piece(at, p):
+    """The tables of piece p: what is read, and the drifts, lie elsewhere in each."""
+    return Inputs(at.feeds[p], at.bias, at.readout, at.initial, at.now[p], at.start[p])
+
+
+@inner
+def _ask(m, i, at, adaptive, like):
+    """What projection m says to its feed; eta and alpha have one feed."""
+    x_T, x = _filled(_of(at.feeds, min(m, 3), i, like))
+    y, s, hidden = _apply(m, i, at, adaptive[m], x)
+    return Asked(x, x_T, y, s, hidden)
+
+
+@inner
+def _chunk(i, at, adaptive, eta_max, like):
+    """What the memories are asked, and what they are all written with."""
+    asked = (_ask(0, i, at, adaptive, like), _ask(1, i, at, adaptive, like), _ask(2, i, at, adaptive, like),
+             _ask(3, i, at, adaptive, like), _ask(4, i, at, adaptive, like))
+    (d, width), n, gates = asked[0].x.shape, at.feeds[0, 3], (asked[3].y, asked[4].y)
+    eta, log_alpha, bias = np.zeros(width), np.zeros(width), (_of(at.bias, 0, i, like), _of(at.bias, 1, i, like))
+    for t in range(n):
+        eta[t] = eta_max / (1 + math.exp(-gates[0][0, t] - bias[0][0, 0]))
+        x = float(gates[1][0, t] + bias[1][0, 0])
+        log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
+    q, q_r = _scaled_to(asked[0].y, 1, 1e-12)
+    k, k_r = _scaled_to(asked[1].y, 1, 1e-12)
+    v, v_r = _scaled_to(asked[2].y, 1 / d, 1e-6)
+    retention = _retain(log_alpha, like)
+    return Chunk(asked, q, q_r, k, k_r, _turned(k), v, v_r, _turned(v), eta, log_alpha, retention,
+                 _system(k, eta, retention.ratio))
+
+
+@inner
+def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
+    """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
+    adaptive, c, o_bar = options[0], _chunk(i, at, options[0], eta_max, like), _of(at.feeds, READ, i, like)
+    (d, width), n, read_bar = c.k.shape, len(o_bar), _filled(o_bar)[1]
+    bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
+    rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
+    q_bar = read_bar.copy()
+    for m in range(MEMORY + 1):
+        if adaptive[m]:
+            L = _learn(m, i, at, c, options)
+            U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
+            if m == MEMORY:
+                inner, SX, mix = _read(2 * m, i, at, L.U1, c.k, c.q, c.retention)
+                s, x = _silu(inner)
+                _, SX2, mix2 = _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)
+                x_bar = np.zeros_like(x)
+                _read_backward(2 * m + 1, i, at, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar,
+                               U2_bar, hidden_bar, x_bar, bars, bars_at)
+                inner_bar = _times_slope(x_bar, s, x)
+                _read_backward(2 * m, i, at, L.U1, c.k, c.q, SX, mix, c.retention, inner_bar,
+                               U1_bar, bars.k, q_bar, bars, bars_at)
+            _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
+                            bars, bars_at)
+    _system_backward(c.k, c.system, c.retention, RU, rate_bar, bars, bars.k)
+
+    y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
+    _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
+    _accumulate(y_bar[1], _scaled_to_backward(c.k, c.k_r, 1, bars.k))
+    _accumulate(y_bar[2], _scaled_to_backward(c.v, c.v_r, 1 / d, bars.v))
+    eta, log_alpha, eta_bar, before_bar, g_bar = c.eta, c.log_alpha, bars.eta, bars.before, bars.g
+    bias_bar = _of(bars_at.bias, 0, i, like), _of(bars_at.bias, 1, i, like)
+    for t in range(width - 1, -1, -1):
+        log_alpha_bar += g_bar[t]
+        if t < n:
+            y_bar[3, 0, t] = eta_bar[t] * eta[t] * (1 - eta[t] / eta_max)
+            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(log_alpha[t])
+            bias_bar[0][0, 0] += y_bar[3, 0, t]
+            bias_bar[1][0, 0] += y_bar[4, 0, t]
+        log_alpha_bar += before_bar[t]
+    for m in range(5):
+        asked, x_bar = c.asked[m], np.zeros_like(c.k)
+        _apply_backward(m, i, at, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,
+                        y_bar[m][:1 if m in SCALARS else d], x_bar, bars_at)
+        _accumulate(_of(bars_at.feeds, min(m, 3), i, like), _turned(x_bar)[:n])
+
+
+@jit
+def _titans(start, stop, options, eta_max, moved, tables, after, like):
+    """Some of the sequences. options: which memories adapt; l2, given. moved: which have, since their start."""
+    adaptive, l2, given = options
+    for i in range(start, stop):
+        for p in range(len(moved)):
+            at, option = _piece(tables, p), (adaptive, moved[p], l2, given)
+            c, o = _chunk(i, at, adaptive, eta_max, like), _of(at.feeds, READ, i, like)
+            for m in range(MEMORY + 1):
+                if adaptive[m]:
+                    L = _learn(m, i, at, c, option)
+                    _write(_of(at.now, 2 * m, i, like), L.U1, c.k_T, c.retention, _of(after[p], 2 * m, i, like))
+                    _write(_of(at.now, 2 * m + 1, i, like), L.U2, L.hidden_T, c.retention,
+                           _of(after[p], 2 * m + 1, i, like))
+                    if m == MEMORY:
+                        x = _silu(_read(2 * m, i, at, L.U1, c.k, c.q, c.retention)[0])[1]
+                        y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)[0])
+                        _accumulate(o, _turned(y)[:len(o)])
+
+
+@jit
+def _titans_backward(start, stop, options, eta_max, moved, tables, after_bar, bars, like):
+    adaptive, l2, given = options
+    for i in range(start, stop):
+        for p in range(len(moved) - 1, -1, -1):
+            at, bars_at, option = _piece(tables, p), _piece(bars, p), (adaptive, moved[p], l2, given)
+            _chunk_bars(i, at, after_bar[p], bars_at, option, eta_max, like)
+
+
+# one token alone: it is a row, and no product is one of matrices
+
+
+@inner
+def _times_row(table, layer, i, x):
+    """A x"""
+    A = _of(table, layer, i, x)
+    y = np.zeros((1, len(A)), x.dtype)
+    dot_rows(0, len(A), A, x[0], y[0])
+    return y
+
+
+@inner
+def _answer(m, i, at, adaptive, x):
+    """`_apply`"""
+    y = _times_row(at.readout, m - 3, i, x) if m in SCALARS else x.copy()
+    if adaptive:
+        hidden = _silu(_sum(_times_row(at.initial, 2 * m, i, x), _times_row(at.start, 2 * m, i, x)))[1]
+        _accumulate(y, _times_row(at.initial, 2 * m + 1, i, hidden))
+        _accumulate(y, _times_row(at.start, 2 * m + 1, i, hidden))
+    return y
+
+
+@inner
+def _scaled_row(x, m, eps):
+    """`_scaled_to`"""
+    y, r = np.empty_like(x), 1 / math.sqrt(m * dot(x[0], x[0]) + eps)
+    for j in range(x.shape[1]):
+        y[0, j] = x[0, j] * r
+    return y
+
+
+@inner
+def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
+    """S ← α S − η′(δ·min(1, 1/RMS δ) + M₀z + S z) zᵀ"""
+    S, S_1 = _of(at.now, layer, i, z), _of(after, layer, i, z)
+    clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / delta.shape[1] + 1e-12))
+    rate, clip = z.dtype.type(eta / (1 + eta * dot(z[0], z[0]))), z.dtype.type(clip)
+    for p in range(len(S)):
+        u = -rate * (delta[0, p] * clip + MZ[0, p] + SZ[0, p])
+        for j in range(S.shape[1]):
+            S_1[p, j] = alpha * S[p, j] + u * z[0, j]
+
+
+@jit
+def _titans_row(start, stop, options, eta_max, moved, tables, after, o):
+    """`_titans` where T = 1: the same in the same order, and what `_learn` finds is written at once"""
+    (adaptive, l2, given), d, number = options, o.shape[2], o.dtype.type
+    at = _piece(tables, 0)
+    for i in range(start, stop):
+        asked = np.zeros((5, 1, d), o.dtype)
+        for m in range(5):
+            _accumulate(asked[m], _answer(m, i, at, adaptive[m], _of(at.feeds, min(m, 3), i, o)))
+        eta = eta_max / (1 + math.exp(-asked[3, 0, 0] - _of(at.bias, 0, i, o)[0, 0]))
+        alpha = number(1 / (1 + math.exp(-asked[4, 0, 0] - _of(at.bias, 1, i, o)[0, 0])))
+        q, k = _scaled_row(asked[0], 1, 1e-12), _scaled_row(asked[1], 1, 1e-12)
+        v = _scaled_row(asked[2], 1 / d, 1e-6)
+        for m in range(MEMORY + 1):
+            if adaptive[m]:
+                MZ1, SZ1 = _times_row(at.initial, 2 * m, i, k), _times_row(at.now, 2 * m, i, k)
+                s, hidden = _silu(_sum(MZ1, _times_row(at.start, 2 * m, i, k) if moved[0, m] else SZ1))
+                MZ2, SZ2 = _times_row(at.initial, 2 * m + 1, i, hidden), _times_row(at.now, 2 * m + 1, i, hidden)
+                target = v
+                if m in SCALARS:
+                    target = np.tanh(_answer(m, i, at, True, v))
+                elif not given:
+                    target = _scaled_row(_answer(m, i, at, True, v), 1 / d, 1e-6)
+                delta = -target
+                if l2:
+                    _accumulate(delta, MZ2)
+                    _accumulate(delta, _times_row(at.start, 2 * m + 1, i, hidden) if moved[0, m] else SZ2)
+                    _accumulate(delta, _times_row(at.readout, m - 3, i, k) if m in SCALARS else k)
+                M, P, D = _of(at.initial, 2 * m + 1, i, k), _of(at.start, 2 * m + 1, i, k), np.zeros_like(hidden)
+                for p in range(len(M)):
+                    for j in range(M.shape[1]):
+                        D[0, j] += delta[0, p] * (M[p, j] + P[p, j])
+                _write_row(2 * m, i, at, after[0], alpha, eta, k, _times_slope(D, s, hidden), MZ1, SZ1)
+                _write_row(2 * m + 1, i, at, after[0], alpha, eta, hidden, delta, MZ2, SZ2)
+                if m == MEMORY:
+                    x = _silu(_sum(_times_row(at.initial, 2 * m, i, q), _times_row(at.now, 2 * m, i, q)))[1]
+                    _accumulate(o[i], q)
+                    _accumulate(o[i], _times_row(at.initial, 2 * m + 1, i, x))
+                    _accumulate(o[i], _times_row(at.now, 2 * m + 1, i, x))
+
+
+_ROWS: dict[int, tuple[weakref.ref, tuple[int, ...]]] = {}  # by the id of an array: itself, its row in tables
+
+
+def _forget(number: int, reference: weakref.ref) -> None:
+    if number in _ROWS and _ROWS[number][0] is reference:
+        del _ROWS[number]
+
+
+class _Tables:
+    """Makes tables for `_of`, and holds their arrays for as long as the addresses are in use."""
+
+    def __init__(self, dtype: Any, pieces: Sequence[tuple[int, dict[str, int]]]):
+        self.dtype, self.pieces = np.dtype(dtype), pieces
+        self.again = [n for n, _ in pieces] == [1]  # soon to be asked about the same arrays, token after token
+        self.arrays: list[np.ndarray] = []
+
+    def __call__(self, arrays: list) -> np.ndarray:
+        return np.array([(0, 1, 0, 0, 0) if x is None else self.row(x) for x in arrays], np.int64)
+
+    def row(self, x: np.ndarray) -> tuple[int, ...]:
+        """To ask an array where it lies takes longer than to read it: of what still lives, it is known."""
+        known = _ROWS.get(id(x))
+        if known and known[0]() is x and x.dtype == self.dtype:
+            self.arrays.append(x)
+            return known[1]
+        plain = x if x.flags.carray and x.dtype == self.dtype else np.require(x, self.dtype, ["C", "A", "W"])
+        self.arrays.append(plain)
+        *lead, m, n = x.shape
+        row = plain.ctypes.data, math.prod(lead), m * n * self.dtype.itemsize, m, n
+        if self.again and plain is x and x.base is None:  # views, as feeds are, do not live on
+            _ROWS[id(x)] = weakref.ref(x, functools.partial(_forget, id(x))), row
+        return row
+
+    def layers(self, by_name: dict) -> np.ndarray:
+        return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
+
+    def inputs(self, feeds, bias, readout, initial, now, start, trail, after) -> tuple[Inputs, np.ndarray]:
+        """What `_piece` takes apart; and of every piece, where the drifts after it lie."""
+        read, P = np.repeat(self(feeds)[None], len(self.pieces), 0), len(self.pieces)
+        drifts = np.empty((P + 1, 2 * len(MEMORIES), 5), np.int64)
+        drifts[0], drifts[-1], seen = self.layers(now), self.layers(after), self.layers(now | start)[None]
+        if P > 1:
+            read[:, :, 3] = np.array([n for n, _ in self.pieces])[:, None]
+            read[1:, :, 0] += np.cumsum(read[:-1, :, 3], 0) * read[:-1, :, 4] * self.dtype.itemsize
+            drifts[1:-1] = self.layers(trail)
+            drifts[1:-1, :, 1] //= P - 1
+            drifts[1:-1, :, 0] += np.arange(P - 1)[:, None] * drifts[1:-1, :, 1] * drifts[1:-1, :, 2]
+            rows = [[of.get(name, -1) for name in MEMORIES for _ in range(2)] for _, of in self.pieces]
+            seen = np.concatenate([drifts, seen])[rows, np.arange(2 * len(MEMORIES))]
+        return (Inputs(read, self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
+                       drifts[:-1], seen), drifts[1:])
+
+
+def has_titans(x: Array) -> bool:
+    """Whether `titans` can be computed on arrays like x."""
+    there = JIT if isinstance(x, np.ndarray) else (type(x), "titans") in REGISTERED
+    return there and x.dtype in (np.float32, np.float64)
+
+
+def titans(adaptive, l2, given, eta_max, pieces, *inputs):
+    """Read and write T tokens with self-modifying Titans: two-layer memories, exact reads, retention to M₀.
+
+    pieces: (n, seen) for each: tokens that are written at once, and by the name of a memory the piece with which
+    its chunk began, whose state at that time its errors see; −1: that in `start`.
+    inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
+    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), and where the first
+    piece says −1, the drift at that chunk's start. adaptive: names of the memories that learn; l2: the objective,
+    else the dot product; given: the target is v; eta_max: bound of η.
+    → o (B,H,T,d), the drifts after all by name, and the trail for the way back: those between the P pieces,
+    (P−1,B,H,out,in) by name, or {} for a single one.
+    Raises ValueError on shapes that do not fit.
+    """
+    if twin := REGISTERED.get((type(inputs[0][0]), "titans")):
+        return twin(adaptive, l2, given, eta_max, pieces, *inputs)
+    table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
+    (B, H, T, d), (feeds, *shared, now, start), P = inputs[0][0].shape, inputs, len(pieces)
+    o = np.zeros((B, H, T, d), table.dtype)
+    after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
+    trail = {} if P == 1 else {
+        name: [np.empty((P - 1, *x.shape), table.dtype) for x in layers] for name, layers in now.items()}
+    flat = o.reshape(B * H, T, d)
+    at, after_at = table.inputs([*feeds, flat], *shared, now, start, trail, after)
+    split(_titans_row if T == 1 else _titans, B * H, WORK * o.size, options, eta_max, moved, at, after_at, flat)
+    return o, after, trail
+
+
+def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
+    """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts after."""
+    *inputs, o_bar, after_bar = inputs_and_cotangents
+    if twin := REGISTERED.get((type(inputs[0][0]), "titans_backward")):
+        return twin(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents)
+    table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
+    (B, H, T, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
+    _expect_cotangents(inputs, o_bar, after_bar)
+    for name, layers in now.items() if len(pieces) > 1 else ():
+        for between, x in zip(trail[name], layers, strict=True):
+            check_shapes(trail=(between, (len(pieces) - 1, *x.shape)))
+    o_bar = np.require(o_bar, table.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
+    shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
+    bars = [_zeros(xs, table.dtype) for xs in (feeds, now, start, trail)]
+    at, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, now)  # where the drifts after all lay, nobody asks
+    bars_at, after_at = table.inputs(bars[0], *shared, *bars[1:], after_bar)
+    split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, moved, at, after_at, bars_at, o_bar)
+    initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
+    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:3]]
+
+
+def _zeros(like, dtype, *lead):
+    """Arrays of zeros in the shapes of a list, or of a dict of lists"""
+    if isinstance(like, dict):
+        return {name: _zeros(layers, dtype, *lead) for name, layers in like.items()}
+    return [np.zeros((*lead, *x.shape), dtype) for x in like]
+
+
+def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, now, start):
+    (B, H, T, d), lengths = feeds[0].shape, [n for n, _ in pieces]
+    if not lengths or min(lengths) < 1 or sum(lengths) != T or not set(now) == set(initial) == set(adaptive):
+        raise ValueError(f"pieces of {lengths} of {T} tokens for memories {', '.join(now)}; each has at least one, "
+                         f"together they have all, and there is a state for each of the memories that learn, "
+                         f"{', '.join(adaptive)}")
+    if set(start) != {name for name, at in pieces[0][1].items() if at < 0}:
+        raise ValueError(f"a start for {', '.join(start) or 'none'}, where the first piece says {pieces[0][1]}; "
+                         "give one for every -1")
+    for p, (_, seen) in enumerate(pieces):
+        if set(seen) != set(now) or not all(-(name in start) <= at <= p for name, at in seen.items()):
+            raise ValueError(f"errors of piece {p} see {seen}; give for each of {', '.join(now)} a piece from 0 to "
+                             f"{p}, or -1 where there is a start")
+    for x in feeds:
+        check_shapes(feed=(x, (B, H, T, d)))
+    for x, r in zip(bias, readout, strict=True):
+        check_shapes(bias=(x, (H,)), readout=(r, (H, 1, d)))
+    for name, layers in initial.items():
+        h, out = layers[0].shape[1], 1 if name in ("eta", "alpha") else d
+        for layer, shape in enumerate([(h, d), (out, h)]):
+            check_shapes(initial=(layers[layer], (H, *shape)), now=(now[name][layer], (B, H, *shape)))
+            if name in start:
+                check_shapes(start=(start[name][layer], (B, H, *shape)))
+    options = np.array([name in adaptive for name in MEMORIES]), l2, given
+    moved = np.array([[seen.get(name, p) != p for name in MEMORIES] for p, (_, seen) in enumerate(pieces)])
+    return _Tables(feeds[0].dtype, pieces), options, moved
+
+
+def _expect_cotangents(inputs, o_bar, after_bar):
+    feeds, *_, now, _ = inputs
+    check_shapes(o_bar=(o_bar, feeds[0].shape))
+    for name, layers in now.items():
+        for bar, x in zip(after_bar[name], layers, strict=True):
+            check_shapes(after_bar=(bar, x.shape))

@@ -1,0 +1,169 @@
+"""The compiled Titans kernel by itself; test_memory.py holds it against its definition."""
+
+import itertools
+
+import numpy as np
+import pytest
+from test_kernels import DTYPES, assert_close, draw, needs_jit
+
+import kernels
+from kernels import runtime, titans_compiled
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (3, 5, 1), (9, 1, 32), (17, 40, 37), (1, 64, 96)])
+def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
+    A, B, C = draw(m, k, dtype=dtype), draw(k, n, dtype=dtype, seed=1), draw(m, n, dtype=dtype, seed=2)
+    expected = C + A @ B, A @ B
+    for left in (A, np.ascontiguousarray(A.T).T):
+        found = C.copy()
+        titans_compiled._add(found, left, B)
+        assert_close((found, titans_compiled._product(left, B)), expected, 1e-5 if dtype == np.float32 else 1e-13)
+    assert np.array_equal(titans_compiled._turned(C), C.T)
+    for triangle, half in ((1, np.triu(B)), (-1, np.tril(B))):  # the other need not be read
+        assert_close((titans_compiled._product(A, half, triangle),), (A @ half,), 1e-5 if dtype == np.float32 else 1e-13)
+
+
+def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, seed=0):
+    """Arguments of `titans_compiled.titans` for one piece, and cotangents of what it returns."""
+    names, seeds = ("k", "eta", "memory"), itertools.count(100 * seed)
+
+    def layers(*lead, scale=1.0):
+        return {name: [scale * draw(*lead, *shape, dtype=dtype, seed=next(seeds)) / 4
+                       for shape in ((h, d), (1 if name == "eta" else d, h))] for name in names}
+    feeds = [draw(B, H, n, d, dtype=dtype, seed=next(seeds)) for _ in range(4)]
+    bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(2)]
+    readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(2)]
+    inputs = [names, True, False, 0.5, [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))], feeds, bias,
+              readout, layers(H), layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {}]
+    return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H)]
+
+
+def titans_and_back(settings, inputs, bars):
+    """Arrays of o and the drifts after, and of all that `titans_compiled.titans_backward` returns."""
+    o, after, trail = titans_compiled.titans(*settings, *inputs)
+    return arrays_in([o, after, titans_compiled.titans_backward(*settings, trail, *inputs, *bars)])
+
+
+def arrays_in(nest):
+    if isinstance(nest, np.ndarray):
+        return [nest]
+    return [x for part in (nest.values() if isinstance(nest, dict) else nest) for x in arrays_in(part)]
+
+
+@needs_jit
+def test_the_number_of_threads_changes_no_bit_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(runtime, "GRAIN", 0)
+    numba = pytest.importorskip("numba")
+    before, most, found = runtime._threads, numba.config.NUMBA_NUM_THREADS, []
+    inputs, bars = titans_inputs(start=True)
+    try:
+        for threads in (1, most):
+            kernels.set_threads(threads)
+            found.append(titans_and_back(inputs[:5], inputs[5:], bars))
+    finally:
+        kernels.set_threads(before)
+    assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29
+
+
+@needs_jit
+@pytest.mark.parametrize("n", [1, 33])
+def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
+    inputs, _ = titans_inputs(n=n + 1)
+    o = titans_compiled.titans(*inputs)[0]
+    for feed in inputs[5]:
+        feed[:, :, n] *= 1e3
+    changed = titans_compiled.titans(*inputs)[0]
+    assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
+
+
+@needs_jit
+def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
+    inputs, bars = titans_inputs()
+    expected = titans_and_back(inputs[:5], inputs[5:], bars)
+    views = [[np.asfortranarray(x) for x in inputs[5]], *inputs[6:]]
+    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[9].items()}
+    found = titans_and_back(inputs[:5], views, bars)
+    assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
+    inputs[9] = {**inputs[9], "k": [x[1:] for x in inputs[9]["k"]]}
+    with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        titans_compiled.titans(*inputs)
+    for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
+        with pytest.raises(ValueError, match=r"at least one, .* a state for each of the memories that learn"):
+            titans_compiled.titans(*misfit)
+    inputs, _ = titans_inputs()
+    for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
+                       ({"eta": 1}, "errors of piece 0 see"),
+                       ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
+        inputs[4] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
+        with pytest.raises(ValueError, match=said):
+            titans_compiled.titans(*inputs)
+
+
+@needs_jit
+def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
+    inputs, (o_bar, after_bar) = titans_inputs()
+    inputs[4] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
+    settings, trail = inputs[:5], titans_compiled.titans(*inputs)[2]
+    short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
+    with pytest.raises(ValueError, match=r"after_bar has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        titans_compiled.titans_backward(*settings, trail, *inputs[5:], o_bar, short)
+    with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
+        titans_compiled.titans_backward(*settings, after_bar, *inputs[5:], o_bar, after_bar)
+
+
+@needs_jit
+@pytest.mark.parametrize("lengths", [(16, 24), (2, 7, 31), (5, 5, 5, 25)], ids=str)
+def test_pieces_at_once_are_the_pieces_one_after_another(lengths):
+    """Where memory k still sees its start, and the others see the piece before the last or the present one."""
+    inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True)
+    inputs[4] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
+    *settings, _ = inputs[:5]
+    found, (feeds, *shared, now, start), states, reads, t = (
+        titans_and_back(inputs[:5], inputs[5:], bars), inputs[5:], [inputs[9]], [], 0)
+    calls, back = [], []
+    for n, seen in inputs[4]:
+        began = {name: (start if p < 0 else states[p])[name] for name, p in seen.items() if p != len(states) - 1}
+        one = ([(n, {name: -(name in began) for name in seen})], [z[:, :, t:t + n] for z in feeds], *shared,
+               states[-1], began)
+        o, after, trail = titans_compiled.titans(*settings, *one)
+        assert trail == {}
+        calls.append(one)
+        reads.append(o)
+        states.append(after)
+        t += n
+    assert np.array_equal(found[0], np.concatenate(reads, 2))
+    assert all(np.array_equal(x, y) for x, y in zip(found[1:7], arrays_in(states[-1]), strict=True))
+
+    after_bars: list[dict] = [{name: [0, 0] for name in now} for _ in lengths] + [bars[1]]  # of the states
+    start_bar = [0, 0]
+    for p in reversed(range(len(lengths))):
+        t -= lengths[p]
+        feeds_bar, *shared_bar, now_bar, began_bar = titans_compiled.titans_backward(
+            *settings, calls[p][0], {}, *calls[p][1:], bars[0][:, :, t:t + lengths[p]], after_bars[p + 1])
+        back.append((feeds_bar, shared_bar))
+        for name, layers in now_bar.items():
+            after_bars[p][name] = [x + y for x, y in zip(after_bars[p][name], layers, strict=True)]
+        for name, layers in began_bar.items():
+            seen = inputs[4][p][1][name]
+            into = start_bar if seen < 0 else after_bars[seen][name]
+            into[:] = [x + y for x, y in zip(into, layers, strict=True)]
+    expected = [np.concatenate(xs[::-1], 2) for xs in zip(*(feeds_bar for feeds_bar, _ in back), strict=True)]
+    expected += [sum(xs) for xs in zip(*(arrays_in(shared_bar) for _, shared_bar in back), strict=True)]
+    expected += [*arrays_in(after_bars[0]), *start_bar]
+    for x, y in zip(found[7:], expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11 * np.abs(y).max())
+
+
+@needs_jit
+def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_others():
+    places, before = titans_compiled._ROWS, len(titans_compiled._ROWS)
+    for seed in range(20):  # each time new arrays, many where old ones lay
+        inputs, _ = titans_inputs(n=1, seed=seed)
+        o, after, _ = titans_compiled.titans(*inputs)
+        fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
+                 else [x.copy() for x in given] for given in inputs[5:]]
+        assert np.array_equal(o, titans_compiled.titans(*inputs[:5], *fresh)[0]) and len(places) > before
+        del inputs, after, fresh
+    assert len(places) == before

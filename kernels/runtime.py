@@ -48,7 +48,8 @@ class Kernel:
 
     def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
-        self.definition, self.twins = definition, {np.ndarray: (forward, backward)}
+        self.definition = definition
+        self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
 
     def register(self, array_type: type, forward: Callable, backward: Callable | None = None) -> None:
         """Give the kernel a twin for another type of arrays."""

@@ -2,6 +2,7 @@
 
 import importlib
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def twin_back(kernel, *arrays_and_bars, n):
     return tuple(kernel.vjp(*arrays_and_bars[:n])[1](*arrays_and_bars[n:]))
 
 
-FORMS = {  # of the delta rule: forwards, and backwards
+FORMS: dict[str, tuple[Any, Any]] = {  # of the delta rule: forwards, and backwards
     name: (partial(in_operations, OPERATIONS[name]), partial(back_through_operations, OPERATIONS[name], n=7))
     for name in ("recurrent", "chunked")}
 if kernels.JIT:

@@ -279,7 +279,8 @@ PRESETS = {
                    Training(steps=190000, warmup=2000, batch=1, accumulate=128, lr=7e-4)),
 }
 
-# The learning rate of an optimiser that takes the place of a preset's own.
+# The learning rate of an optimiser that takes the place of a preset's own: the best that was measured at nano's width
+# (docs/optimizers-rates.json); preconditioned, delta_momentum and multi_timescale have that of their nearest relative.
 RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preconditioned": 0.003,
          "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
-         "dgd": 0.01, "multi_timescale": 0.003}
+         "dgd": 0.003, "multi_timescale": 0.003}

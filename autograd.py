@@ -406,6 +406,8 @@ def fused(kernel: Any = None, *, reference: Callable | str = "") -> Callable:
 
         @functools.wraps(rule)
         def operation(*trees: Any, **settings: Any) -> Any:
+            if not _mode.enabled and (found := rule(*_replace(_plain, trees), **settings)) is not None:
+                return _replace(lambda z: _wrap(np.asarray(z) if isinstance(z, np.generic) else z), found[0])
             leaves, rebuild = tree_flatten(trees)
             inputs = _as_tensors(tuple(leaves))
             found = rule(*rebuild(x.data for x in inputs), **settings)

@@ -82,8 +82,8 @@ def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor
     earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
     # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
     log_ratio = where(earlier, log_before[..., :, None] - log_g[..., None, :], -np.inf)
-    ratio, before, after, whole = (exp(x.astype(K.dtype)) for x in (
-        log_ratio, log_before[..., None], (last - log_g)[..., None], last[..., None]))
+    ratio = exp(log_ratio.astype(K.dtype))
+    before, after, whole = (exp(x)[..., None].astype(K.dtype) for x in (log_before, last - log_g, last))
     U = solve_triangular(K @ K.mT * ratio * b[..., None], c[..., None] * V - b[..., None] * before * (K @ S.mT),
                          unit=True)
     return U, ratio, before, after, whole
@@ -158,7 +158,7 @@ def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
     log_g = cumsum(log_a.astype(np.float64), axis=-1)
     upto = np.tril(np.ones_like(log_a.data, shape=(log_a.shape[-1],) * 2, dtype=bool))
     log_ratio = where(upto, log_g[..., :, None] - log_g[..., None, :], -np.inf)
-    return exp(log_ratio.astype(log_a.dtype)), exp(log_g.astype(log_a.dtype))[..., None]
+    return exp(log_ratio.astype(log_a.dtype)), exp(log_g)[..., None].astype(log_a.dtype)
 
 
 def later(x: Tensor) -> Tensor:

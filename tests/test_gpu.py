@@ -167,6 +167,10 @@ def on(request, compiler, monkeypatch):
 @pytest.fixture
 def unregistered(monkeypatch):
     """The kernels without twins for other arrays than NumPy's; what a test registers is forgotten after it."""
+    forget(monkeypatch)
+
+
+def forget(monkeypatch):
     for kernel in kernels.KERNELS.values():
         monkeypatch.setattr(kernel, "twins", {np.ndarray: kernel.twins[np.ndarray]})
     monkeypatch.setattr(titans_compiled, "REGISTERED", {})
@@ -288,7 +292,7 @@ def chunk_and_gradients(on, form, dtype, n, d, h, moved=(), ends=0, **settings):
 def check_chunk(on, monkeypatch, dtype, *size, **settings):
     """The CUDA twin against the definition in memory.py and Numba's twin, where there is one."""
     launched, run, tolerance = [], twins.run, {"float64": 1e-10, "float32": 5e-3}[dtype]
-    monkeypatch.setattr(titans_compiled, "REGISTERED", {})
+    forget(monkeypatch)
     twins.register_all(type(on(np.zeros(1))))
     monkeypatch.setattr(twins, "run", lambda name, *args, **constants: (
         launched.append(name), run(name, *args, **constants)))

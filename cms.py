@@ -162,7 +162,7 @@ def gather(pending: Drift | None, grads: Drift) -> Drift:
 
 
 def move(drift: Drift, pending: Drift, rate: Any) -> Drift:
-    """The change that is due [A 71]: θ_ℓ ← θ_ℓ − η_ℓ Σ f."""
+    """The change that is due [A 71], of the drift of θ_ℓ: θ_ℓ ← θ_ℓ − η_ℓ Σ f."""
     return {name: d - pending[name] * rate for name, d in drift.items()}
 
 

@@ -339,14 +339,15 @@ class Hope(Module):
         clock, total = state.clock, Tensor(np.zeros_like(self.embedding.data, shape=()))
         state = state if carry else State(standing(state).blocks, 0)
         for i in range(1, ticks + 1):
-            drifts = [block.cms.drifts(past.levels, batch, history=True)[:-1 if nested else None]
+            drifts = [block.cms.drifts(past.levels, batch, history=True)[:-1 if nested else None]  # the slowest rests
                       for block, past in zip(self.blocks, state.blocks, strict=True)]
             part = tokens[:, (i - 1) * length:i * length + 1]
             loss, after = self.loss(part, drifted(state, drifts))
             total = total + loss * (1 / ticks)
             if i < ticks or carry:
                 leaves, rebuild = tree_flatten(drifts)
-                grads = rebuild(grad(loss * batch, leaves, create_graph=not first_order, retain_graph=True))
+                own = loss * batch  # not the mean over the batch: every sequence has a gradient of its own
+                grads = rebuild(grad(own, leaves, create_graph=not first_order, retain_graph=True))
                 state = self.move_levels(state, after, drifts, grads, state.clock + 1)
         return total, state if carry else State(standing(after).blocks, clock)
 

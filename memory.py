@@ -232,13 +232,13 @@ class MemoryMixer(Mixer):
 def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
     """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121].
 
-    It is stable for any η if the target is given.
+    It is stable for any η if the target does not depend on the memory. (It takes what `printed` takes.)
     """
     return eta / (1 + eta * squared)
 
 
 def printed(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
-    """The plain η of [A 88–96]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets, too (ℓ₂), else 1.
+    """The plain η of [A 88, 92–93]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets, too (ℓ₂), else 1.
 
     CHOICE: no step goes below an eigenvalue of −1, which is what state tracking needs: η ≤ (1 + α)/(p‖k‖²).
     """
@@ -387,7 +387,7 @@ class OmegaMemory(MatrixMemory):
 
 
 def main() -> None:
-    """A hand-sized trace: two pairs written by every rule."""
+    """A hand-sized trace: eight tokens written by every rule."""
     k = np.eye(4)[[0, 1, 0, 1, 0, 1, 2, 3]]  # (T,d_k)
     v = np.array([1.0, 5, 1, 5, 1, 5, 9, 9])[:, None]  # (T,d_v)
     print("Eight tokens: key 0 comes with the value 1 and key 1 with 5, three times each; then two more.\n"
@@ -398,8 +398,11 @@ def main() -> None:
         gates = [tensor(np.zeros(8) + x) for x in rule(log_alpha, eta)]
         S, norms = Tensor(np.zeros((1, 4))), []
         for t in range(8):
-            key, value, *gate = (x[t:t + 1] for x in (Tensor(k), Tensor(v), *gates))
-            _, S = FORMS["recurrent"](None, key, value, *gate, S)
+            key, value, log_a, b, c = (x[t:t + 1] for x in (Tensor(k), Tensor(v), *gates))
+            if name == "oja":  # whose value is the key that is forgotten along, of length 1
+                _, S = oja(key, key, value / 5, log_a, b, c, S)
+            else:
+                _, S = FORMS["recurrent"](None, key, value, log_a, b, c, S)
             norms.append(f"{np.linalg.norm(S.data):5.2f}")
         print(f"{name:10} {S.data[0, 0]:6.3f}  {S.data[0, 1]:6.3f}   {' '.join(norms)}")
 

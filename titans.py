@@ -1,6 +1,6 @@
 """What if every projection is a memory?  Self-modifying Titans: what makes k, v, η and α learns while it reads, too.
 
-The definition comes first, each line of the paper as a line [A 83–91]: a memory as a function, the target it makes
+The definition comes first, [A 83–91] line by line: a memory as a function, the target it makes
 itself, its error, the write, and one chunk of tokens put together of these. Below it stands how a sequence is cut into
 spans, and the kernel that reads them at once. The initial states are learned by the outer optimiser *through* all the
 writes in between. `python titans.py` prints which memories of a small one move when.
@@ -75,7 +75,7 @@ class SelfModifyingTitans(MemoryMixer):
     CHOICES (PAPER.md): retention pulls to the initial state; η_t = η_max·sigmoid; v and vector targets
     RMS-normalised, scalar targets through tanh; errors clipped to RMS 1; σ = SiLU; η′ is the exact proximal
     step, or by `step="printed"` the plain η; a scalar memory has a learned vector r in place of the identity,
-    r·x + W₁ σ(W₂ x). With `momentum` what is written is N_t = β_t N_{t−1} − η′_t δ zᵀ, with β_t = σ(r_β·x_t + b).
+    r·x + W₁ σ(W₂ x). With `momentum` what is written is N_t = β_t N_{t−1} − η′_t δ zᵀ, β_t = sigmoid(r_β·x_t + b).
 
     CHOICE: the main memory writes strongly from the first token on (W₂ of variance 1: σ(W₂ k) is not near zero for
     a key of length 1), and what makes k, v, η and α begins gently, as a fixed projection that may learn.
@@ -189,7 +189,8 @@ class SelfModifyingTitans(MemoryMixer):
         momenta: Drifts = {name: [] for name in momentum}
         exact = c.reads == "exact"  # the main memory answers as of the token before, not as of the chunk's start
         for name in c.adaptive:
-            x = q if name == "memory" and exact else None  # what is asked of the layer while it is written
+            # the query goes through the main memory's layers as they are written: o = q + W₁ σ(W₂ q)
+            x = q if name == "memory" and exact else None
             drifts[name] = []
             for i, (z, delta) in enumerate(self.errors(name, W[name], k, v)):
                 N = momentum[name][i] if c.momentum else None

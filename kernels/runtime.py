@@ -239,8 +239,8 @@ if JIT:
         def on_start(self, happening: Any) -> None:
             global _compiling
             if happening.data["dispatcher"] in _loops or _compiling:
-                _announce()
                 _compiling += 1
+                _announce()
 
         def on_end(self, happening: Any) -> None:
             global _compiling

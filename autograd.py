@@ -841,20 +841,6 @@ def silu(x):
         return g * (s * (1 + x * (1 - s)))
     return x.data * sigmoid(x.detach()).data, (rule,)
 
-@op
-def gelu(x):
-    """z = ½x(1 + t), t = tanh(c(x + ax³)), a = 0.044715, c = √(2/π);  x̄ = z̄·½(1 + t + x(1 − t²)c(1 + 3ax²))
-
-    CHOICE: the tanh form, since NumPy has no erf.
-    """
-    a, c = 0.044715, math.sqrt(2 / math.pi)
-
-    def rule(g):
-        square = x * x
-        t = tanh(x * (square * (a * c) + c))
-        return g * ((1 + t + x * (1 - t * t) * (square * (3 * a * c) + c)) * 0.5)
-    return 0.5 * x.data * (1 + np.tanh(x.data * (c + a * c * (x.data * x.data)))), (rule,)
-
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where the condition holds, y elsewhere"""
     return select(x, y, condition=_plain(condition))
@@ -956,31 +942,6 @@ def softmax(x, *, axis=-1):
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """x − log Σeˣ"""
     return x - logsumexp(x, axis=axis, keepdims=True)
-
-def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """−log softmax(logits)[target] over the last axis, in nats.
-
-    logits (..., V), targets (...) integers; positions equal to `ignore_index` count for nothing.
-    reduction: "mean" over the counted positions, "sum", or "none". ValueError on a target outside 0..V−1.
-    """
-    targets = tensor(targets).data
-    if targets.shape != logits.shape[:-1] or targets.dtype.kind not in "iu":
-        raise ValueError(f"targets must be integers of shape {logits.shape[:-1]}, one for each row of logits,"
-                         f" not {targets.dtype} of shape {targets.shape}")
-    counted = targets != ignore_index
-    label = np.where(counted, targets, 0)
-    known = isinstance(label, np.ndarray)  # to look at what lies on a card would be to wait for it
-    if known and label.size and (label.min() < 0 or label.max() >= logits.shape[-1]):
-        raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
-                         f"found {label.min()}..{label.max()}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction {reduction!r}; choose mean, sum or none")
-    chosen = take_along_axis(logits, index=label[..., None], axis=-1).reshape(targets.shape)
-    loss = where(counted, logsumexp(logits) - chosen, 0.0)
-    if reduction == "none":
-        return loss
-    total = sum(loss)
-    return total if reduction == "sum" else total / np.maximum(np.sum(counted), 1).astype(total.dtype)
 
 # shape ------------------------------------------------------------------------------------------
 

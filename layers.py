@@ -308,18 +308,18 @@ def rotate(x, *, start, back=False):
 
     Rotary positions: the product of two such vectors depends on their distance only.  x (B,H,T,d)
     """
-    ours = isinstance(x.data, np.ndarray)
-    as_it_is = ours and x.data.strides[-1] == x.data.itemsize
-    data = x.data if as_it_is else np.ascontiguousarray(x.data, like=x.data)
+    ours, real = isinstance(x.data, np.ndarray), np.result_type(x.dtype, np.float32)
+    as_it_is = ours and x.data.strides[-1] == x.data.itemsize and x.data.dtype == real
+    data = x.data if as_it_is else np.ascontiguousarray(x.data, dtype=real, like=x.data)
     turn = turns(start, *x.shape[2:]) if ours else turns.__wrapped__(start, *x.shape[2:], data)
-    turn = turn.astype(np.result_type(x.dtype, np.complex64), copy=False)
+    turn = turn.astype(np.result_type(real, np.complex64), copy=False)
     pairs, turn = data.view(turn.dtype), turn.conj() if back else turn  # as complex numbers
     if ours:
         z = np.empty(pairs.shape, pairs.dtype)
         kernels.split(lambda i, j: np.multiply(pairs[i:j], turn, out=z[i:j]), len(z), z.size)
     else:
         z = pairs * turn
-    return z.view(x.dtype), (lambda g: rotate(g, start=start, back=not back),)
+    return z.view(real).astype(x.dtype, copy=False), (lambda g: rotate(g, start=start, back=not back),)
 
 
 @functools.lru_cache(maxsize=8)

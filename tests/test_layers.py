@@ -225,6 +225,17 @@ def test_operations_of_kernels_have_every_order_of_derivative():
     check_grad(partial(cross_entropy, targets=np.array([2, -100]), reduction="none"), x, order=3)
 
 
+@pytest.mark.parametrize("f", [gelu, kernels.gelu.definition])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gelu_of_large_inputs_neither_overflows_nor_warns(f, dtype):
+    x = Tensor(np.array([-1e4, 1e4], dtype), requires_grad=True)
+    z = f(x)
+    (g,) = grad(z, [x], np.ones_like(z.data), create_graph=True)
+    (h,) = grad(g, [x], np.ones_like(z.data))
+    for y, low, high in ((z, 0, 1e4), (g, 0, 1), (h, 0, 0)):
+        assert np.allclose(y.data, [low, high], rtol=0, atol=1e-25)
+
+
 def test_an_operation_without_a_twin_is_its_definition(monkeypatch):
     for kernel in kernels.KERNELS.values():
         monkeypatch.setattr(kernel, "twins", {})
@@ -375,6 +386,14 @@ def test_rotation_has_every_derivative_and_takes_any_layout():
     x = Tensor(x, requires_grad=True)
     (g,) = grad(rotate(x, start=5).sum(), [x])  # whose cotangent is one number, repeated
     assert np.allclose(g.data, rotate(np.ones(x.shape), start=5, back=True).data)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.float16, np.longdouble])
+def test_rotation_gives_the_right_numbers_in_any_byte_order_and_precision(dtype):
+    x = draw(0, 1, 2, 3, 4).astype(dtype)
+    z = rotate(x, start=5)
+    assert z.dtype == x.dtype.newbyteorder("=") and np.allclose(
+        z.data, rotate(x.astype(np.float64), start=5).data, rtol=0, atol=2e-3 if dtype is np.float16 else 1e-6)
 
 
 def test_rotation_distinguishes_distances_and_counts_from_its_start():

@@ -238,7 +238,7 @@ def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1
 
 
 def printed(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
-    """The plain η of [A 88, 92–93]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets, too (ℓ₂), else 1.
+    """The plain η of [A 88, 92–93]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets too, else 1.
 
     CHOICE: no step goes below an eigenvalue of −1, which is what state tracking needs: η ≤ (1 + α)/(p‖k‖²).
     """

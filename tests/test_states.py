@@ -310,7 +310,7 @@ def test_an_ada_transformer_writes_the_keys_and_values_of_its_attention(form):
 @pytest.mark.parametrize("objective", ["l2", "dot"])
 @pytest.mark.parametrize("width, heads, hidden", [(32, 2, 0), (128, 2, 0), (256, 4, 32)])
 def test_one_write_changes_what_the_main_memory_answers_to_its_key(width, heads, hidden, objective, seed):
-    """By 0.3 of the key's length or more (as made before, it was 0.01 at nano's size); the projections hardly move."""
+    """By a tenth of the key's length or more (as made before, it was 0.01 at nano's size); projections hardly move."""
     config = Config(width=width, heads=heads, layers=1, memory_hidden=hidden, objective=objective)
     model: Any = make_mixer(np.random.default_rng(seed), config)
     x = Tensor(np.random.default_rng(seed + 1).standard_normal((1, 1, width)).astype(np.float32))
@@ -322,7 +322,7 @@ def test_one_write_changes_what_the_main_memory_answers_to_its_key(width, heads,
                          for written in (0.0, 1.0))
         moved = model.memory(name, after, k)[0] - model.memory(name, before, k)[0]
         return float(np.linalg.norm(moved.data, axis=-1).mean())
-    assert change("memory") > 0.3
+    assert change("memory") > 0.1
     assert change("v") < 0.3 * change("memory")
 
 

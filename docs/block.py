@@ -1,6 +1,6 @@
 """Draw a block and its clocks, as `cms.timetable` has them: `python docs/block.py` writes docs/block.svg.
 
-    python docs/block.py tiny --out /tmp/tiny.svg     of another preset
+    python docs/block.py tiny --out tiny.svg          of another preset
 
 Left, how x goes through a block; right, when each part moves while the slowest one moves once.
 """

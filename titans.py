@@ -210,12 +210,13 @@ class SelfModifyingTitans(MemoryMixer):
 
     def start(self, x: Tensor) -> TitansState:
         """No drift (with retention "zero": the initial states)."""
-        drift = {name: [zeros(x, *M0.shape) for M0 in layers] for name, layers in self.initial.items()}
+        def nothing() -> Drifts:
+            return {name: [zeros(x, *M0.shape) for M0 in layers] for name, layers in self.initial.items()}
+        drift = nothing()
         if self.config.retention == "zero":
             drift = {name: [S + M0 for S, M0 in zip(layers, self.initial[name], strict=True)]
                      for name, layers in drift.items()}
-        momentum = {name: [zeros(x, *M0.shape) for M0 in layers] for name, layers in self.initial.items()}
-        return TitansState(self.conv.start(x), 0, drift, {}, momentum if self.config.momentum else {})
+        return TitansState(self.conv.start(x), 0, drift, {}, nothing() if self.config.momentum else {})
 
     def __call__(self, x: Tensor, state: TitansState | None = None) -> tuple[Tensor, TitansState]:
         state = state or self.start(x)

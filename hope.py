@@ -381,7 +381,7 @@ class Hope(Module):
         """Parameter groups for an optimiser: one per clock; what has two axes with weight decay, the rest by AdamW.
 
         CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
-        for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end [A 72].
+        for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end.
         """
         in_context = self.config.cms == "nested" or self.config.moves == "context"
         levels = [] if in_context else [n for block in self.blocks for n in block.cms.levels]

@@ -230,7 +230,7 @@ class MemoryMixer(Mixer):
 
 
 def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
-    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57, 113–121].
+    """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57], by [A 113–121].
 
     It is stable for any η if the target does not depend on the memory. (It takes what `printed` takes.)
     """
@@ -257,9 +257,9 @@ RULES: dict[str, Callable] = {  # (log a, b, c) from the gates (log α, η) of a
     "signed":    lambda log_alpha, eta, step=proximal: (0.0, eta * 2, eta * 2),     # 1 − 2η < 0, too [Grazzi 2024]
     "gated":     lambda log_alpha, eta, step=proximal: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
     "oja":       lambda log_alpha, eta, step=proximal: (log_alpha, eta, eta),       # of Sᵀ, see `oja` [A 66–67]
-    # by the step η′ or η: u = v, of −⟨Mk, v⟩ [A 92]; and u = v − Mk, of ½‖Mk − v‖² [A 93]
-    "dgd":       lambda log_alpha, eta, step=proximal: (log_alpha, *(step(eta, 1.0, exp(log_alpha)),) * 2),
-    "dgd-l2":    lambda log_alpha, eta, step=proximal: l2_rates(log_alpha, step(eta, 1.0, exp(log_alpha), 2.0)),
+    # by the step η′ or η
+    "dgd":       lambda log_alpha, eta, step=proximal: (log_alpha, *(step(eta, 1.0, exp(log_alpha)),) * 2),  # [A 92]
+    "dgd-l2":    lambda log_alpha, eta, step=proximal: l2_rates(log_alpha, step(eta, 1.0, exp(log_alpha), 2.0)),  # [A 93]
 }
 GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("eta",)}  # the others have both
 

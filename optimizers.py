@@ -427,7 +427,7 @@ class MultiTimescale(Optimizer, fast_lr_scale=1.0, slow_lr_scale=0.1, fast_ema=0
     """AdamW with a fast and a slow memory of the gradient at a low rank; not from the paper.
 
     W ← W − η(s_f m̂_fast + s_s m̂_slow)/(√v̂ + ε), moving averages without bias of low_rank(g). CHOICE: at
-    every `sync` steps (0: never) the fast memory restarts from the slow one, as a nested level does [A 72].
+    every `sync` steps (0: never) the fast memory restarts from the slow one, as a nested level does.
     With full rank, slow_lr_scale=0 and sync=0 it is AdamW.
     """
 

@@ -246,8 +246,8 @@ ROWS = [
     Row("A 100", "choice 20",
         "A 33 again",
         PROXIMAL),
-    Row("A 101–105", "exact",
-        "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ),  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with P = Σ g² "
+    Row("A 101–105", "choice 47",
+        "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ), here λ = 0,  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with P = Σ g² "
         "momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies, see the tests)",
         "test_optimizers::test_adamw_agrees_with_its_published_algorithm_over_ten_steps"),
     Row("A 106–111", "choice 47",
@@ -319,7 +319,7 @@ def numbers(text: str) -> set[str]:
 
 
 def named(body: list, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Every name that a module, and each class in it, defines: ("Hope.learn", its node)."""
+    """Every name that a module, and each class in it, defines, and every row of a table: ("Hope.learn", its node)."""
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield prefix + node.name, node
@@ -328,6 +328,9 @@ def named(body: list, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 yield from ((prefix + x.id, node) for x in ast.walk(target) if isinstance(x, ast.Name))
+            if isinstance(node.value, ast.Dict) and isinstance(target, ast.Name):
+                yield from ((f'{prefix}{target.id}["{key.value}"]', key) for key in node.value.keys
+                            if isinstance(key, ast.Constant))
         else:  # if, try, with: what they define belongs to the module
             for part in ("body", "handlers", "orelse", "finalbody"):
                 yield from named(getattr(node, part, None) or [], prefix)
@@ -365,11 +368,15 @@ def sources() -> list[Source]:
 def places(row: Row, code: list[Source]) -> list[str]:
     """Where a row is computed: what cites its numbers in the root, or failing that in another room.
 
-    A whole file counts only if nothing smaller in it or elsewhere does.
+    What cites the fewest others stands first, then what is shortest. A whole file counts only if nothing smaller in it
+    or elsewhere does.
     """
-    cited = [(source.root, place) for source in code if not source.file.startswith("tests/")
-             for place, said in source.citations if said & numbers(row.numbers)]
-    found = [place for root, place in cited if root] or [place for _, place in cited]
+    def rank(source: Source, place: str, said: set[str]) -> tuple[bool, int, int]:
+        start, end = source.names[place]
+        return not source.root, len({n for n in said - numbers(row.numbers) if n[0] != "N"}), end - start
+    cited = sorted((*rank(source, place, said), place) for source in code if not source.file.startswith("tests/")
+                   for place, said in source.citations if said & numbers(row.numbers))
+    found = [place for other, *_, place in cited if not other] or [place for *_, place in cited]
     named = [place for source in code if source.root for place in source.names for name in row.names.split()
              if re.search(rf"(^|::|\.){re.escape(name)}$", place)]
     return list(dict.fromkeys(named + [place for place in found if "::" in place] or found))
@@ -413,6 +420,11 @@ def linked(row: Row) -> str:
     return re.sub(r"choice (\d+)", r"[\g<0>](#choice-\1)", row.verdict)
 
 
+def anchor(row: Row) -> str:
+    """Where links to a row lead: "a-88" """
+    return re.sub(r"\W+", "-", row.numbers.split(",")[0].split("–")[0].lower().strip("§ "))
+
+
 def link(place: str, code: list[Source]) -> str:
     """`memory.py::SelfModifyingTitans.write` → its last name, linked to its line."""
     file, _, name = place.partition("::")
@@ -427,7 +439,8 @@ def table(code: list[Source]) -> str:
     for row in rows:
         where = "<br>".join(link(place, code) for place in places(row, code)) or "–"
         formula = row.formula.replace("|", r"\|")
-        lines.append(f"| {label(row)} | {formula} | {where} | {linked(row)} |")
+        here = f'<a id="{anchor(row)}"></a>' if row.numbers.startswith("A") else ""
+        lines.append(f"| {here}{label(row)} | {formula} | {where} | {linked(row)} |")
     short = (f"N {ranges(n for n in SHORT if SHORT[n] == long)} → A {long}" for long in dict.fromkeys(SHORT.values()))
     lines += ["", f"From the short edition: {' · '.join(short)}.", "", "### Tests by equation", "",
               "| equation | tests |", "|---|---|"]

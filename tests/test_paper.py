@@ -37,12 +37,25 @@ def test_the_tables_and_their_links_are_what_the_code_says():
 
 
 def test_every_link_to_a_line_leads_to_the_definition_of_its_name():
-    found = re.findall(r"\[`([\w/]+\.py)::(\w+)`\]\(([\w/]+\.py)#L(\d+)\)", TEXT)
-    assert len(found) > 60
-    for file, name, target, line in found:
+    found = re.findall(r"\[`([\w/]+\.py)::(\w+)(\[\"[\w-]+\"\])?`\]\(([\w/]+\.py)#L(\d+)\)", TEXT)
+    assert len(found) > 60 and any(row for *_, row, _, _ in found)
+    for file, name, row, target, line in found:
         assert file == target
         there = (ROOT / target).read_text(encoding="utf-8").splitlines()[int(line) - 1]
-        assert re.match(rf"\s*((async )?def|class) {name}\b|{name}\b.* = ", there), f"{target}:{line} is {there!r}"
+        defines = rf"\s*{row.strip('[]')}:" if row else rf"\s*((async )?def|class) {name}\b|{name}\b.* = "
+        assert re.match(defines, there), f"{target}:{line} is {there!r}"
+
+
+def test_the_first_link_of_a_row_is_to_the_line_that_is_most_about_it():
+    first = {row.numbers: index.places(row, SOURCES)[0] for row in index.ROWS if index.places(row, SOURCES)}
+    assert first["A 88"] == "titans.py::SelfModifyingTitans.write"
+    assert first["A 90"] == "titans.py::SelfModifyingTitans.chunk"
+    assert first["A 65"] == 'memory.py::RULES["delta"]'
+
+
+def test_every_row_with_a_number_can_be_linked_to():
+    anchors = re.findall(r'<a id="([\w-]+)"></a>', TEXT)
+    assert len(anchors) == len(set(anchors)) == sum(row.numbers.startswith("A") for row in index.ROWS)
 
 
 def test_every_link_to_a_test_leads_to_its_file():

@@ -258,8 +258,8 @@ RULES: dict[str, Callable] = {  # (log a, b, c) from the gates (log α, η) of a
     "gated":     lambda log_alpha, eta, step=proximal: (log_alpha, exp(log_alpha) * eta, eta),  # gated DeltaNet
     "oja":       lambda log_alpha, eta, step=proximal: (log_alpha, eta, eta),       # of Sᵀ, see `oja` [A 66–67]
     # by the step η′ or η
-    "dgd":       lambda log_alpha, eta, step=proximal: (log_alpha, *(step(eta, 1.0, exp(log_alpha)),) * 2),  # [A 92]
-    "dgd-l2":    lambda log_alpha, eta, step=proximal: l2_rates(log_alpha, step(eta, 1.0, exp(log_alpha), 2.0)),  # [A 93]
+    "dgd":       lambda log_alpha, eta, step=proximal: (log_alpha, *(step(eta, 1, exp(log_alpha)),) * 2),  # [A 92]
+    "dgd-l2":    lambda log_alpha, eta, step=proximal: l2_rates(log_alpha, step(eta, 1, exp(log_alpha), 2)),  # [A 93]
 }
 GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("eta",)}  # the others have both
 

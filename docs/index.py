@@ -247,8 +247,8 @@ ROWS = [
         "A 33 again",
         PROXIMAL),
     Row("A 101–105", "choice 47",
-        "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ), here λ = 0,  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with P = Σ g² "
-        "momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies, see the tests)",
+        "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ), here λ = 0,  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with "
+        "P = Σ g² momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies, see the tests)",
         "test_optimizers::test_adamw_agrees_with_its_published_algorithm_over_ten_steps"),
     Row("A 106–111", "choice 47",
         "the same for matrices: H ← H + β₂ g gᵀ,  M̃ ← M̃ + β₁ g,  W ← W − (η/√β₂) H^(−½) M̃",

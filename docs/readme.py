@@ -62,7 +62,8 @@ def formulas() -> str:
                 raise SystemExit(f"{place} does not cite [{number}]; correct FORMULAS in {__file__}")
         formula = ";  ".join(re.sub(r", finding \d+", "", by_number[number].formula) for number in computed)
         links = "<br>".join(index.link(place, code) for place in computed.values())
-        rows.append((what, formula, links, ", ".join(f"[{n}](PAPER.md#{index.anchor(by_number[n])})" for n in computed)))
+        numbers = ", ".join(f"[{number}](PAPER.md#{index.anchor(by_number[number])})" for number in computed)
+        rows.append((what, formula, links, numbers))
     return table("what · formula · computed in · paper", rows)
 
 

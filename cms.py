@@ -193,34 +193,6 @@ def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> di
     return stacked
 
 
-def timetable(config: Config, step_tokens: int) -> list[tuple[str, float, float, int]]:
-    """What moves when, as in the paper's Fig. 5 [§8.2]: (component, chunk in tokens, frequency, BPTT in tokens).
-
-    step_tokens: what one step of the optimiser reads. A chunk is what a component takes in between two moves (0: it is
-    computed anew for every token, and has no state that moves); frequencies are relative: the slowest has 1: C_ℓ = max
-    C/f_ℓ. The last column is how far back a gradient is carried through those moves.
-    """
-    window = config.segment
-    inside = {
-        "titans": [("main memory", config.memory_chunk),
-                   (f"what makes {', '.join(m for m in config.adaptive if m != 'memory')}", config.projection_chunk)],
-        "plain-titans": [("main memory", config.memory_chunk)], "attention": [("attention", 0)],
-        "ada": [("attention", 0), ("linear map", 1)], "generated": [("generated weights", config.generator_chunk)],
-        "banks": [(f"bank {span}", span) for span in config.spans], "cell": [("cell", 1)],
-        "rnn": [("recurrent state", 1)]}
-    rows = [(name, chunk, window if config.through_writes else 1) for mixer in config.mixer.split("+")
-            for name, chunk in inside.get(mixer, [("matrix memory", 1)])]
-    in_context = config.moves == "context" or config.cms == "nested"
-    tick = window // (config.chunks[-1] if config.cms == "nested" else config.ticks) if in_context else step_tokens
-    rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context else 1)
-             for n, chunk in enumerate(config.chunks)]
-    if in_context:
-        rows.append(("initial states of the levels", step_tokens, 1))
-    rows.append(("embedding, projections, initial states of memories", step_tokens, 1))
-    slowest = max(chunk for _, chunk, _ in rows)
-    return [(name, chunk, slowest / chunk if chunk else float("inf"), back) for name, chunk, back in rows]
-
-
 def main() -> None:
     """A hand-sized trace: eight segments of 64 tokens, two levels, which weights move when."""
     rng = np.random.default_rng(0)

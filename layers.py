@@ -217,7 +217,7 @@ class Mixer(Module):
     A state is a frozen dataclass of tensors whose first axis is the batch; a whole number in it counts tokens.
     """
 
-    clocks: tuple[int, ...] = ()  # chunk sizes in tokens; at the end of a chunk something moves that rests within it
+    clocks: dict[str, int]  # by the name of a part, tokens between two of its moves; 0: it has no weights that move
 
     def start(self, x: Tensor) -> Any:
         """The state before the first token of a batch like x."""
@@ -269,7 +269,7 @@ class CausalAttention(Mixer):
     """
 
     def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0, window: int = 0):
-        self.heads, self.window = heads, window
+        self.heads, self.window, self.clocks = heads, window, {"attention": 0}
         self.query, self.key, self.value = (Linear(rng, width, width) for _ in range(3))
         self.output = Linear(rng, width, width, scale)
 

@@ -303,7 +303,7 @@ class MatrixMemory(MemoryMixer):
     def __init__(self, rng: Rng | None, config: Config, rule: str):
         super().__init__(rng, config, ("q", "k", "v"))
         self.rule, self.form, self.step, self.phi = rule, config.form, STEPS[config.step], FEATURES[config.features]
-        d = self.head_size
+        self.clocks, d = {"matrix memory": 1}, self.head_size
         starts = {"alpha": half_lives(config.heads), "eta": np.zeros(config.heads, dtype=np.float32)}
         gates = GATES.get(rule, ("eta", "alpha"))
         self.gate = {name: Linear(rng, config.width, config.heads) for name in gates}

@@ -78,7 +78,7 @@ class AdaTransformer(Mixer):
     """
 
     def __init__(self, rng: Rng | None, config: Config):
-        d = config.width // config.heads
+        self.clocks, d = {"attention": 0, "linear map": 1}, config.width // config.heads
         self.attention = CausalAttention(rng, config.width, config.heads, 1.0, config.window)
         self.gate = Linear(rng, config.width, config.heads)
         self.bias = Parameter(np.full(config.heads, -2, dtype=np.float32))
@@ -143,7 +143,7 @@ class WeightGenerator(MemoryMixer):
         super().__init__(rng, config, ("q",))
         H, d, h = self.heads, self.head_size, config.generator_hidden
         self.chunk, self.rate, self.rank = config.generator_chunk, config.generator_rate, config.generator_rank
-        self.clocks = (self.chunk,)
+        self.clocks = {"generated weights": self.chunk}
         self.initial = normal(rng, (H, d, d), d ** -0.5)
         self.observe = normal(rng, (H, h, 2 * d), (2 * d) ** -0.5)
         self.propose = normal(rng, (H, 2 * self.rank * d, h), h ** -0.5)
@@ -224,7 +224,8 @@ class Banks(MemoryMixer):
 
     def __init__(self, rng: Rng | None, config: Config):
         super().__init__(rng, config, ("q", "v"))
-        self.spans, self.form, self.clocks = config.spans, config.form, config.spans
+        self.spans, self.form = config.spans, config.form
+        self.clocks = {f"bank {span}": span for span in config.spans}
         d = self.head_size
         self.gate = Linear(rng, config.width, config.heads * len(self.spans))
         self.initial = normal(rng, (len(self.spans), config.heads, d, 1), 1.0)
@@ -301,7 +302,7 @@ class Cell(Mixer):
     def __init__(self, rng: Rng | None, config: Config):
         D, k = config.width, len(config.rates)
         rates = np.array(config.rates)
-        self.rates = rates
+        self.clocks, self.rates = {"cell": 1}, rates
         self.reach = np.minimum(0.5, 1 / rates - 1)  # the adapter's range, so that no rate is above 1 …
         self.middle = np.where(np.arange(k) < k - 1, 1, 1 - self.reach)  # … nor the slowest above its own
         self.see, self.recall = Linear(rng, D, D + k), Linear(rng, k * D, D + k)
@@ -346,6 +347,7 @@ class SimpleRecurrent(Mixer):
     """
 
     def __init__(self, rng: Rng | None, config: Config):
+        self.clocks = {"recurrent state": 1}
         self.input, self.recurrent = (Linear(rng, config.width, config.width) for _ in range(2))
         self.output = Linear(rng, config.width, config.width, (2 * config.layers) ** -0.5)
 
@@ -373,7 +375,7 @@ class SideBySide(Mixer):
 
     def __init__(self, mixers: Sequence[Mixer]):
         self.mixers: list[Any] = list(mixers)
-        self.clocks = tuple(sorted({C for mixer in self.mixers for C in mixer.clocks}))
+        self.clocks = {name: C for mixer in self.mixers for name, C in mixer.clocks.items()}
 
     def start(self, x: Tensor) -> tuple[Any, ...]:
         return tuple(mixer.start(x) for mixer in self.mixers)

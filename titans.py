@@ -90,7 +90,9 @@ class SelfModifyingTitans(MemoryMixer):
         self.config = config
         self.chunk_size = {name: config.memory_chunk if name == "memory" else config.projection_chunk
                            for name in config.adaptive}  # tokens over which it is read in one frozen state
-        self.clocks = tuple(sorted(set(self.chunk_size.values())))
+        others = ", ".join(name for name in config.adaptive if name != "memory")
+        self.clocks = {"main memory": config.memory_chunk} | ({f"what makes {others}": config.projection_chunk}
+                                                              if others else {})
         H, d = self.heads, self.head_size
         h = config.memory_hidden or d
         self.initial: dict[str, list[Parameter]] = {}

@@ -233,7 +233,7 @@ def alike(model: Hope, place: Place) -> Any:
     if state is None or place.drifted or (not isinstance(state, Row) and state.blocks[0].mixer is None):
         return id(place)
     position, clocks = max(counts(state), default=0), model.blocks[0].mixer.clocks
-    ends = [(position + 1) % C == 0 for C in clocks]
+    ends = [(position + 1) % C == 0 for C in clocks.values() if C > 1]
     return f"{ends} {state.batch.layout if isinstance(state, Row) else layout(state)}"
 
 

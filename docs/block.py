@@ -1,4 +1,4 @@
-"""Draw a block and its clocks, as `cms.timetable` has them: `python docs/block.py` writes docs/block.svg.
+"""Draw a block and its clocks, as `tools.timetable` has them: `python docs/block.py` writes docs/block.svg.
 
     python docs/block.py tiny --out tiny.svg          of another preset
 
@@ -15,9 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from cms import timetable  # noqa: E402
 from config import PRESETS, Config  # noqa: E402
 from tools.folder import write_text  # noqa: E402
+from tools.timetable import timetable  # noqa: E402
 
 STYLE = """
     :root { --paper: #ffffff; --ink: #1f2328; --soft: #656d76; --line: #8c959f; --box: #f6f8fa;

@@ -248,7 +248,7 @@ ROWS = [
         PROXIMAL),
     Row("A 101–105", "choice 47",
         "argmin_m Σ_i ‖m g_i − P‖² + λ‖m‖² per element = P M̃/(H + λ), here λ = 0,  M̃ ← M̃ + β₁ g,  H ← H + β₂ g²: with "
-        "P = Σ g² momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies, see the tests)",
+        "P = Σ g² momentum, with P = √Σ g² Adam with sums (`AdaGrad`, momentum=1; with averages P varies: tests)",
         "test_optimizers::test_adamw_agrees_with_its_published_algorithm_over_ten_steps"),
     Row("A 106–111", "choice 47",
         "the same for matrices: H ← H + β₂ g gᵀ,  M̃ ← M̃ + β₁ g,  W ← W − (η/√β₂) H^(−½) M̃",
@@ -297,9 +297,9 @@ ROWS = [
         "other norms: ‖M k − v‖_p^p/p in place of half the squared error (§5)",
         "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions",
         "SelfModifyingTitans.errors"),
-    Row("", "exact",
+    Row("§8.2", "exact",
         "C_ℓ = max C / f_ℓ: chunk, relative frequency and length of backpropagation of every component, as in Fig. 5",
-        "test_cms::test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach", "timetable"),
+        "test_cms::test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach"),
 ]  # fmt: skip
 
 # What the code says --------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def named(body: list, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
                 yield from ((prefix + x.id, node) for x in ast.walk(target) if isinstance(x, ast.Name))
             if isinstance(node.value, ast.Dict) and isinstance(target, ast.Name):
                 yield from ((f'{prefix}{target.id}["{key.value}"]', key) for key in node.value.keys
-                            if isinstance(key, ast.Constant))
+                            if isinstance(key, ast.Constant) and isinstance(key.value, str))
         else:  # if, try, with: what they define belongs to the module
             for part in ("body", "handlers", "orelse", "finalbody"):
                 yield from named(getattr(node, part, None) or [], prefix)

@@ -27,11 +27,11 @@ import index  # noqa: E402
 
 import hope  # noqa: E402
 from apps.claims import CLAIMS, measured  # noqa: E402
-from cms import timetable  # noqa: E402
 from config import PRESETS, Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 from tools.command import typed  # noqa: E402
 from tools.folder import write_text  # noqa: E402
+from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
          "hope", "data", "train")

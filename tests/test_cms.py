@@ -12,9 +12,10 @@ import cms
 import optimizers
 from autograd import Tensor, grad, no_grad
 from autograd import sum as total
-from cms import LevelState, timetable
+from cms import LevelState
 from config import MIXERS, Config
 from hope import BlockState, Hope, State, load, save
+from tools.timetable import timetable
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 

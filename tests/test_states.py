@@ -239,7 +239,7 @@ def test_a_state_begins_as_start_says_and_counts_what_it_read(mixer, form):
     assert all(len(t) == 2 for t in tree_leaves(start))
     _, state = model(x, start)
     assert model.position(state) in (0, 7)  # whoever has clocks counts
-    assert not model.clocks or model.position(state) == 7
+    assert max(model.clocks.values()) < 2 or model.position(state) == 7
 
 
 @pytest.mark.parametrize("mixer", [*MIXERS, *PAIRS])

@@ -21,10 +21,10 @@ import numpy as np
 import hope
 import kernels
 import optimizers
-from cms import timetable
 from config import PRESETS, Config, Training
 from hope import Hope
 from tools.console import amount, duration, report
+from tools.timetable import timetable
 
 
 def versions() -> dict[str, str]:

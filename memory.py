@@ -31,7 +31,6 @@ from autograd import (
     sigmoid,
     softplus,
     solve_triangular,
-    stack,
     swapaxes,
     tensor,
     where,
@@ -72,7 +71,7 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
             Q = q[..., t:t + chunk, :]
             reads.append(before * (Q @ S.mT) + (Q @ K.mT * ratio) @ U)
         S = whole * S + (U * after).mT @ K
-    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S if k.shape[-2] else S * 1
+    return together(reads, q, v), S if k.shape[-2] else S * 1
 
 
 def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
@@ -87,6 +86,13 @@ def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor
     U = solve_triangular(K @ K.mT * ratio * b[..., None], c[..., None] * V - b[..., None] * before * (K @ S.mT),
                          unit=True)
     return U, ratio, before, after, whole
+
+
+def together(reads: list[Tensor], q: Tensor | None, v: Tensor) -> Tensor | None:
+    """Reads (…,n,d_v) one after the other; None without queries, and of no tokens none."""
+    if q is None:
+        return None
+    return concatenate(reads, axis=-2) if reads else v * 1
 
 
 FORMS: dict[str, Callable] = {"recurrent": recurrent, "chunked": chunked,
@@ -118,10 +124,10 @@ def momentum_recurrent(q, k, v, d, log_a, b, c, log_beta, S, N):
         key, value, once = (x[..., t, :, None] for x in (k, v, d))  # columns
         a, beta, forget, write = (x[..., t, None, None] for x in (exp(log_a), exp(log_beta), b, c))
         if q is not None:
-            reads.append((S @ q[..., t, :, None])[..., 0])
+            reads.append((S @ q[..., t, :, None]).mT)
         N = N * beta + write * value @ key.mT
         S = S * a - forget * (S @ key) @ key.mT + once @ key.mT + N
-    return None if q is None else stack(reads, axis=-2) if reads else v * 1, S, N
+    return together(reads, q, v), S, N
 
 
 def momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N, chunk=64):
@@ -139,18 +145,17 @@ def momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N, chunk=64):
         R, g = ratios(log_at)
         H, h = ratios(log_beta_t)
         RH, Rh, W = R @ H, R @ h, write[..., None] * V
-        R_, RH_, Rh_ = (later(x) for x in (R, RH, Rh))  # of S_{t−1}
-        g_ = later(g) + first(g)
+        R_seen, RH_seen, Rh_seen, g_seen = shifted(R), shifted(RH), shifted(Rh), shifted(g, 1.0)  # of S_{t−1}
         gram = K @ K.mT
-        seen = g_ * (K @ S.mT) + Rh_ * (K @ N.mT) + (gram * RH_) @ W
-        U = solve_triangular(gram * R_ * forget[..., None], once - forget[..., None] * seen, unit=True)
+        seen = g_seen * (K @ S.mT) + Rh_seen * (K @ N.mT) + (gram * RH_seen) @ W
+        U = solve_triangular(gram * R_seen * forget[..., None], once - forget[..., None] * seen, unit=True)
         if q is not None:
             Q = q[..., t:t + chunk, :]
             QK = Q @ K.mT
-            reads.append(g_ * (Q @ S.mT) + Rh_ * (Q @ N.mT) + (QK * R_) @ U + (QK * RH_) @ W)
-        S, N = (g[..., -1:, :] * S + Rh[..., -1:, :] * N + (R[..., -1, :, None] * U + RH[..., -1, :, None] * W).mT @ K,
-                h[..., -1:, :] * N + (H[..., -1, :, None] * W).mT @ K)
-    return None if q is None else concatenate(reads, axis=-2) if reads else v * 1, S, N
+            reads.append(g_seen * (Q @ S.mT) + Rh_seen * (Q @ N.mT) + (QK * R_seen) @ U + (QK * RH_seen) @ W)
+        S = g[..., -1:, :] * S + Rh[..., -1:, :] * N + (R[..., -1, :, None] * U + RH[..., -1, :, None] * W).mT @ K
+        N = h[..., -1:, :] * N + (H[..., -1, :, None] * W).mT @ K
+    return together(reads, q, v), S, N
 
 
 def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,14 +166,9 @@ def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
     return exp(log_ratio.astype(log_a.dtype)), exp(log_g)[..., None].astype(log_a.dtype)
 
 
-def later(x: Tensor) -> Tensor:
-    """Every row one further down, above them zeros: what is known before token t.  x (…,C,n)"""
-    return concatenate([x[..., :1, :] * 0, x[..., :-1, :]], axis=-2)
-
-
-def first(x: Tensor) -> Any:
-    """1 in the first row, else 0"""
-    return np.concatenate([np.ones_like(x.data[..., :1, :]), np.zeros_like(x.data[..., 1:, :])], -2)
+def shifted(x: Tensor, at_first: float = 0.0) -> Tensor:
+    """What stood before token t: every row one further down.  x (…,C,n)"""
+    return concatenate([x[..., :1, :] * 0 + at_first, x[..., :-1, :]], axis=-2)
 
 
 # What mixers with a memory share --------------------------------------------------------------------------

@@ -161,41 +161,6 @@ STATES = {kind.__name__: kind for kind in (
     mixers.GeneratorState, mixers.Bank, mixers.BanksState, mixers.CellState, mixers.RecurrentState)}
 
 
-def block_before_types(block: dict[str, Any]) -> BlockState:
-    """A block's state from a file written when states were plain dicts."""
-    def typed(mixer: Any) -> Any:
-        if isinstance(mixer, tuple):
-            return tuple(typed(one) for one in mixer)
-        if "now" in mixer:  # what is not shared with the state now is of a chunk that is not over
-            begun = {name: list(layers) for name, layers in mixer["start"].items()
-                     if layers[0] is not mixer["now"][name][0]}
-            drift = {name: list(layers) for name, layers in mixer["now"].items()}
-            return TitansState(mixer["tail"], mixer["position"], drift, begun, {})
-        if "banks" in mixer:
-            banks = tuple(mixers.Bank(**bank) for bank in mixer["banks"])
-            return mixers.BanksState(mixer["tail"], mixer["position"], banks)
-        for kind in (AttentionState, MatrixState, mixers.GeneratorState, mixers.CellState, mixers.RecurrentState):
-            if {f.name for f in fields(kind)} == set(mixer):
-                return kind(**mixer)
-        raise ValueError(f"a state with {', '.join(mixer)} is of no mixer")
-    levels = zip(block["drift"], block["pending"], strict=True)
-    return BlockState(block["mixer"] and typed(block["mixer"]), tuple(LevelState(*level) for level in levels))
-
-
-def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
-    """Write arrays so that the file at `path` is at every moment either the old one or the new one, whole."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as f:
-            np.savez(f, **{name: host(array) for name, array in arrays.items()})
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 # The model --------------------------------------------------------------------------------------------------
 
 def make_mixer(rng: Rng | None, config: Config) -> Mixer:
@@ -351,7 +316,7 @@ class Hope(Module):
                 state = self.move_levels(state, after, drifts, grads, state.clock + 1)
         return total, state if carry else State(standing(after).blocks, clock)
 
-    # writing ------------------------------------------------------------------------------------------------
+    # generating ---------------------------------------------------------------------------------------------
 
     def generate(self, prompt: Any, count: int, state: State | None = None, *, temperature: float = 1.0,
                  top_k: int = 0, top_p: float = 1.0, seed: int | Rng = 0, stop: Sequence[int] = ()
@@ -375,7 +340,7 @@ class Hope(Module):
                 return
             tokens = np.array([[token]])
 
-    # sizes --------------------------------------------------------------------------------------------------
+    # its weights --------------------------------------------------------------------------------------------
 
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: one per clock; what has two axes with weight decay, the rest by AdamW.
@@ -413,6 +378,8 @@ class Hope(Module):
             logits = linear(self.norm(x), self.embedding)
         return "" if np.all(np.isfinite(logits.data)) else "the unembedding"
 
+
+# Sampling and sizes -------------------------------------------------------------------------------------------
 
 def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> int:
     """One token from logits (V,)."""
@@ -453,6 +420,20 @@ def flops_per_token(config: Config) -> int:
 
 # Files ------------------------------------------------------------------------------------------------------
 
+def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
+    """Write arrays so that the file at `path` is at every moment either the old one or the new one, whole."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    try:
+        with open(beside, "wb") as f:
+            np.savez(f, **{name: host(array) for name, array in arrays.items()})
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def save(path: str | Path, model: Hope, state: State | None = None, **extra: np.ndarray) -> None:
     """Model, config and running state (and any further arrays) in one .npz, no pickle."""
     arrays = {f"weights.{name}": a for name, a in model.state_dict().items()}
@@ -479,3 +460,24 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
     state = State.unpack(arrays) if "state" in arrays else None
     rest = {n: a for n, a in arrays.items() if n != "state" and not n.startswith(("weights.", "state."))}
     return model, state, rest
+
+
+def block_before_types(block: dict[str, Any]) -> BlockState:
+    """A block's state from a file written when states were plain dicts."""
+    def typed(mixer: Any) -> Any:
+        if isinstance(mixer, tuple):
+            return tuple(typed(one) for one in mixer)
+        if "now" in mixer:  # what is not shared with the state now is of a chunk that is not over
+            begun = {name: list(layers) for name, layers in mixer["start"].items()
+                     if layers[0] is not mixer["now"][name][0]}
+            drift = {name: list(layers) for name, layers in mixer["now"].items()}
+            return TitansState(mixer["tail"], mixer["position"], drift, begun, {})
+        if "banks" in mixer:
+            banks = tuple(mixers.Bank(**bank) for bank in mixer["banks"])
+            return mixers.BanksState(mixer["tail"], mixer["position"], banks)
+        for kind in (AttentionState, MatrixState, mixers.GeneratorState, mixers.CellState, mixers.RecurrentState):
+            if {f.name for f in fields(kind)} == set(mixer):
+                return kind(**mixer)
+        raise ValueError(f"a state with {', '.join(mixer)} is of no mixer")
+    levels = zip(block["drift"], block["pending"], strict=True)
+    return BlockState(block["mixer"] and typed(block["mixer"]), tuple(LevelState(*level) for level in levels))

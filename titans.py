@@ -257,15 +257,16 @@ class SelfModifyingTitans(MemoryMixer):
              ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write the tokens of all spans, in one kernel where there is one.
 
-        It knows two layers, retention to the initial state, exact reads, squared errors, and gradients through writes;
-        anything else is computed in operations, with the kernel of the delta rule.
+        It knows two layers, exact reads, squared errors, and gradients through writes; anything else is computed in
+        operations, with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
         """
         c = self.config
-        known = (c.memory, c.retention, c.reads, c.through_writes, c.error_power, c.form) == (
-            "mlp", "initial", "exact", True, 2.0, "fused")
+        known = (c.memory, c.reads, c.through_writes, c.error_power, c.form) == ("mlp", "exact", True, 2.0, "fused")
         if not (known and titans_compiled.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
-        weights = {"bias": self.bias, "readout": self.readout, "initial": self.initial}
+        initial: Any = self.initial if c.retention == "initial" else {
+            name: [np.zeros_like(M0.data) for M0 in layers] for name, layers in self.initial.items()}
+        weights = {"bias": self.bias, "readout": self.readout, "initial": initial}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
         return fused_read(asked, weights, before, drift, momentum, mixer=self, spans=spans)
 

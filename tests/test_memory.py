@@ -567,6 +567,7 @@ GRADIENTS = [
     {"form": "fused"},
     {"objective": "dot", "memory": "matrix"},
     {"retention": "zero", "reads": "chunk"},
+    {"retention": "zero", "momentum": True, "form": "fused"},
     {"targets": "value", "memory_chunk": 6, "memory_hidden": 3},
     {"adaptive": (*FIVE, "q"), "memory_chunk": 2, "form": "fused"},
     *({**setting, "form": form} for setting in STEPPED for form in FAST),

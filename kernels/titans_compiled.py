@@ -348,11 +348,17 @@ def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
 
 
 @inner
-def _surprise(delta, MZ, SZ, before):
-    """E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S₀z)"""
+def _longest(m, size):
+    """‖δ‖² at which an error is clipped: RMS 1 in the main memory, length 1 in those that project"""
+    return size if m == MEMORY else 1
+
+
+@inner
+def _surprise(delta, longest, MZ, SZ, before):
+    """E = −(δ·min(1, √longest/‖δ‖) + M₀z + g_{t−1} S₀z)"""
     E, clip, one = np.empty_like(delta), _dots(delta, delta), delta.dtype.type(1)
     for t in range(len(clip)):
-        clip[t] = min(one, 1 / math.sqrt(clip[t] / delta.shape[0] + 1e-12))
+        clip[t] = min(one, 1 / math.sqrt(clip[t] / longest + 1e-12))
     for i in range(delta.shape[0]):
         for t in range(delta.shape[1]):
             E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
@@ -360,17 +366,17 @@ def _surprise(delta, MZ, SZ, before):
 
 
 @inner
-def _surprise_backward(delta, E_bar):
-    """δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ"""
-    F, square, dots = delta.shape[0], _dots(delta, delta), _dots(delta, E_bar)
+def _surprise_backward(delta, longest, E_bar):
+    """δ̄ = −Ē, and where δ was clipped −(Ē − δ ⟨Ē, δ⟩/‖δ‖²) √longest/‖δ‖"""
+    square, dots = _dots(delta, delta), _dots(delta, E_bar)
     delta_bar, scale = np.empty_like(delta), np.ones_like(square)
     for t in range(len(scale)):
-        mean = square[t] / F + 1e-12
-        if mean > 1:
-            scale[t], dots[t] = 1 / math.sqrt(mean), dots[t] / (F * mean)
+        excess = square[t] / longest + 1e-12
+        if excess > 1:
+            scale[t], dots[t] = 1 / math.sqrt(excess), dots[t] / (longest * excess)
         else:
             dots[t] = 0
-    for i in range(F):
+    for i in range(len(delta)):
         for t in range(delta.shape[1]):
             delta_bar[i, t] = -scale[t] * (E_bar[i, t] - delta[i, t] * dots[t])
     return delta_bar
@@ -399,7 +405,8 @@ def _learn(m, i, at, c, options):
         _accumulate(delta, _product(_of(at.readout, m - 3, i, k), k) if m in SCALARS else k)
     D = _product(_weights(at, 2 * m + 1, i, k).T, delta)
     delta_1 = _times_slope(D, s, hidden)
-    E1, E2 = _surprise(delta_1, MZ1, SZ1, retention.before), _surprise(delta, MZ2, SZ2, retention.before)
+    E1 = _surprise(delta_1, _longest(m, len(delta_1)), MZ1, SZ1, retention.before)
+    E2 = _surprise(delta, _longest(m, len(delta)), MZ2, SZ2, retention.before)
     second = _system(hidden, c.eta, retention.ratio)
     return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1,
                    SZ1, E1, _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second)
@@ -415,7 +422,8 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
     G1, G2 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
     E1_bar = _solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
     E2_bar = _solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
-    delta_1_bar, delta_bar = _surprise_backward(L.delta_1, E1_bar), _surprise_backward(L.delta, E2_bar)
+    delta_1_bar = _surprise_backward(L.delta_1, _longest(m, len(L.delta_1)), E1_bar)
+    delta_bar = _surprise_backward(L.delta, _longest(m, len(L.delta)), E2_bar)
     D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
     _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
     _add_weights(bars_at, 2 * m + 1, i, _product(L.delta, _turned(D_bar)))
@@ -665,9 +673,9 @@ def _scaled_row(x, m, eps):
 
 @inner
 def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
-    """S ← α S − η′(δ·min(1, 1/RMS δ) + M₀z + S z) zᵀ"""
+    """S ← α S − η′(δ·min(1, √longest/‖δ‖) + M₀z + S z) zᵀ"""
     S, S_1 = _of(at.now, layer, i, z), _of(after, layer, i, z)
-    clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / delta.shape[1] + 1e-12))
+    clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / _longest(layer // 2, delta.shape[1]) + 1e-12))
     rate, clip = z.dtype.type(eta / (1 + eta * dot(z[0], z[0]))), z.dtype.type(clip)
     for p in range(len(S)):
         u = -rate * (delta[0, p] * clip + MZ[0, p] + SZ[0, p])

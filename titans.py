@@ -256,18 +256,17 @@ class SelfModifyingTitans(MemoryMixer):
              ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write the tokens of all spans, in one kernel where there is one.
 
-        It knows two layers, retention to the initial state, exact reads, the proximal step without momentum, and
-        gradients through writes; anything else is computed in operations, with the kernel of the delta rule.
+        It knows two layers, retention to the initial state, exact reads, squared errors, and gradients through writes;
+        anything else is computed in operations, with the kernel of the delta rule.
         """
         c = self.config
-        known = (c.memory, c.retention, c.reads, c.through_writes, c.step, c.momentum, c.error_power) == (
-            "mlp", "initial", "exact", True, "proximal", False, 2.0)
-        if not (known and c.form == "fused" and titans_compiled.has_titans(asked["q"].data)):
+        known = (c.memory, c.retention, c.reads, c.through_writes, c.error_power, c.form) == (
+            "mlp", "initial", "exact", True, 2.0, "fused")
+        if not (known and titans_compiled.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         weights = {"bias": self.bias, "readout": self.readout, "initial": self.initial}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
-        o, drift = fused_read(asked, weights, before, drift, mixer=self, spans=spans)
-        return o, drift, {}
+        return fused_read(asked, weights, before, drift, momentum, mixer=self, spans=spans)
 
     def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts,
                            momentum: Drifts) -> tuple[Tensor, Drifts, Drifts]:
@@ -325,23 +324,25 @@ def joined(reads: list[Tensor]) -> Tensor:
     return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
 
 
-@fused(reference=lambda asked, weights, *drifts, mixer, spans: mixer.read_in_operations(asked, spans, *drifts, {})[:2])
-def fused_read(asked, weights, chunk_start, drift, *, mixer, spans):
-    """`read_in_operations` in one kernel; on its way back it is computed again, but for the drifts between spans."""
+@fused(reference=lambda asked, weights, *states, mixer, spans: mixer.read_in_operations(asked, spans, *states))
+def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
+    """`read_in_operations` in one kernel; on its way back it is computed again, but for the states between spans."""
     c = mixer.config
     inputs = (list(asked.values()), list(weights["bias"].values()), list(weights["readout"].values()),
-              weights["initial"], drift, chunk_start)
+              weights["initial"], drift, chunk_start, momentum)
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
+                0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0,
                 [(span.tokens, span.seen) for span in spans])
-    o, after, boundaries = titans_compiled.titans(*settings, *inputs)
+    *results, boundaries = titans_compiled.titans(*settings, *inputs)
 
-    def backward(o_bar, after_bar):
-        asked_bar, bias_bar, readout_bar, initial_bar, drift_bar, start_bar = titans_compiled.titans_backward(
-            *settings, boundaries, *inputs, o_bar, after_bar)
+    def backward(*results_bar):
+        asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = titans_compiled.titans_backward(
+            *settings, boundaries, *inputs, *results_bar)
         weights_bar = {"bias": dict(zip(weights["bias"], bias_bar, strict=True)),
                        "readout": dict(zip(weights["readout"], readout_bar, strict=True)), "initial": initial_bar}
-        return dict(zip(asked, asked_bar, strict=True)), weights_bar, start_bar, drift_bar
-    return (o, after), backward
+        drift_bar, start_bar, momentum_bar = states_bar
+        return dict(zip(asked, asked_bar, strict=True)), weights_bar, start_bar, drift_bar, momentum_bar
+    return tuple(results), backward
 
 
 def main() -> None:

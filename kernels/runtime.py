@@ -27,6 +27,7 @@ os.environ.setdefault("NUMBA_OPT", "2")  # as fast as 3 here, where vectors are 
 try:
     import numba
     from numba.core import event, types
+    from numba.extending import overload
 
     from kernels.cache import Cache, writable
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -109,7 +110,7 @@ GRAIN = 2**16  # operations or so that are done before a second thread is awake
 _threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _pool: ThreadPoolExecutor
-_ready: set[tuple[Callable, np.dtype]] = set()  # loops, and dtypes of their last arguments, that are compiled
+_ready: set[tuple] = set()  # loops, and the types of arguments for which they are compiled
 
 
 def set_threads(n: int) -> None:
@@ -145,9 +146,9 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
 
 def prepare(loop: Callable, *args: Any) -> None:
     """Call a loop over nothing, once: it is compiled in this thread, the one that Ctrl+C reaches."""
-    if loop in _loops and (loop, args[-1].dtype) not in _ready:
+    if loop in _loops and (key := (loop, *map(numba.typeof, args))) not in _ready:
         loop(*args)
-        _ready.add((loop, args[-1].dtype))
+        _ready.add(key)
 
 
 def compute(loop: Callable, n: int, inputs: list[Array], *shapes: Any, before: tuple = (), work: int = 0
@@ -205,6 +206,19 @@ def inner(function: Callable) -> Any:
     if not JIT:
         return function
     return numba.njit(fastmath=FLAGS, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
+def if_given(function: Callable) -> Any:
+    """The same, but where its first argument is None it is not compiled, and returns None."""
+    if not JIT:
+        return function
+
+    def called(*args: Any) -> None: ...
+
+    @overload(called, strict=False, jit_options={"fastmath": FLAGS, "error_model": "numpy"})
+    def choose(*args: Any) -> Callable:
+        return (lambda *args: None) if args[0] == types.none else function
+    return called
 
 
 def compiled() -> dict[str, list[str]]:

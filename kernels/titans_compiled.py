@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels.lanes import LANES, dot, exp, load, plus, store, transpose, zero
 from kernels.product import dot_rows
-from kernels.runtime import JIT, Array, check_shapes, inner, jit, split
+from kernels.runtime import JIT, Array, check_shapes, if_given, inner, jit, split
 
 if JIT:
     import numba
@@ -120,19 +120,28 @@ def _filled(x):
 # S (S₀) its drift now, P its drift at the chunk's start, W = M₀ + P. z (F,n) is its input, E what it should write,
 # its clipped surprise less what it forgets, U what is written, U(I + L)ᵀ = E diag(η′): S_C = g_C S₀ +
 # Σ (g_C/g_i) u_i z_iᵀ; G = S̄_C.
+#
+# With momentum the clipped surprise c goes through N_t = β_t N_{t−1} + w_t z_tᵀ, w = η′c, and E is what is forgotten
+# alone, of S_{t−1} = g_{t−1} S₀ + K_t0 N₀ + Σ_{i<t} ((g_{t−1}/g_i) u_i + K_ti w_i) z_iᵀ. B_ti = β_t ⋯ β_{i+1} is what
+# is left of w_i in N_t, and K_{t+1} = α_t K_t + B_t what stands of it in S_t; Q = N̄_C. Where there is no momentum it is
+# None, and a version without it is compiled.
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")
 SCALARS, MEMORY = (3, 4), 5
 WORK = 1000  # for every number of the output, very roughly
 Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
-System = namedtuple("System", "square rate gram inverse solve")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ
+System = namedtuple("System", "square rate gram inverse solve plain")  # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹,
+#                                       diag(η′)(I + L)⁻ᵀ; with momentum zᵀz
+Momentum = namedtuple("Momentum", "alpha beta B B_0 K K_T K_0 K_C K_C0 written")  # B_0, K_0: of N₀; K_C: in S_C
 Asked = namedtuple("Asked", "x x_T y s hidden")  # a feed, what a memory answers, and on the way s and σ(W₂ x)
-Chunk = namedtuple("Chunk", "asked q q_r k k_r k_T v v_r v_T eta log_alpha retention system")
+Chunk = namedtuple("Chunk", "asked q q_r k k_r k_T v v_r v_T eta log_alpha retention system momentum")
 Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
-                                "SZ1 E1 U1 SZ2 E2 U2 system")
-Inputs = namedtuple("Inputs", "feeds bias readout initial now start")  # tables, see `_of`; also of cotangents
+                                "SZ1 E1 U1 SZ2 E2 U2 system carried1 carried2")
+Carried = namedtuple("Carried", "c w NZ")  # of a layer with momentum
+Inputs = namedtuple("Inputs", "feeds bias readout initial now start momentum")  # tables, see `_of`; also of cotangents
 READ = 4  # where o, or its cotangent, stands in the table of feeds
-Bars = namedtuple("Bars", "eta before g k v")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+Bars = namedtuple("Bars", "eta before g k v momentum")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+MomentumBars = namedtuple("MomentumBars", "B_C K K_0 K_C ends")  # … of B's last row, K; B_C0 and K_C0
 
 
 @inner
@@ -150,6 +159,14 @@ def _mask(x, ratio):
     for i in range(x.shape[0]):
         for t in range(x.shape[1]):
             x[i, t] *= ratio[i, t]
+
+
+@inner
+def _masked(x, ratio):
+    """ratio·x"""
+    y = x.copy()
+    _mask(y, ratio)
+    return y
 
 
 @inner
@@ -269,13 +286,18 @@ def _retain(log_alpha, like):
 
 
 @inner
-def _system(z, eta, ratio):
-    """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.  η′ = η/(1 + η‖z‖²)"""
+def _system(z, eta, log_alpha, ratio, momentum, power):
+    """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.
+
+    η′ = η/(1 + η‖z‖²), or with a power min(η, `_most`)
+    """
     n, square, gram = z.shape[1], _dots(z, z), _product(z.T, z)
-    rate, inverse = np.empty_like(square), np.zeros((n, n), z.dtype)
+    rate, inverse, plain = np.empty_like(square), np.zeros((n, n), z.dtype), _plain(momentum, gram)
     _mask(gram, ratio)
     for t in range(n):
         rate[t] = eta[t] / (1 + eta[t] * square[t])
+        if power:
+            rate[t] = min(eta[t], _most(log_alpha[t], square[t], power))
         for j in range(0, t, LANES):
             x = zero(rate)
             for i in range(j, t):
@@ -286,12 +308,25 @@ def _system(z, eta, ratio):
     for i in range(n):
         for t in range(n):
             solve[i, t] *= rate[i]
-    return System(square, rate, gram, inverse, solve)
+    return System(square, rate, gram, inverse, solve, plain)
 
 
 @inner
-def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
+def _most(log_alpha, square, power):
+    """η ≤ (1 + α)/(p‖z‖²): no eigenvalue below −1"""
+    return (1 + math.exp(log_alpha)) / (power * square + 1e-12)
+
+
+@if_given
+def _plain(momentum, gram):
+    """zᵀz, before it is masked"""
+    return gram.copy()
+
+
+@inner
+def _system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_bar):
     """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
+    retention = c.retention
     n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
     for t in range(n):
         total, rate_t = z.dtype.type(0), rate[t]
@@ -302,11 +337,172 @@ def _system_backward(z, system, retention, RU, rate_bar, bars, z_bar):
             to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
         rate_bar[t] -= total
         bars.before[t] -= total * rate_t
-        bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
-        to_z[t, t] = -rate_bar[t] * rate_t ** 2
+        if power:
+            _printed_backward(t, c, system.square[t], power, rate_bar[t], bars, to_z)
+        else:
+            bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
+            to_z[t, t] = -rate_bar[t] * rate_t ** 2
     for t in range(n):
         bars.g[t] += g_bar[t]
+    _forgets_backward(c.momentum, EW, system.plain, bars.momentum, to_z)
     _add(z_bar, z, _sum(to_z, _turned(to_z)))
+
+
+@inner
+def _printed_backward(t, c, square, power, rate_bar, bars, to_z):
+    """… where η′ is the smaller of η and (1 + α)/(p‖z‖²)"""
+    most = _most(c.log_alpha[t], square, power)
+    if c.eta[t] <= most:
+        bars.eta[t] += rate_bar
+    else:
+        per_square = 1 / (power * square + 1e-12)
+        _add_log_alpha(bars, t, rate_bar * per_square * math.exp(c.log_alpha[t]))
+        to_z[t, t] = -rate_bar * most * per_square * power
+
+
+@inner
+def _add_log_alpha(bars, t, log_alpha_bar):
+    """log α_t = log g_t − log g_{t−1}"""
+    bars.g[t] += log_alpha_bar
+    bars.before[t] -= log_alpha_bar
+
+
+# momentum
+
+
+@if_given
+def _carry(beta, log_alpha, written, like):
+    """B and K of a chunk in which so many tokens are written; those that fill it up leave N alone and S, too."""
+    width = len(beta)
+    alpha, B, K = np.exp(log_alpha), np.zeros((width, width), like.dtype), np.zeros((width, width), like.dtype)
+    B_0, K_0, K_C = np.ones(width), np.zeros(width), np.zeros(width)  # of N₀; after the last token
+    K_C0 = 0.0
+    for t in range(width):
+        if t:
+            for i in range(t):
+                B[t, i] = beta[t] * B[t - 1, i]
+                K[t, i] = K_C[i]
+        B[t, t], B_0[t], K_0[t] = 1, beta[t] * B_0[max(t - 1, 0)], K_C0
+        if t < written:
+            for i in range(t + 1):
+                K_C[i] = alpha[t] * K_C[i] + B[t, i]
+            K_C0 = alpha[t] * K_C0 + B_0[t]
+    return Momentum(alpha, beta, B, B_0, K, _turned(K), K_0, K_C, K_C0, written)
+
+
+@if_given
+def _carry_backward(momentum, bars, beta_bar):
+    """K̄_t = α_t K̄_{t+1}, B̄_t = β_{t+1} B̄_{t+1} + K̄_{t+1}, and what N_C asks; to log α and log β"""
+    c, K_bar, B_bar = momentum, bars.momentum.K_C, bars.momentum.B_C
+    B_0_bar, K_0_bar = bars.momentum.ends[0], bars.momentum.ends[1]
+    for t in range(len(c.beta) - 1, -1, -1):
+        if t < c.written:  # K_bar is of what stands in S_t
+            along = K_0_bar * c.K_0[t]
+            for i in range(t):
+                along += K_bar[i] * c.K[t, i]
+            _add_log_alpha(bars, t, along * c.alpha[t])
+            B_0_bar += K_0_bar
+            K_0_bar = c.alpha[t] * K_0_bar + bars.momentum.K_0[t]
+            for i in range(t + 1):
+                B_bar[i] += K_bar[i]
+                K_bar[i] = c.alpha[t] * K_bar[i] + bars.momentum.K[t, i]
+        along = B_0_bar * c.B_0[t]
+        for i in range(t):
+            along += B_bar[i] * c.B[t, i]
+        beta_bar[t] = along
+        for i in range(t):
+            B_bar[i] *= c.beta[t]
+        B_0_bar *= c.beta[t]
+
+
+@if_given
+def _forgets_backward(momentum, EW, plain, bars, to_z):
+    """Of what is forgotten of momentum, −W (K·zᵀz)ᵀ, to K and to the Gram matrix; EW = ĒᵀW"""
+    for t in range(len(EW)):
+        for i in range(t):
+            bars.K[t, i] -= EW[t, i] * plain[t, i]
+            to_z[t, i] -= EW[t, i] * momentum.K[t, i]
+
+
+@if_given
+def _carried(momentum, layer, i, at, z, delta, system):
+    """c, w and N₀z"""
+    c = _clipped(delta, _longest(layer // 2, len(delta)))
+    return Carried(c, _by_token(c, system.rate), _product(_of(at.momentum, layer, i, z), z))
+
+
+@inner
+def _carried_backward(layer, i, at, G, carry_bar, z, z_T, GZ, E_bar, W_bar, EW, carried, system, momentum, rate_bar,
+                      bars, bars_at, z_bar):
+    """From S̄_C, N̄_C, Ē and what reads ask of w, to N₀, z, K, B, η′ and c̄; without momentum c stands in E."""
+    if momentum is None:
+        return E_bar
+    w, to, N, N_bar = carried.w, bars.momentum, _of(at.momentum, layer, i, z), _of(bars_at.momentum, layer, i, z)
+    Q = _of(carry_bar, layer, i, z)
+    QZ = _product(Q, z)
+    _add_dots(to.K_C, GZ, w)
+    _add_dots(to.B_C, QZ, w)
+    to.ends[0] += dot(Q.reshape(-1), N.reshape(-1))
+    to.ends[1] += dot(G.reshape(-1), N.reshape(-1))
+    _accumulate(W_bar, _by_token(GZ, momentum.K_C))
+    _accumulate(W_bar, _by_token(QZ, momentum.B[-1]))
+    _accumulate(W_bar, -_product(E_bar, _masked(system.plain, momentum.K), -1))
+    _add(EW, E_bar.T, w)
+    NZ_bar = _by_token(E_bar, -momentum.K_0)
+    _add_dots(to.K_0, -E_bar, carried.NZ)
+    for j in range(N.shape[0]):
+        for p in range(N.shape[1]):
+            N_bar[j, p] += momentum.K_C0 * G[j, p] + momentum.B_0[-1] * Q[j, p]
+    _add(N_bar, NZ_bar, z_T)
+    _add(z_bar, N.T, NZ_bar)
+    _add(z_bar, Q.T, _by_token(w, momentum.B[-1]))
+    _add_dots(rate_bar, W_bar, carried.c)
+    return _by_token(W_bar, system.rate)
+
+
+@inner
+def _onward(U, retention, carried, momentum):
+    """What of U, and with momentum of w, stands in S_C"""
+    onward = _by_token(U, retention.after)
+    if momentum is not None:
+        _accumulate(onward, _by_token(carried.w, momentum.K_C))
+    return onward
+
+
+@if_given
+def _write_momentum(momentum, layer, i, at, carried, z_T, S_C, carry):
+    """N_C = B_C0 N₀ + Σ_i B_Ci w_i z_iᵀ, and S_C += K_C0 N₀"""
+    N, N_C = _of(at.momentum, layer, i, z_T), _of(carry, layer, i, z_T)
+    for j in range(N.shape[0]):
+        for p in range(N.shape[1]):
+            N_C[j, p] = momentum.B_0[-1] * N[j, p]
+            S_C[j, p] += momentum.K_C0 * N[j, p]
+    _add(N_C, _by_token(carried.w, momentum.B[-1]), z_T)
+
+
+@if_given
+def _read_momentum(momentum, layer, i, at, carried, x, y, plain):
+    """y_t += K_t0 N₀x_t + Σ_{i<t} K_ti (z_i·x_t) w_i;  N₀x"""
+    NX = _product(_of(at.momentum, layer, i, x), x)
+    _accumulate(y, _by_token(NX, momentum.K_0))
+    _add(y, carried.w, _masked(plain, momentum.K_T), 1)
+    return NX
+
+
+@if_given
+def _read_momentum_backward(momentum, layer, i, at, carried, x, x_T, y_bar, NX, plain, mix_bar, W_bar, x_bar, bars,
+                            bars_at):
+    """From ȳ to w, K, N₀, x and zᵀx"""
+    to, mix, along = bars.momentum, _turned(plain), _product(y_bar.T, carried.w)  # (t,i)
+    _add(W_bar, y_bar, _masked(mix, momentum.K), -1)
+    for t in range(len(along)):
+        for j in range(t):
+            to.K[t, j] += along[t, j] * mix[t, j]
+            mix_bar[t, j] += along[t, j] * momentum.K[t, j]
+    _add_dots(to.K_0, y_bar, NX)
+    NX_bar = _by_token(y_bar, momentum.K_0)
+    _add(x_bar, _of(at.momentum, layer, i, x).T, NX_bar)
+    _add(_of(bars_at.momentum, layer, i, x), NX_bar, x_T)
 
 
 # a memory as a function
@@ -354,11 +550,36 @@ def _longest(m, size):
 
 
 @inner
-def _surprise(delta, longest, MZ, SZ, before):
-    """E = −(δ·min(1, √longest/‖δ‖) + M₀z + g_{t−1} S₀z)"""
-    E, clip, one = np.empty_like(delta), _dots(delta, delta), delta.dtype.type(1)
+def _clip(delta, longest):
+    """min(1, √longest/‖δ‖)"""
+    clip, one = _dots(delta, delta), delta.dtype.type(1)
     for t in range(len(clip)):
         clip[t] = min(one, 1 / math.sqrt(clip[t] / longest + 1e-12))
+    return clip
+
+
+@inner
+def _clipped(delta, longest):
+    """c = −δ·min(1, √longest/‖δ‖)"""
+    return -_by_token(delta, _clip(delta, longest))
+
+
+@inner
+def _errors(delta, longest, MZ, SZ, before, system, carried, momentum):
+    """E; with momentum −(M₀z + g_{t−1} S₀z + K_t0 N₀z + Σ_{i<t} K_ti (z_i·z_t) w_i)"""
+    if momentum is None:
+        return _surprise(delta, longest, MZ, SZ, before)
+    E = _product(carried.w, _masked(system.plain, momentum.K_T), 1)
+    for i in range(E.shape[0]):
+        for t in range(E.shape[1]):
+            E[i, t] = -(E[i, t] + MZ[i, t] + before[t] * SZ[i, t] + momentum.K_0[t] * carried.NZ[i, t])
+    return E
+
+
+@inner
+def _surprise(delta, longest, MZ, SZ, before):
+    """E = −(δ·min(1, √longest/‖δ‖) + M₀z + g_{t−1} S₀z)"""
+    E, clip = np.empty_like(delta), _clip(delta, longest)
     for i in range(delta.shape[0]):
         for t in range(delta.shape[1]):
             E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
@@ -385,7 +606,7 @@ def _surprise_backward(delta, longest, E_bar):
 @inner
 def _learn(m, i, at, c, options):
     """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
-    (_, moved, l2, given), retention, k, v = options, c.retention, c.k, c.v
+    (_, moved, l2, given, power), retention, k, v = options, c.retention, c.k, c.v
     MZ1, SZ1 = _product(_of(at.initial, 2 * m, i, k), k), _product(_of(at.now, 2 * m, i, k), k)
     PZ1 = _product(_of(at.start, 2 * m, i, k), k) if moved[m] else SZ1
     s, hidden = _silu(_sum(MZ1, PZ1))
@@ -405,25 +626,31 @@ def _learn(m, i, at, c, options):
         _accumulate(delta, _product(_of(at.readout, m - 3, i, k), k) if m in SCALARS else k)
     D = _product(_weights(at, 2 * m + 1, i, k).T, delta)
     delta_1 = _times_slope(D, s, hidden)
-    E1 = _surprise(delta_1, _longest(m, len(delta_1)), MZ1, SZ1, retention.before)
-    E2 = _surprise(delta, _longest(m, len(delta)), MZ2, SZ2, retention.before)
-    second = _system(hidden, c.eta, retention.ratio)
-    return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1,
-                   SZ1, E1, _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second)
+    second = _system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, power)
+    carried1 = _carried(c.momentum, 2 * m, i, at, k, delta_1, c.system)
+    carried2 = _carried(c.momentum, 2 * m + 1, i, at, hidden, delta, second)
+    E1 = _errors(delta_1, _longest(m, len(delta_1)), MZ1, SZ1, retention.before, c.system, carried1, c.momentum)
+    E2 = _errors(delta, _longest(m, len(delta)), MZ2, SZ2, retention.before, second, carried2, c.momentum)
+    return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1, SZ1, E1,
+                   _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second, carried1, carried2)
 
 
 @inner
-def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
-                    bars, bars_at):
+def _learn_backward(m, i, at, c, L, options, after_bar, carry_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU, EW,
+                    rate_bar, bars, bars_at):
     """`_learn` and `_write`, line by line from the last."""
-    (_, moved, l2, given), retention, k = options, c.retention, c.k
+    (_, moved, l2, given, power), retention, k = options, c.retention, c.k
     one, two = k.dtype.type(1), k.dtype.type(2)
-    RU2, rate2_bar = np.zeros_like(RU), np.zeros_like(rate_bar)
+    RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), _zeros_with(c.momentum, RU)
     G1, G2 = _of(after_bar, 2 * m, i, k), _of(after_bar, 2 * m + 1, i, k)
-    E1_bar = _solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
-    E2_bar = _solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
-    delta_1_bar = _surprise_backward(L.delta_1, _longest(m, len(L.delta_1)), E1_bar)
-    delta_bar = _surprise_backward(L.delta, _longest(m, len(L.delta)), E2_bar)
+    E1_bar, GZ1 = _solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
+    E2_bar, GZ2 = _solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
+    c1_bar = _carried_backward(2 * m, i, at, G1, carry_bar, k, c.k_T, GZ1, E1_bar, W1_bar, EW, L.carried1, c.system,
+                               c.momentum, rate_bar, bars, bars_at, bars.k)
+    c2_bar = _carried_backward(2 * m + 1, i, at, G2, carry_bar, L.hidden, L.hidden_T, GZ2, E2_bar, W2_bar, EW2,
+                               L.carried2, L.system, c.momentum, rate2_bar, bars, bars_at, hidden_bar)
+    delta_1_bar = _surprise_backward(L.delta_1, _longest(m, len(L.delta_1)), c1_bar)
+    delta_bar = _surprise_backward(L.delta, _longest(m, len(L.delta)), c2_bar)
     D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
     _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
     _add_weights(bars_at, 2 * m + 1, i, _product(L.delta, _turned(D_bar)))
@@ -437,32 +664,41 @@ def _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_b
         raw_bar = (one - L.target * L.target) * target_bar if m in SCALARS else (
             _scaled_to_backward(L.target, L.r, 1 / len(target_bar), target_bar))
         _apply_backward(m, i, at, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, bars_at)
-    _write_backward(2 * m + 1, i, at, G2, L.hidden, L.hidden_T, L.U2, L.SZ2, E2_bar, made_bar, moved[m],
-                    retention, hidden_bar, bars, bars_at)
-    _system_backward(L.hidden, L.system, retention, RU2, rate2_bar, bars, hidden_bar)
+    _write_backward(2 * m + 1, i, at, G2, L.hidden, L.hidden_T, _onward(L.U2, retention, L.carried2, c.momentum), L.SZ2,
+                    E2_bar, made_bar, moved[m], retention, hidden_bar, bars, bars_at)
+    _system_backward(L.hidden, L.system, c, power, RU2, EW2, rate2_bar, bars, hidden_bar)
     inner_bar = _times_slope(hidden_bar, L.s, L.hidden)
     gates, hidden, D = L.s, L.hidden, L.D
     for j in range(len(inner_bar)):
         for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
             s, y = gates[j, t], hidden[j, t]
             inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
-    _write_backward(2 * m, i, at, G1, k, c.k_T, L.U1, L.SZ1, E1_bar, inner_bar, moved[m],
-                    retention, bars.k, bars, bars_at)
+    _write_backward(2 * m, i, at, G1, k, c.k_T, _onward(L.U1, retention, L.carried1, c.momentum), L.SZ1, E1_bar,
+                    inner_bar, moved[m], retention, bars.k, bars, bars_at)
+
+
+@if_given
+def _zeros_with(momentum, x):
+    """Zeros like x, where there is momentum"""
+    return np.zeros_like(x)
 
 
 @inner
-def _write(S, U, z_T, retention, S_C):
+def _write(layer, i, at, U, carried, z_T, c, after, carry):
     """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
-    for i in range(S.shape[0]):
-        for j in range(S.shape[1]):
-            S_C[i, j] = retention.whole * S[i, j]
-    _add(S_C, _by_token(U, retention.after), z_T)
+    S, S_C = _of(at.now, layer, i, z_T), _of(after, layer, i, z_T)
+    for j in range(S.shape[0]):
+        for p in range(S.shape[1]):
+            S_C[j, p] = c.retention.whole * S[j, p]
+    _write_momentum(c.momentum, layer, i, at, carried, z_T, S_C, carry)
+    _add(S_C, _onward(U, c.retention, carried, c.momentum), z_T)
 
 
 @inner
 def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
-    """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē."""
-    GZ = _by_token(_product(G, z), retention.after)
+    """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē; and Gz."""
+    plain = _product(G, z)
+    GZ = _by_token(plain, retention.after)
     written = _dots(GZ, U)
     for t in range(len(written)):
         bars.g[t] -= written[t]
@@ -471,11 +707,11 @@ def _solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
     R_bar = _product(U_bar, system.inverse, -1)
     _add(RU, R_bar.T, U)
     _add_dots(rate_bar, R_bar, E)
-    return _by_token(R_bar, system.rate)
+    return _by_token(R_bar, system.rate), plain
 
 
 @inner
-def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
+def _write_backward(layer, i, at, G, z, z_T, onward, SZ, E_bar, made_bar, moved, retention, z_bar, bars, bars_at):
     """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
     S, S_bar = _of(at.now, layer, i, z), _of(bars_at.now, layer, i, z)
     MZ_bar, SZ_bar = _sum(made_bar, -E_bar), _by_token(E_bar, -retention.before)
@@ -491,24 +727,27 @@ def _write_backward(layer, i, at, G, z, z_T, U, SZ, E_bar, made_bar, moved, rete
     bars.g[-1] += retention.whole * dot(G.reshape(-1), S.reshape(-1))
     _add(z_bar, _of(at.initial, layer, i, z).T, MZ_bar)
     _add(z_bar, S.T, SZ_bar)
-    _add(z_bar, G.T, _by_token(U, retention.after))
+    _add(z_bar, G.T, onward)
     _add(_of(bars_at.initial, layer, i, z), MZ_bar, z_T)
     _add(S_bar, SZ_bar, z_T)
 
 
 @inner
-def _read(layer, i, at, U, z, x, retention):
-    """y_t = M₀x_t + g_{t−1} S₀x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S₀x, ratio·zᵀx (i,t)"""
+def _read(layer, i, at, U, carried, z, x, retention, momentum):
+    """y_t = M₀x_t + g_{t−1} S₀x_t + Σ_{i<t} ratio_ti (z_i·x_t) u_i;  S₀x, ratio·zᵀx (i,t); with momentum N₀x, zᵀx"""
     SX, mix = _product(_of(at.now, layer, i, x), x), _product(z.T, x)
     y = _product(_of(at.initial, layer, i, x), x)
     _accumulate(y, _by_token(SX, retention.before))
+    plain = _plain(momentum, mix)
     _mask(mix, retention.ratio_T)
     _add(y, U, mix, 1)
-    return y, SX, mix
+    return y, SX, mix, _read_momentum(momentum, layer, i, at, carried, x, y, plain), plain
 
 
 @inner
-def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_bar, x_bar, bars, bars_at):
+def _read_backward(layer, i, at, U, carried, z, x, read, retention, momentum, y_bar, U_bar, W_bar, z_bar, x_bar, bars,
+                   bars_at):
+    _, SX, mix, NX, plain = read
     mix, mix_bar, x_T = _turned(mix), _product(y_bar.T, U), _turned(x)  # (t,i)
     _add(U_bar, y_bar, mix, -1)
     for t in range(len(mix)):
@@ -517,6 +756,8 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
             bars.before[t] += along
             bars.g[j] -= along
     _mask(mix_bar, retention.ratio)
+    _read_momentum_backward(momentum, layer, i, at, carried, x, x_T, y_bar, NX, plain, mix_bar, W_bar, x_bar, bars,
+                            bars_at)
     _add(z_bar, x, mix_bar, -1)
     _add(x_bar, z, _turned(mix_bar), 1)
     SX_bar = _by_token(y_bar, retention.before)
@@ -533,7 +774,13 @@ def _read_backward(layer, i, at, U, z, x, SX, mix, retention, y_bar, U_bar, z_ba
 @inner
 def _piece(at, p):
     """The tables of piece p: what is read, and the drifts, lie elsewhere in each."""
-    return Inputs(at.feeds[p], at.bias, at.readout, at.initial, at.now[p], at.start[p])
+    return Inputs(at.feeds[p], at.bias, at.readout, at.initial, at.now[p], at.start[p], _rows(at.momentum, p))
+
+
+@if_given
+def _rows(tables, p):
+    """Of a piece; None without momentum"""
+    return tables[p]
 
 
 @inner
@@ -544,8 +791,17 @@ def _ask(m, i, at, adaptive, like):
     return Asked(x, x_T, y, s, hidden)
 
 
+@if_given
+def _betas(momentum, i, at, x, n):
+    """β of every token; 1 for what fills them up"""
+    y, bias, beta = _product(_of(at.readout, 2, i, x), x), _of(at.bias, 2, i, x)[0, 0], np.ones(x.shape[1])
+    for t in range(n):
+        beta[t] = 1 / (1 + math.exp(-y[0, t] - bias))
+    return beta
+
+
 @inner
-def _chunk(i, at, adaptive, eta_max, like):
+def _chunk(i, at, adaptive, eta_max, power, like):
     """What the memories are asked, and what they are all written with."""
     asked = (_ask(0, i, at, adaptive, like), _ask(1, i, at, adaptive, like), _ask(2, i, at, adaptive, like),
              _ask(3, i, at, adaptive, like), _ask(4, i, at, adaptive, like))
@@ -559,35 +815,60 @@ def _chunk(i, at, adaptive, eta_max, like):
     k, k_r = _scaled_to(asked[1].y, 1, 1e-12)
     v, v_r = _scaled_to(asked[2].y, 1 / d, 1e-6)
     retention = _retain(log_alpha, like)
+    momentum = _carry(_betas(at.momentum, i, at, asked[3].x, n), log_alpha, n, like)
     return Chunk(asked, q, q_r, k, k_r, _turned(k), v, v_r, _turned(v), eta, log_alpha, retention,
-                 _system(k, eta, retention.ratio))
+                 _system(k, eta, log_alpha, retention.ratio, momentum, power), momentum)
+
+
+@if_given
+def _momentum_bars(momentum):
+    return MomentumBars(np.zeros(len(momentum.K_C)), np.zeros_like(momentum.K), np.zeros_like(momentum.K_0),
+                        np.zeros_like(momentum.K_C), np.zeros(2))
+
+
+@if_given
+def _betas_backward(momentum, i, x, x_T, x_bar, at, bars_at, bars, n):
+    """From K and B to β's gate"""
+    y_bar = np.zeros((1, x.shape[1]), x.dtype)
+    beta_bar = np.zeros_like(momentum.beta)
+    _carry_backward(momentum, bars, beta_bar)
+    for t in range(n):
+        y_bar[0, t] = beta_bar[t] * (1 - momentum.beta[t])
+        _of(bars_at.bias, 2, i, x)[0, 0] += y_bar[0, t]
+    _add(x_bar, _of(at.readout, 2, i, x).T, y_bar)
+    _add(_of(bars_at.readout, 2, i, x), y_bar, x_T)
 
 
 @inner
-def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
+def _chunk_bars(i, at, after_bar, carry_bar, bars_at, options, eta_max, like):
     """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
-    adaptive, c, o_bar = options[0], _chunk(i, at, options[0], eta_max, like), _of(at.feeds, READ, i, like)
+    adaptive, power, o_bar = options[0], options[4], _of(at.feeds, READ, i, like)
+    c = _chunk(i, at, adaptive, eta_max, power, like)
     (d, width), n, read_bar = c.k.shape, len(o_bar), _filled(o_bar)[1]
-    bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v))
-    rate_bar, RU = np.zeros(width), np.zeros_like(c.system.gram)
+    bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
+                _momentum_bars(c.momentum))
+    rate_bar, RU, EW = np.zeros(width), np.zeros_like(c.system.gram), _zeros_with(c.momentum, c.system.gram)
     q_bar = read_bar.copy()
     for m in range(MEMORY + 1):
         if adaptive[m]:
             L = _learn(m, i, at, c, options)
             U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
+            W1_bar, W2_bar = _zeros_with(c.momentum, L.U1), _zeros_with(c.momentum, L.U2)
             if m == MEMORY:
-                inner, SX, mix = _read(2 * m, i, at, L.U1, c.k, c.q, c.retention)
-                s, x = _silu(inner)
-                _, SX2, mix2 = _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)
+                read1 = _read(2 * m, i, at, L.U1, L.carried1, c.k, c.q, c.retention, c.momentum)
+                s, x = _silu(read1[0])
+                read2 = _read(2 * m + 1, i, at, L.U2, L.carried2, L.hidden, x, c.retention, c.momentum)
                 x_bar = np.zeros_like(x)
-                _read_backward(2 * m + 1, i, at, L.U2, L.hidden, x, SX2, mix2, c.retention, read_bar,
-                               U2_bar, hidden_bar, x_bar, bars, bars_at)
+                _read_backward(2 * m + 1, i, at, L.U2, L.carried2, L.hidden, x, read2, c.retention, c.momentum,
+                               read_bar, U2_bar, W2_bar, hidden_bar, x_bar, bars, bars_at)
                 inner_bar = _times_slope(x_bar, s, x)
-                _read_backward(2 * m, i, at, L.U1, c.k, c.q, SX, mix, c.retention, inner_bar,
-                               U1_bar, bars.k, q_bar, bars, bars_at)
-            _learn_backward(m, i, at, c, L, options, after_bar, U1_bar, U2_bar, hidden_bar, RU, rate_bar,
-                            bars, bars_at)
-    _system_backward(c.k, c.system, c.retention, RU, rate_bar, bars, bars.k)
+                _read_backward(2 * m, i, at, L.U1, L.carried1, c.k, c.q, read1, c.retention, c.momentum,
+                               inner_bar, U1_bar, W1_bar, bars.k, q_bar, bars, bars_at)
+            _learn_backward(m, i, at, c, L, options, after_bar, carry_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar,
+                            RU, EW, rate_bar, bars, bars_at)
+    _system_backward(c.k, c.system, c, power, RU, EW, rate_bar, bars, bars.k)
+    gate_bar = np.zeros_like(c.k)
+    _betas_backward(c.momentum, i, c.asked[3].x, c.asked[3].x_T, gate_bar, at, bars_at, bars, n)
 
     y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
     _accumulate(y_bar[0], _scaled_to_backward(c.q, c.q_r, 1, q_bar))
@@ -604,39 +885,39 @@ def _chunk_bars(i, at, after_bar, bars_at, options, eta_max, like):
             bias_bar[1][0, 0] += y_bar[4, 0, t]
         log_alpha_bar += before_bar[t]
     for m in range(5):
-        asked, x_bar = c.asked[m], np.zeros_like(c.k)
+        asked, x_bar = c.asked[m], gate_bar if m == 3 else np.zeros_like(c.k)
         _apply_backward(m, i, at, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,
                         y_bar[m][:1 if m in SCALARS else d], x_bar, bars_at)
         _accumulate(_of(bars_at.feeds, min(m, 3), i, like), _turned(x_bar)[:n])
 
 
 @jit
-def _titans(start, stop, options, eta_max, moved, tables, after, like):
-    """Some of the sequences. options: which memories adapt; l2, given. moved: which have, since their start."""
-    adaptive, l2, given = options
+def _titans(start, stop, options, eta_max, moved, tables, after, carry_after, like):
+    """Some of the sequences. options: which memories adapt; l2, given, power. moved: which have, since their start."""
+    adaptive, l2, given, power = options
     for i in range(start, stop):
         for p in range(len(moved)):
-            at, option = _piece(tables, p), (adaptive, moved[p], l2, given)
-            c, o = _chunk(i, at, adaptive, eta_max, like), _of(at.feeds, READ, i, like)
+            at, carry = _piece(tables, p), _rows(carry_after, p)
+            c, o = _chunk(i, at, adaptive, eta_max, power, like), _of(at.feeds, READ, i, like)
             for m in range(MEMORY + 1):
                 if adaptive[m]:
-                    L = _learn(m, i, at, c, option)
-                    _write(_of(at.now, 2 * m, i, like), L.U1, c.k_T, c.retention, _of(after[p], 2 * m, i, like))
-                    _write(_of(at.now, 2 * m + 1, i, like), L.U2, L.hidden_T, c.retention,
-                           _of(after[p], 2 * m + 1, i, like))
+                    L = _learn(m, i, at, c, (adaptive, moved[p], l2, given, power))
+                    _write(2 * m, i, at, L.U1, L.carried1, c.k_T, c, after[p], carry)
+                    _write(2 * m + 1, i, at, L.U2, L.carried2, L.hidden_T, c, after[p], carry)
                     if m == MEMORY:
-                        x = _silu(_read(2 * m, i, at, L.U1, c.k, c.q, c.retention)[0])[1]
-                        y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.hidden, x, c.retention)[0])
+                        x = _silu(_read(2 * m, i, at, L.U1, L.carried1, c.k, c.q, c.retention, c.momentum)[0])[1]
+                        y = _sum(c.q, _read(2 * m + 1, i, at, L.U2, L.carried2, L.hidden, x, c.retention,
+                                            c.momentum)[0])
                         _accumulate(o, _turned(y)[:len(o)])
 
 
 @jit
-def _titans_backward(start, stop, options, eta_max, moved, tables, after_bar, bars, like):
-    adaptive, l2, given = options
+def _titans_backward(start, stop, options, eta_max, moved, tables, after_bar, carry_bar, bars, like):
+    adaptive, l2, given, power = options
     for i in range(start, stop):
         for p in range(len(moved) - 1, -1, -1):
-            at, bars_at, option = _piece(tables, p), _piece(bars, p), (adaptive, moved[p], l2, given)
-            _chunk_bars(i, at, after_bar[p], bars_at, option, eta_max, like)
+            at, bars_at, option = _piece(tables, p), _piece(bars, p), (adaptive, moved[p], l2, given, power)
+            _chunk_bars(i, at, after_bar[p], _rows(carry_bar, p), bars_at, option, eta_max, like)
 
 
 # one token alone: it is a row, and no product is one of matrices
@@ -672,28 +953,47 @@ def _scaled_row(x, m, eps):
 
 
 @inner
-def _write_row(layer, i, at, after, alpha, eta, z, delta, MZ, SZ):
+def _write_row(layer, i, at, after, carry_after, alpha, beta, eta, power, z, delta, MZ, SZ, momentum):
     """S ← α S − η′(δ·min(1, √longest/‖δ‖) + M₀z + S z) zᵀ"""
     S, S_1 = _of(at.now, layer, i, z), _of(after, layer, i, z)
     clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / _longest(layer // 2, delta.shape[1]) + 1e-12))
-    rate, clip = z.dtype.type(eta / (1 + eta * dot(z[0], z[0]))), z.dtype.type(clip)
-    for p in range(len(S)):
-        u = -rate * (delta[0, p] * clip + MZ[0, p] + SZ[0, p])
-        for j in range(S.shape[1]):
-            S_1[p, j] = alpha * S[p, j] + u * z[0, j]
+    square = dot(z[0], z[0])
+    rate, clip = z.dtype.type(eta / (1 + eta * square)), z.dtype.type(clip)
+    if power:
+        rate = z.dtype.type(min(eta, (1 + alpha) / (power * square + 1e-12)))
+    if momentum is None:
+        for p in range(len(S)):
+            u = -rate * (delta[0, p] * clip + MZ[0, p] + SZ[0, p])
+            for j in range(S.shape[1]):
+                S_1[p, j] = alpha * S[p, j] + u * z[0, j]
+    else:
+        N, N_1 = _of(momentum, layer, i, z), _of(carry_after, layer, i, z)
+        for p in range(len(S)):
+            w, u = -rate * (delta[0, p] * clip), -rate * (MZ[0, p] + SZ[0, p])
+            for j in range(S.shape[1]):
+                N_1[p, j] = beta * N[p, j] + w * z[0, j]
+                S_1[p, j] = alpha * S[p, j] + u * z[0, j] + N_1[p, j]
+
+
+@inner
+def _beta_row(i, at, x, momentum):
+    if momentum is None:
+        return x.dtype.type(0)
+    return x.dtype.type(1 / (1 + math.exp(-_times_row(at.readout, 2, i, x)[0, 0] - _of(at.bias, 2, i, x)[0, 0])))
 
 
 @jit
-def _titans_row(start, stop, options, eta_max, moved, tables, after, o):
+def _titans_row(start, stop, options, eta_max, moved, tables, after, carry_after, o):
     """`_titans` where T = 1: the same in the same order, and what `_learn` finds is written at once"""
-    (adaptive, l2, given), d, number = options, o.shape[2], o.dtype.type
-    at = _piece(tables, 0)
+    (adaptive, l2, given, power), d, number = options, o.shape[2], o.dtype.type
+    at, carry = _piece(tables, 0), _rows(carry_after, 0)
     for i in range(start, stop):
         asked = np.zeros((5, 1, d), o.dtype)
         for m in range(5):
             _accumulate(asked[m], _answer(m, i, at, adaptive[m], _of(at.feeds, min(m, 3), i, o)))
         eta = eta_max / (1 + math.exp(-asked[3, 0, 0] - _of(at.bias, 0, i, o)[0, 0]))
         alpha = number(1 / (1 + math.exp(-asked[4, 0, 0] - _of(at.bias, 1, i, o)[0, 0])))
+        beta = _beta_row(i, at, _of(at.feeds, 3, i, o), at.momentum)
         q, k = _scaled_row(asked[0], 1, 1e-12), _scaled_row(asked[1], 1, 1e-12)
         v = _scaled_row(asked[2], 1 / d, 1e-6)
         for m in range(MEMORY + 1):
@@ -715,8 +1015,10 @@ def _titans_row(start, stop, options, eta_max, moved, tables, after, o):
                 for p in range(len(M)):
                     for j in range(M.shape[1]):
                         D[0, j] += delta[0, p] * (M[p, j] + P[p, j])
-                _write_row(2 * m, i, at, after[0], alpha, eta, k, _times_slope(D, s, hidden), MZ1, SZ1)
-                _write_row(2 * m + 1, i, at, after[0], alpha, eta, hidden, delta, MZ2, SZ2)
+                _write_row(2 * m, i, at, after[0], carry, alpha, beta, eta, power, k, _times_slope(D, s, hidden), MZ1,
+                           SZ1, at.momentum)
+                _write_row(2 * m + 1, i, at, after[0], carry, alpha, beta, eta, power, hidden, delta, MZ2, SZ2,
+                           at.momentum)
                 if m == MEMORY:
                     x = _silu(_sum(_times_row(at.initial, 2 * m, i, q), _times_row(at.now, 2 * m, i, q)))[1]
                     _accumulate(o[i], q)
@@ -760,90 +1062,109 @@ class _Tables:
     def layers(self, by_name: dict) -> np.ndarray:
         return self([x for name in MEMORIES for x in by_name.get(name, (None, None))])
 
-    def inputs(self, feeds, bias, readout, initial, now, start, trail, after) -> tuple[Inputs, np.ndarray]:
-        """What `_piece` takes apart; and of every piece, where the drifts after it lie."""
+    def states(self, now: dict, between: dict, after: dict) -> np.ndarray:
+        """Where a state lies before every piece, and after the last.  → (P+1,layers,5)"""
+        P = len(self.pieces)
+        rows = np.empty((P + 1, 2 * len(MEMORIES), 5), np.int64)
+        rows[0], rows[-1] = self.layers(now), self.layers(after)
+        if P > 1:
+            rows[1:-1] = self.layers(between)
+            rows[1:-1, :, 1] //= P - 1
+            rows[1:-1, :, 0] += np.arange(P - 1)[:, None] * rows[1:-1, :, 1] * rows[1:-1, :, 2]
+        return rows
+
+    def inputs(self, feeds, bias, readout, initial, now, start, momentum, trail, after
+               ) -> tuple[Inputs, np.ndarray, np.ndarray | None]:
+        """What `_piece` takes apart; and of every piece, where the drifts and the momenta after it lie."""
         read, P = np.repeat(self(feeds)[None], len(self.pieces), 0), len(self.pieces)
-        drifts = np.empty((P + 1, 2 * len(MEMORIES), 5), np.int64)
-        drifts[0], drifts[-1], seen = self.layers(now), self.layers(after), self.layers(now | start)[None]
+        drifts, seen = self.states(now, trail[0], after[0]), self.layers(now | start)[None]
+        momenta = self.states(momentum, trail[1], after[1]) if momentum else None
         if P > 1:
             read[:, :, 3] = np.array([n for n, _ in self.pieces])[:, None]
             read[1:, :, 0] += np.cumsum(read[:-1, :, 3], 0) * read[:-1, :, 4] * self.dtype.itemsize
-            drifts[1:-1] = self.layers(trail)
-            drifts[1:-1, :, 1] //= P - 1
-            drifts[1:-1, :, 0] += np.arange(P - 1)[:, None] * drifts[1:-1, :, 1] * drifts[1:-1, :, 2]
             rows = [[of.get(name, -1) for name in MEMORIES for _ in range(2)] for _, of in self.pieces]
             seen = np.concatenate([drifts, seen])[rows, np.arange(2 * len(MEMORIES))]
-        return (Inputs(read, self([x[..., None, None] for x in bias]), self(readout), self.layers(initial),
-                       drifts[:-1], seen), drifts[1:])
+        gates = self([x[..., None, None] for x in bias]), self(readout)
+        at = Inputs(read, *gates, self.layers(initial), drifts[:-1], seen, None if momenta is None else momenta[:-1])
+        return at, drifts[1:], None if momenta is None else momenta[1:]
 
 
-def has_titans(x: Array) -> bool:
-    """Whether `titans` can be computed on arrays like x."""
-    there = JIT if isinstance(x, np.ndarray) else (type(x), "titans") in REGISTERED
+def has_titans(x: Array, plain: bool = True) -> bool:
+    """Whether `titans` can be computed on arrays like x; what is registered knows the plain case, the proximal step
+    without momentum, alone."""
+    there = JIT if isinstance(x, np.ndarray) else plain and (type(x), "titans") in REGISTERED
     return there and x.dtype in (np.float32, np.float64)
 
 
-def titans(adaptive, l2, given, eta_max, pieces, *inputs):
+def titans(adaptive, l2, given, eta_max, power, pieces, *inputs):
     """Read and write T tokens with self-modifying Titans: two-layer memories, exact reads, retention to M₀.
 
     pieces: (n, seen) for each: tokens that are written at once, and by the name of a memory the piece with which
     its chunk began, whose state at that time its errors see; −1: that in `start`.
-    inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha; and, by the name of
-    a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), and where the first
-    piece says −1, the drift at that chunk's start. adaptive: names of the memories that learn; l2: the objective,
-    else the dot product; given: the target is v; eta_max: bound of η.
-    → o (B,H,T,d), the drifts after all by name, and the trail for the way back: those between the P pieces,
-    (P−1,B,H,out,in) by name, or {} for a single one.
+    inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha, with momentum of beta, too;
+    and, by the name of a memory, both layers of: the initial state (H,out,in), the drift now (B,H,out,in), where the
+    first piece says −1, the drift at that chunk's start; and the momentum, {} without. adaptive: names of the memories
+    that learn; l2: the objective, else the dot product; given: the target is v; eta_max: bound of η; power: of the
+    printed step η ≤ (1 + α)/(p‖z‖²), 0: the proximal one.
+    → o (B,H,T,d), the drifts and the momenta after all by name, and the trail for the way back: both between the P
+    pieces, (P−1,B,H,out,in) by name, or {} for a single one.
     Raises ValueError on shapes that do not fit.
     """
     if twin := REGISTERED.get((type(inputs[0][0]), "titans")):
-        return twin(adaptive, l2, given, eta_max, pieces, *inputs)
+        o, after, trail = twin(adaptive, l2, given, eta_max, pieces, *inputs[:-1])
+        return o, after, {}, trail
     table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
-    (B, H, T, d), (feeds, *shared, now, start), P = inputs[0][0].shape, inputs, len(pieces)
-    o = np.zeros((B, H, T, d), table.dtype)
-    after = {name: [np.empty(x.shape, table.dtype) for x in layers] for name, layers in now.items()}
-    trail = {} if P == 1 else {
-        name: [np.empty((P - 1, *x.shape), table.dtype) for x in layers] for name, layers in now.items()}
+    (B, H, T, d), (feeds, *shared, now, start, momentum), P = inputs[0][0].shape, inputs, len(pieces)
+    o, states = np.zeros((B, H, T, d), table.dtype), (now, momentum)
+    after = [_made(np.empty, state, table.dtype) for state in states]
+    trail = [{} if P == 1 else _made(np.empty, state, table.dtype, P - 1) for state in states]
     flat = o.reshape(B * H, T, d)
-    at, after_at = table.inputs([*feeds, flat], *shared, now, start, trail, after)
-    split(_titans_row if T == 1 else _titans, B * H, WORK * o.size, options, eta_max, moved, at, after_at, flat)
-    return o, after, trail
+    at, after_at, carry_at = table.inputs([*feeds, flat], *shared, now, start, momentum, trail, after)
+    split(_titans_row if T == 1 else _titans, B * H, WORK * o.size, (*options, power), eta_max, moved, at, after_at,
+          carry_at, flat)
+    return o, *after, trail
 
 
-def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
-    """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts after."""
-    *inputs, o_bar, after_bar = inputs_and_cotangents
+def titans_backward(adaptive, l2, given, eta_max, power, pieces, trail, *inputs_and_cotangents):
+    """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts and momenta after."""
+    *inputs, o_bar, after_bar, carry_bar = inputs_and_cotangents
     if twin := REGISTERED.get((type(inputs[0][0]), "titans_backward")):
-        return twin(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents)
+        return [*twin(adaptive, l2, given, eta_max, pieces, trail, *inputs[:-1], o_bar, after_bar), {}]
     table, options, moved = _expect_titans(adaptive, l2, given, pieces, *inputs)
-    (B, H, T, d), (feeds, bias, readout, initial, now, start) = inputs[0][0].shape, inputs
-    _expect_cotangents(inputs, o_bar, after_bar)
-    for name, layers in now.items() if len(pieces) > 1 else ():
-        for between, x in zip(trail[name], layers, strict=True):
-            check_shapes(trail=(between, (len(pieces) - 1, *x.shape)))
+    (B, H, T, d), (feeds, bias, readout, initial, now, start, momentum) = inputs[0][0].shape, inputs
+    _expect_cotangents(inputs, o_bar, after_bar, carry_bar)
+    for states, between in zip((now, momentum), trail, strict=True):
+        for name, layers in states.items() if len(pieces) > 1 else ():
+            for x, y in zip(between[name], layers, strict=True):
+                check_shapes(trail=(x, (len(pieces) - 1, *y.shape)))
     o_bar = np.require(o_bar, table.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
-    shared = [_zeros(xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
-    bars = [_zeros(xs, table.dtype) for xs in (feeds, now, start, trail)]
-    at, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, now)  # where the drifts after all lay, nobody asks
-    bars_at, after_at = table.inputs(bars[0], *shared, *bars[1:], after_bar)
-    split(_titans_backward, B * H, WORK * o_bar.size, options, eta_max, moved, at, after_at, bars_at, o_bar)
+    shared = [_made(np.zeros, xs, table.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
+    bars = [_made(np.zeros, xs, table.dtype) for xs in (feeds, now, start, momentum)]
+    trail_bars = [_made(np.zeros, xs, table.dtype) for xs in trail]
+    at, _, _ = table.inputs([*feeds, o_bar], *inputs[1:], trail, (now, momentum))  # what came after, nobody asks
+    bars_at, after_at, carry_at = table.inputs(bars[0], *shared, *bars[1:], trail_bars, (after_bar, carry_bar))
+    split(_titans_backward, B * H, WORK * o_bar.size, (*options, power), eta_max, moved, at, after_at, carry_at,
+          bars_at, o_bar)
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
-    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:3]]
+    return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:]]
 
 
-def _zeros(like, dtype, *lead):
-    """Arrays of zeros in the shapes of a list, or of a dict of lists"""
+def _made(make, like, dtype, *lead):
+    """Arrays in the shapes of a list, or of a dict of lists"""
     if isinstance(like, dict):
-        return {name: _zeros(layers, dtype, *lead) for name, layers in like.items()}
-    return [np.zeros((*lead, *x.shape), dtype) for x in like]
+        return {name: _made(make, layers, dtype, *lead) for name, layers in like.items()}
+    return [make((*lead, *x.shape), dtype) for x in like]
 
 
-def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, now, start):
+def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, now, start, momentum=None):
     (B, H, T, d), lengths = feeds[0].shape, [n for n, _ in pieces]
     if not lengths or min(lengths) < 1 or sum(lengths) != T or not set(now) == set(initial) == set(adaptive):
         raise ValueError(f"pieces of {lengths} of {T} tokens for memories {', '.join(now)}; each has at least one, "
                          f"together they have all, and there is a state for each of the memories that learn, "
                          f"{', '.join(adaptive)}")
+    if len(bias) != (3 if momentum else 2) or set(momentum or now) != set(now):
+        raise ValueError(f"{len(bias)} gates and momenta of {', '.join(momentum or ()) or 'none'}; give eta and alpha, "
+                         "and with momentum beta, too, and a momentum for each of the memories that learn")
     if set(start) != {name for name, at in pieces[0][1].items() if at < 0}:
         raise ValueError(f"a start for {', '.join(start) or 'none'}, where the first piece says {pieces[0][1]}; "
                          "give one for every -1")
@@ -861,14 +1182,18 @@ def _expect_titans(adaptive, l2, given, pieces, feeds, bias, readout, initial, n
             check_shapes(initial=(layers[layer], (H, *shape)), now=(now[name][layer], (B, H, *shape)))
             if name in start:
                 check_shapes(start=(start[name][layer], (B, H, *shape)))
+            if momentum:
+                check_shapes(momentum=(momentum[name][layer], (B, H, *shape)))
     options = np.array([name in adaptive for name in MEMORIES]), l2, given
     moved = np.array([[seen.get(name, p) != p for name in MEMORIES] for p, (_, seen) in enumerate(pieces)])
     return _Tables(feeds[0].dtype, pieces), options, moved
 
 
-def _expect_cotangents(inputs, o_bar, after_bar):
-    feeds, *_, now, _ = inputs
+def _expect_cotangents(inputs, o_bar, after_bar, carry_bar=None):
+    feeds, now = inputs[0], inputs[4]
     check_shapes(o_bar=(o_bar, feeds[0].shape))
     for name, layers in now.items():
-        for bar, x in zip(after_bar[name], layers, strict=True):
-            check_shapes(after_bar=(bar, x.shape))
+        for layer, x in enumerate(layers):
+            check_shapes(after_bar=(after_bar[name][layer], x.shape))
+            if carry_bar:
+                check_shapes(carry_bar=(carry_bar[name][layer], x.shape))

@@ -342,6 +342,8 @@ def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(u
     assert not has_titans(Refusing(np.zeros(1)))
     twins.register_all(Refusing)
     assert has_titans(Refusing(np.zeros(1))) and not has_titans(Refusing(np.zeros(1, np.float16)))
+    assert not has_titans(Refusing(np.zeros(1)), plain=False)  # momentum, the printed step
+    assert has_titans(np.zeros(1), plain=False) == kernels.JIT
 
 
 def test_every_kernel_has_a_twin():

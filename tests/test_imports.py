@@ -86,7 +86,7 @@ def test_kernels_stand_on_nothing_of_ours_and_on_each_other_without_a_circle():
 
 @pytest.mark.parametrize("path", files_of("kernels"), ids=lambda path: path.stem)
 def test_a_kernel_is_read_in_one_sitting(path):
-    longest = 900 if path.stem == "titans_compiled" else 350
+    longest = 1200 if path.stem == "titans_compiled" else 350
     assert len(path.read_text(encoding="utf-8").splitlines()) <= longest
 
 

@@ -639,7 +639,7 @@ def outcome(mixer, x: np.ndarray, lengths) -> list[np.ndarray]:
         y, state = mixer(whole[:, t : t + n], state)
         t += n
         found.append(y)
-    for layers in state.drift.values():
+    for layers in [*state.drift.values(), *state.momentum.values()]:
         found += layers
     bars = [Tensor(draw(90 + i, *y.shape).astype(x.dtype)) for i, y in enumerate(found)]
     return [z.data for z in found] + [g.data for g in grad(found, [whole, *mixer.parameters()], bars)]
@@ -654,23 +654,41 @@ def assert_fused_is_chunked(x: np.ndarray, lengths, tolerance: float = 1e-10, **
 @pytest.mark.parametrize("objective, targets", [*product(("l2", "dot"), ("self", "value"))])
 @pytest.mark.parametrize("T", [1, 7, 63, 64, 65])
 def test_the_kernel_of_a_chunk_is_its_definition_forwards_and_backwards(T, objective, targets):
-    assert_fused_is_chunked(draw(1, 2, T, 8), [T], memory_chunk=64, projection_chunk=64,
-                            objective=objective, targets=targets)  # fmt: skip
+    for setting in ({}, {"momentum": True, "step": "printed", "eta_max": 1.5}):
+        assert_fused_is_chunked(draw(1, 2, T, 8), [T], memory_chunk=64, projection_chunk=64,
+                                objective=objective, targets=targets, **setting)  # fmt: skip
 
 
+@pytest.mark.parametrize("setting", [{}, {"step": "printed", "eta_max": 1.5}], ids=["proximal", "printed"])
+@pytest.mark.parametrize("lengths", [[1] * 20, [20], [3, 1, 16]], ids=str)
+def test_momentum_travels_with_the_state_however_a_sequence_is_split(lengths, setting):
+    fused, recurrent = (shaken(small(momentum=True, memory_chunk=8, projection_chunk=4, form=form, **setting))
+                        for form in ("fused", "recurrent"))
+    found, expected = reading(fused, draw(1, 2, 20, 8), lengths), reading(recurrent, draw(1, 2, 20, 8), [20])
+    assert close(found[0], expected[0])
+    assert all(close(a, b) for a, b in zip(leaves(found[1]), leaves(expected[1]), strict=True))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("momentum", [False, True])
 @settings(max_examples=12)
-@given(st.sets(st.sampled_from([*FIVE[:-1], "q"])), st.lists(st.integers(1, 9), min_size=1, max_size=3),
-       st.sampled_from(CHUNKS), st.integers(0, 9), st.sampled_from([0.9, 4.0]))  # fmt: skip
-def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(names, lengths, chunks, hidden, eta_max):
+@given(names=st.sets(st.sampled_from([*FIVE[:-1], "q"])), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+       chunks=st.sampled_from(CHUNKS), hidden=st.integers(0, 9), eta_max=st.sampled_from([0.9, 4.0]),
+       objective=st.sampled_from(SETTINGS["objective"]), targets=st.sampled_from(SETTINGS["targets"]))  # fmt: skip
+def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(
+        momentum, step, names, lengths, chunks, hidden, eta_max, objective, targets):
     x = draw(1, 2, sum(lengths), 8)
     assert_fused_is_chunked(x, lengths, adaptive=(*sorted(names), "memory"), memory_chunk=chunks[0],
-                            projection_chunk=chunks[1], memory_hidden=hidden, eta_max=eta_max)  # fmt: skip
+                            projection_chunk=chunks[1], memory_hidden=hidden, eta_max=eta_max, momentum=momentum,
+                            step=step, objective=objective, targets=targets)  # fmt: skip
 
 
 def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers():
     x = draw(1, 1, 70, 64).astype(np.float32)
     assert_fused_is_chunked(x, [70], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
-    assert_fused_is_chunked(x, [1] * 5 + [65], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
+    for momentum in (False, True):
+        assert_fused_is_chunked(x, [1] * 5 + [65], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64,
+                                momentum=momentum)  # fmt: skip
 
 
 def test_a_chunk_longer_than_the_kernels_is_cut_and_reads_the_same():

@@ -35,7 +35,7 @@ def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
         assert_close((product(A, half, triangle),), (A @ half,), tolerance)
 
 
-def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, seed=0):
+def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, momentum=False, seed=0):
     """Arguments of `titans_compiled.titans` for one piece, and cotangents of what it returns."""
     names, seeds = ("k", "eta", "memory"), itertools.count(100 * seed)
 
@@ -43,17 +43,20 @@ def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, see
         return {name: [scale * draw(*lead, *shape, dtype=dtype, seed=next(seeds)) / 4
                        for shape in ((h, d), (1 if name == "eta" else d, h))] for name in names}
     feeds = [draw(B, H, n, d, dtype=dtype, seed=next(seeds)) for _ in range(4)]
-    bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(2)]
-    readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(2)]
-    inputs = [names, True, False, 0.5, [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))], feeds, bias,
-              readout, layers(H), layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {}]
-    return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H)]
+    gates = 3 if momentum else 2
+    bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(gates)]
+    readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(gates)]
+    pieces = [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))]
+    inputs = [names, True, False, 0.5, 2.0 if momentum else 0.0, pieces, feeds, bias, readout, layers(H),
+              layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {},
+              layers(B, H) if momentum else {}]
+    return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H), layers(B, H) if momentum else {}]
 
 
 def titans_and_back(settings, inputs, bars):
-    """Arrays of o and the drifts after, and of all that `titans_compiled.titans_backward` returns."""
-    o, after, trail = titans_compiled.titans(*settings, *inputs)
-    return arrays_in([o, after, titans_compiled.titans_backward(*settings, trail, *inputs, *bars)])
+    """Arrays of o and the states after, and of all that `titans_compiled.titans_backward` returns."""
+    *found, trail = titans_compiled.titans(*settings, *inputs)
+    return arrays_in([*found, titans_compiled.titans_backward(*settings, trail, *inputs, *bars)])
 
 
 def arrays_in(nest):
@@ -63,18 +66,19 @@ def arrays_in(nest):
 
 
 @needs_jit
-def test_the_number_of_threads_changes_no_bit_of_a_chunk(monkeypatch):
+@pytest.mark.parametrize("momentum", [False, True])
+def test_the_number_of_threads_changes_no_bit_of_a_chunk(momentum, monkeypatch):
     monkeypatch.setattr(runtime, "GRAIN", 0)
     numba = pytest.importorskip("numba")
     before, most, found = runtime._threads, numba.config.NUMBA_NUM_THREADS, []
-    inputs, bars = titans_inputs(start=True)
+    inputs, bars = titans_inputs(start=True, momentum=momentum)
     try:
         for threads in (1, most):
             kernels.set_threads(threads)
-            found.append(titans_and_back(inputs[:5], inputs[5:], bars))
+            found.append(titans_and_back(inputs[:6], inputs[6:], bars))
     finally:
         kernels.set_threads(before)
-    assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29
+    assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29 + 14 * momentum
 
 
 @needs_jit
@@ -82,7 +86,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_chunk(monkeypatch):
 def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
     inputs, _ = titans_inputs(n=n + 1)
     o = titans_compiled.titans(*inputs)[0]
-    for feed in inputs[5]:
+    for feed in inputs[6]:
         feed[:, :, n] *= 1e3
     changed = titans_compiled.titans(*inputs)[0]
     assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
@@ -91,12 +95,12 @@ def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
 @needs_jit
 def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     inputs, bars = titans_inputs()
-    expected = titans_and_back(inputs[:5], inputs[5:], bars)
-    views = [[np.asfortranarray(x) for x in inputs[5]], *inputs[6:]]
-    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[9].items()}
-    found = titans_and_back(inputs[:5], views, bars)
+    expected = titans_and_back(inputs[:6], inputs[6:], bars)
+    views = [[np.asfortranarray(x) for x in inputs[6]], *inputs[7:]]
+    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[10].items()}
+    found = titans_and_back(inputs[:6], views, bars)
     assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
-    inputs[9] = {**inputs[9], "k": [x[1:] for x in inputs[9]["k"]]}
+    inputs[10] = {**inputs[10], "k": [x[1:] for x in inputs[10]["k"]]}
     with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
         titans_compiled.titans(*inputs)
     for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
@@ -106,63 +110,75 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
                        ({"eta": 1}, "errors of piece 0 see"),
                        ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
-        inputs[4] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
+        inputs[5] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
         with pytest.raises(ValueError, match=said):
             titans_compiled.titans(*inputs)
+    inputs, _ = titans_inputs(momentum=True)
+    for misfit in ([*inputs[:-1], {}], [*inputs[:-1], {"k": inputs[-1]["k"]}]):
+        with pytest.raises(ValueError, match=r"3 gates and momenta of (none|k); give eta and alpha, and with"):
+            titans_compiled.titans(*misfit)
+    with pytest.raises(ValueError, match=r"momentum has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        titans_compiled.titans(*inputs[:-1], {name: [x[1:] for x in layers] for name, layers in inputs[-1].items()})
 
 
 @needs_jit
 def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
-    inputs, (o_bar, after_bar) = titans_inputs()
-    inputs[4] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
-    settings, trail = inputs[:5], titans_compiled.titans(*inputs)[2]
+    inputs, (o_bar, after_bar, carry_bar) = titans_inputs(momentum=True)
+    inputs[5] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
+    settings, trail = inputs[:6], titans_compiled.titans(*inputs)[3]
     short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
-    with pytest.raises(ValueError, match=r"after_bar has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-        titans_compiled.titans_backward(*settings, trail, *inputs[5:], o_bar, short)
-    with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
-        titans_compiled.titans_backward(*settings, after_bar, *inputs[5:], o_bar, after_bar)
+    for bars, wrong in (((short, carry_bar), "after_bar"), ((after_bar, short), "carry_bar")):
+        with pytest.raises(ValueError, match=wrong + r" has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+            titans_compiled.titans_backward(*settings, trail, *inputs[6:], o_bar, *bars)
+    for misfit in ([after_bar, trail[1]], [trail[0], carry_bar]):
+        with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
+            titans_compiled.titans_backward(*settings, misfit, *inputs[6:], o_bar, after_bar, carry_bar)
 
 
 @needs_jit
+@pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("lengths", [(16, 24), (2, 7, 31), (5, 5, 5, 25)], ids=str)
-def test_pieces_at_once_are_the_pieces_one_after_another(lengths):
+def test_pieces_at_once_are_the_pieces_one_after_another(lengths, momentum):
     """Where memory k still sees its start, and the others see the piece before the last or the present one."""
-    inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True)
-    inputs[4] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
-    *settings, _ = inputs[:5]
-    found, (feeds, *shared, now, start), states, reads, t = (
-        titans_and_back(inputs[:5], inputs[5:], bars), inputs[5:], [inputs[9]], [], 0)
+    inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True, momentum=momentum)
+    inputs[5] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
+    settings, (feeds, *shared, now, start, carried) = inputs[:5], inputs[6:]
+    found = titans_and_back(inputs[:6], inputs[6:], bars)
+    states, momenta, reads, t = [now], [carried], [], 0
     calls, back = [], []
-    for n, seen in inputs[4]:
+    for n, seen in inputs[5]:
         began = {name: (start if p < 0 else states[p])[name] for name, p in seen.items() if p != len(states) - 1}
         one = ([(n, {name: -(name in began) for name in seen})], [z[:, :, t:t + n] for z in feeds], *shared,
-               states[-1], began)
-        o, after, trail = titans_compiled.titans(*settings, *one)
-        assert trail == {}
+               states[-1], began, momenta[-1])
+        o, after, carried_on, trail = titans_compiled.titans(*settings, *one)
+        assert trail == [{}, {}]
         calls.append(one)
         reads.append(o)
         states.append(after)
+        momenta.append(carried_on)
         t += n
+    ends = [*arrays_in(states[-1]), *arrays_in(momenta[-1])]
     assert np.array_equal(found[0], np.concatenate(reads, 2))
-    assert all(np.array_equal(x, y) for x, y in zip(found[1:7], arrays_in(states[-1]), strict=True))
+    assert all(np.array_equal(x, y) for x, y in zip(found[1:], ends, strict=False))
 
     after_bars: list[dict] = [{name: [0, 0] for name in now} for _ in lengths] + [bars[1]]  # of the states
-    start_bar = [0, 0]
+    start_bar, carry_bar = [0, 0], bars[2]
     for p in reversed(range(len(lengths))):
         t -= lengths[p]
-        feeds_bar, *shared_bar, now_bar, began_bar = titans_compiled.titans_backward(
-            *settings, calls[p][0], {}, *calls[p][1:], bars[0][:, :, t:t + lengths[p]], after_bars[p + 1])
+        feeds_bar, *shared_bar, now_bar, began_bar, carry_bar = titans_compiled.titans_backward(
+            *settings, calls[p][0], [{}, {}], *calls[p][1:], bars[0][:, :, t:t + lengths[p]], after_bars[p + 1],
+            carry_bar)
         back.append((feeds_bar, shared_bar))
         for name, layers in now_bar.items():
             after_bars[p][name] = [x + y for x, y in zip(after_bars[p][name], layers, strict=True)]
         for name, layers in began_bar.items():
-            seen = inputs[4][p][1][name]
+            seen = inputs[5][p][1][name]
             into = start_bar if seen < 0 else after_bars[seen][name]
             into[:] = [x + y for x, y in zip(into, layers, strict=True)]
     expected = [np.concatenate(xs[::-1], 2) for xs in zip(*(feeds_bar for feeds_bar, _ in back), strict=True)]
     expected += [sum(xs) for xs in zip(*(arrays_in(shared_bar) for _, shared_bar in back), strict=True)]
-    expected += [*arrays_in(after_bars[0]), *start_bar]
-    for x, y in zip(found[7:], expected, strict=True):
+    expected += [*arrays_in(after_bars[0]), *start_bar, *arrays_in(carry_bar)]
+    for x, y in zip(found[1 + len(ends):], expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11 * np.abs(y).max())
 
 
@@ -171,9 +187,9 @@ def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_oth
     places, before = titans_compiled._ROWS, len(titans_compiled._ROWS)
     for seed in range(20):  # each time new arrays, many where old ones lay
         inputs, _ = titans_inputs(n=1, seed=seed)
-        o, after, _ = titans_compiled.titans(*inputs)
+        o, after, *_ = titans_compiled.titans(*inputs)
         fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
-                 else [x.copy() for x in given] for given in inputs[5:]]
-        assert np.array_equal(o, titans_compiled.titans(*inputs[:5], *fresh)[0]) and len(places) > before
+                 else [x.copy() for x in given] for given in inputs[6:]]
+        assert np.array_equal(o, titans_compiled.titans(*inputs[:6], *fresh)[0]) and len(places) > before
         del inputs, after, fresh
     assert len(places) == before

@@ -26,7 +26,6 @@ from autograd import (
     exp,
     fused,
     grad_enabled,
-    mean,
     minimum,
     normalize,
     rms_normalize,
@@ -73,12 +72,13 @@ class SelfModifyingTitans(MemoryMixer):
     x (B,T,D) → (B,T,D).
 
     CHOICES (PAPER.md): retention pulls to the initial state; η_t = η_max·sigmoid; v and vector targets
-    RMS-normalised, scalar targets through tanh; errors clipped to RMS 1; σ = SiLU; η′ is the exact proximal
-    step, or by `step="printed"` the plain η; a scalar memory has a learned vector r in place of the identity,
+    RMS-normalised, scalar targets through tanh; errors clipped, in the main memory to RMS 1; σ = SiLU; η′ is the exact
+    proximal step, or by `step="printed"` the plain η; a scalar memory has a learned vector r in place of the identity,
     r·x + W₁ σ(W₂ x). With `momentum` what is written is N_t = β_t N_{t−1} − η′_t δ zᵀ, β_t = sigmoid(r_β·x_t + b).
 
     CHOICE: the main memory writes strongly from the first token on (W₂ of variance 1: σ(W₂ k) is not near zero for
-    a key of length 1), and what makes k, v, η and α begins gently, as a fixed projection that may learn.
+    a key of length 1), and what makes k, v, η and α begins gently, as a fixed projection that may learn: its errors
+    are clipped to length 1. W₁ is small everywhere, so that a target M_□(v) is near v before anything is written.
 
     With `through_writes=False` writes are constants to the outer optimiser. Projections, biases and memories that
     only shape what is written then get no gradient; q's projection keeps its own, and so does the main memory's
@@ -103,7 +103,7 @@ class SelfModifyingTitans(MemoryMixer):
                 self.initial[name] = [normal(rng, (H, out, d), d ** -0.5 * scale)]
             else:
                 self.initial[name] = [normal(rng, (H, h, d), 1.0 if main else d ** -0.5),
-                                      normal(rng, (H, out, h), h ** -0.5 / 2 if main else 0.02)]
+                                      normal(rng, (H, out, h), 0.02)]
         starts = {"eta": config.eta_start / config.eta_max, "beta": config.beta_start}  # as sigmoids
         logits = {name: np.full(H, np.log(p / (1 - p)), dtype=np.float32) for name, p in starts.items()}
         gates = GATES if config.momentum else SCALARS
@@ -143,8 +143,8 @@ class SelfModifyingTitans(MemoryMixer):
         slope = s + inputs[1] * (1 - s)  # σ′ of SiLU
         return [(k, (delta @ W[1]) * slope), (inputs[1], delta)]
 
-    def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, gates: dict[str, Tensor],
-              q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
+    def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, longest: int,
+              gates: dict[str, Tensor], q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
         """n writes of one layer [A 88], and its reads before each write. S is the drift, W = M₀ + S:
 
             S ← S(α I − η′ z zᵀ) − η′ (δ + M₀ z) zᵀ         (with retention "zero" S = W, without M₀ z)
@@ -155,8 +155,8 @@ class SelfModifyingTitans(MemoryMixer):
         if not c.through_writes:
             z, delta, S = z.detach(), delta.detach(), S.detach()
             N, gates = N if N is None else N.detach(), {name: gate.detach() for name, gate in gates.items()}
-        # δ, clipped to an RMS of 1
-        u = -delta * minimum(1.0, 1 / sqrt(mean(delta * delta, axis=-1, keepdims=True) + 1e-12))
+        # δ, clipped to ‖δ‖² = longest
+        u = -delta * minimum(1.0, 1 / sqrt(sum(delta * delta, axis=-1, keepdims=True) / longest + 1e-12))
         alpha, power = exp(gates["alpha"]), 2.0 if c.objective == "l2" else 1.0
         rate = STEPS[c.step](gates["eta"], sum(z * z, axis=-1), alpha, power)
         forgotten = -(z @ (M0 if c.through_writes else M0.detach()).mT) if c.retention == "initial" else z[..., :1] * 0
@@ -196,7 +196,8 @@ class SelfModifyingTitans(MemoryMixer):
             drifts[name] = []
             for i, (z, delta) in enumerate(self.errors(name, W[name], k, v)):
                 N = momentum[name][i] if c.momentum else None
-                read, S, N = self.write(drift[name][i], N, self.initial[name][i], z, delta, gates, x)
+                longest = delta.shape[-1] if name == "memory" else 1
+                read, S, N = self.write(drift[name][i], N, self.initial[name][i], z, delta, longest, gates, x)
                 drifts[name].append(S)
                 if N is not None:
                     momenta[name].append(N)

@@ -5,7 +5,7 @@
     python -m apps.evaluate languages --run RUN                            trained on short words, asked long
     python -m apps.evaluate forgetting --run RUN --tasks a.txt b.txt       what is left of a after b
     python -m apps.evaluate multiple-choice --run RUN --questions q.jsonl  scored by likelihood
-    python -m apps.evaluate claims recall                                  the paper's claims, one by one
+    python -m apps.evaluate claims --list                                  the paper's claims, one by one
 
 Every task prints a table and writes TASK.json and TASK.png into the folder `evaluate` of the run, or into
 --out. The weights in the run are never changed: a task that trains (--steps) trains a copy.
@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from tqdm import tqdm
 
 import hope
 import optimizers
-from apps.tasks import formal_language
+from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
 from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
 from config import Config
 from data import IGNORE, Corpus, Text, encode, fixed
@@ -47,10 +46,7 @@ from tools.command import Parser, typed
 from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
-LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle-dyck")
 BIT = math.log(2)  # nats
-
-Drawn = tuple[np.ndarray, np.ndarray]  # tokens and targets, both (B,T), IGNORE where nothing is asked
 
 # Reading --------------------------------------------------------------------------------------------------
 
@@ -146,74 +142,6 @@ def fit(model: Hope, draw: Callable[[], tuple[Any, Any]], steps: int, lr: float 
         if bar is not None:
             bar.update()
     return losses
-
-
-# The tasks: their data ------------------------------------------------------------------------------------
-
-
-def written_recall(rng: np.random.Generator, batch: int, pairs: int) -> Drawn:
-    """Multi-query recall in bytes: "ab:37 cd:12 …", then the same pairs in another order, values asked."""
-    names = rng.permuted(np.tile(np.arange(26 * 26), (batch, 1)), axis=1)[:, :pairs]
-    values = rng.integers(100, size=(batch, pairs))
-    order = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)
-    colon, space = np.full_like(names, ord(":")), np.full_like(names, ord(" "))
-    shown = np.stack([97 + names // 26, 97 + names % 26, colon, 48 + values // 10, 48 + values % 10, space],
-                     axis=2)  # (B,pairs,6)
-    again = np.take_along_axis(shown, order[:, :, None], axis=1)
-    text = np.concatenate([shown, again], axis=1).reshape(batch, -1)
-    asked = np.tile(np.repeat([False, True], pairs)[:, None] & np.isin(np.arange(6), (3, 4)), (batch, 1, 1))
-    return text[:, :-1], np.where(asked.reshape(batch, -1), text, IGNORE)[:, 1:]
-
-
-GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-KINDS = ("single", "multi-key", "multi-value")
-
-
-def hidden(rng: np.random.Generator, batch: int, length: int, kind: str, hay: Text | None = None) -> Drawn:
-    """A number hidden in `length` bytes of hay (repeated sentences, if none), and asked for at the end.
-
-    multi-key hides four sentences with four names and asks for one; multi-value hides two numbers of one name
-    and asks for both, in their order. ValueError if the sentences do not fit.
-    """
-    rows = []
-    for _ in range(batch):
-        count = {"single": 1, "multi-key": 4, "multi-value": 2}[kind]
-        names = [f"key {i}" for i in 10 + rng.choice(90, count, replace=False)]
-        if kind != "multi-key":
-            names = ["pass"] * count
-        numbers = [str(n) for n in rng.integers(10000, 100000, count)]
-        said = [f"The {name} number is {number}. " for name, number in zip(names, numbers, strict=True)]
-        i = int(rng.integers(count))
-        question = "".join(said) if kind == "multi-value" else said[i]
-        answers = numbers if kind == "multi-value" else numbers[i:i + 1]
-        room = length + 1 - sum(map(len, said)) - len(question)
-        if room < count:
-            raise ValueError(f"{kind} needs a context of {length + count - room} bytes, not {length}")
-        if hay:
-            start = int(rng.integers(max(len(hay) - room, 1)))
-            noise = hay.read(start, min(start + room, len(hay))).tobytes().ljust(room)
-        else:
-            noise = (GRASS * (room // len(GRASS) + 1)).encode()[:room]
-        cuts = [0, *sorted(rng.integers(room + 1, size=count).tolist()), room]
-        text = b"".join(noise[a:b] + sentence.encode() for (a, b), sentence
-                        in zip(pairwise(cuts), [*said, question], strict=True))
-        tokens = np.frombuffer(text, np.uint8).astype(np.int64)
-        target, at = np.full_like(tokens, IGNORE), len(text) - len(question)
-        for number in answers:
-            at = text.index(f"is {number}".encode(), at) + 3
-            target[at:at + 5] = tokens[at:at + 5]
-        rows.append((tokens[:-1], target[1:]))
-    return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
-
-
-def words(rng: np.random.Generator, rows: int, length: int, names: Sequence[str] = LANGUAGES) -> Drawn:
-    """Words of formal languages, `rows` of each; a first token, 8 + its number, names the language."""
-    tokens, targets = [], []
-    for name in names:
-        word, following = formal_language(name, rng, rows, length)
-        tokens.append(np.hstack([np.full((rows, 1), 8 + LANGUAGES.index(name)), word]))
-        targets.append(np.hstack([np.full((rows, 1), IGNORE), following]))
-    return np.vstack(tokens), np.vstack(targets)
 
 
 # The tasks ------------------------------------------------------------------------------------------------
@@ -506,6 +434,7 @@ def parser() -> Parser:
     made.add_argument("--tasks", nargs="+", default=[], help="forgetting: files or folders, one per task")
     made.add_argument("--chunks", nargs="+", type=whole_numbers, help="forgetting: levels: 1 1,4 1,4,16")
     made.add_argument("--fresh", action="store_true", help="begin with new weights instead of the run's")
+    made.add_argument("--list", action="store_true", help="claims: which there are, and the minutes each took")
     made.add_argument("--quick", action="store_true", help="claims: two seeds, few steps; shows that it runs")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
@@ -554,6 +483,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.task == "claims":
             from apps import claims  # claims are made of tasks, so they import this file
 
+            if given.list:
+                print(claims.listed())
+                return 0
             claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet)
         else:
             evaluate(given)

@@ -1,4 +1,4 @@
-"""What can be asked of a model so that the right answer is known?  Recall, copying, needles, formal languages.
+"""What can be asked of a model so that the right answer is known?  Recall, copying, needles, languages.
 
 Each task draws (tokens, targets), both (B,T), with IGNORE where nothing is asked.
 
@@ -7,15 +7,24 @@ Legend: B batch, T tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.random import Generator
 
-from data import IGNORE, Tokens
+from data import IGNORE, Text, Tokens
+
+Drawn = tuple[Tokens, Tokens]
+Part = Callable[[int], Drawn]  # from the number of a task in a stream of tasks
+LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle-dyck")
+KINDS = ("single", "multi-key", "multi-value")  # of needles hidden in text
+GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 
 
 def associative_recall(
     rng: Generator, batch: int, pairs: int, queries: int, keys: int, values: int, rewritten: int = 0
-) -> tuple[Tokens, Tokens]:
+) -> Drawn:
     """k₁ v₁ … kₙ vₙ, then different ones of these keys, each asking for its value.
 
     Multi-query associative recall (Arora et al. 2023, Zoology). Keys are tokens below `keys`, values follow.
@@ -36,14 +45,14 @@ def associative_recall(
     return tokens, np.hstack([np.full_like(shown, IGNORE), np.take_along_axis(value, asked, axis=1)])
 
 
-def copy(rng: Generator, batch: int, length: int, symbols: int) -> tuple[Tokens, Tokens]:
+def copy(rng: Generator, batch: int, length: int, symbols: int) -> Drawn:
     """A word of `length` symbols from 1 … symbols, the marker 0, and the word again, to be predicted."""
     word = rng.integers(1, symbols + 1, (batch, length))
     tokens = np.hstack([word, np.zeros((batch, 1), np.int64), word[:, :-1]])  # (B, 2 length)
     return tokens, np.hstack([np.full_like(word, IGNORE), word])
 
 
-def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) -> tuple[Tokens, Tokens]:
+def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) -> Drawn:
     """Noise from 1 … symbols that hides the marker 0 and a key of `width` symbols; a second 0 asks for it."""
     room = length - 2 * width
     if width < 1 or room < 1:
@@ -57,7 +66,7 @@ def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) ->
     return tokens, np.hstack([np.full((batch, length - width), IGNORE), key])
 
 
-def formal_language(name: str, rng: Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
+def formal_language(name: str, rng: Generator, batch: int, length: int) -> Drawn:
     """Words of a formal language; the target at t is the set of symbols that may follow tokens[:t+1].
 
     The character prediction of Bhattamishra et al. 2020, with the set {s, …} as one class, Σ 2ˢ; usually
@@ -76,15 +85,14 @@ def formal_language(name: str, rng: Generator, batch: int, length: int) -> tuple
     if name == "abab":
         return 1 + t % 2, (0b100 >> t % 2) + (t % 4 == 3)
     if name not in ("anbn", "anbncn") or length < (letters := len(name) // 2):
-        names = "parity, aa, abab, anbn, anbncn, shuffle-dyck"
-        raise ValueError(f"no language {name!r} with words up to {length} symbols: choose among {names}")
+        raise ValueError(f"no language {name!r} with words up to {length} symbols: choose among {', '.join(LANGUAGES)}")
     n = rng.integers(1, length // letters + 1, (batch, 1))
     tokens = np.where(t < letters * n, t // n + 1, 0)
     following = np.where(t + 1 < letters * n, 0b10 << (t + 1) // n, 0b1)
     return tokens, np.where(tokens == 0, IGNORE, np.where(t < n, 0b110, following))
 
 
-def _shuffle_dyck(rng: Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
+def _shuffle_dyck(rng: Generator, batch: int, length: int) -> Drawn:
     depth, even = np.zeros((batch, 2), np.int64), length - length % 2
     tokens, targets = np.zeros((batch, length), np.int64), np.full((batch, length), IGNORE)
     for t in range(even):
@@ -94,3 +102,104 @@ def _shuffle_dyck(rng: Generator, batch: int, length: int) -> tuple[Tokens, Toke
         tokens[:, t] = chosen + 1
         targets[:, t] = 0b110 + (depth > 0) @ [0b1000, 0b10000] + (depth == 0).all(axis=1)
     return tokens, targets
+
+
+def written_recall(rng: Generator, batch: int, pairs: int) -> Drawn:
+    """Multi-query recall in bytes: "ab:37 cd:12 …", then the same pairs in another order, values asked."""
+    names = rng.permuted(np.tile(np.arange(26 * 26), (batch, 1)), axis=1)[:, :pairs]
+    values = rng.integers(100, size=(batch, pairs))
+    order = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)
+    colon, space = np.full_like(names, ord(":")), np.full_like(names, ord(" "))
+    shown = np.stack([97 + names // 26, 97 + names % 26, colon, 48 + values // 10, 48 + values % 10, space],
+                     axis=2)  # (B,pairs,6)
+    again = np.take_along_axis(shown, order[:, :, None], axis=1)
+    text = np.concatenate([shown, again], axis=1).reshape(batch, -1)
+    asked = np.tile(np.repeat([False, True], pairs)[:, None] & np.isin(np.arange(6), (3, 4)), (batch, 1, 1))
+    return text[:, :-1], np.where(asked.reshape(batch, -1), text, IGNORE)[:, 1:]
+
+
+def hidden(rng: Generator, batch: int, length: int, kind: str, hay: Text | None = None) -> Drawn:
+    """A number hidden in `length` bytes of hay (repeated sentences, if none), and asked for at the end.
+
+    multi-key hides four sentences with four names and asks for one; multi-value hides two numbers of one name
+    and asks for both, in their order. ValueError if the sentences do not fit.
+    """
+    rows = []
+    for _ in range(batch):
+        count = {"single": 1, "multi-key": 4, "multi-value": 2}[kind]
+        names = [f"key {i}" for i in 10 + rng.choice(90, count, replace=False)]
+        if kind != "multi-key":
+            names = ["pass"] * count
+        numbers = [str(n) for n in rng.integers(10000, 100000, count)]
+        said = [f"The {name} number is {number}. " for name, number in zip(names, numbers, strict=True)]
+        i = int(rng.integers(count))
+        question = "".join(said) if kind == "multi-value" else said[i]
+        answers = numbers if kind == "multi-value" else numbers[i:i + 1]
+        room = length + 1 - sum(map(len, said)) - len(question)
+        if room < count:
+            raise ValueError(f"{kind} needs a context of {length + count - room} bytes, not {length}")
+        if hay:
+            start = int(rng.integers(max(len(hay) - room, 1)))
+            noise = hay.read(start, min(start + room, len(hay))).tobytes().ljust(room)
+        else:
+            noise = (GRASS * (room // len(GRASS) + 1)).encode()[:room]
+        cuts = [0, *sorted(rng.integers(room + 1, size=count).tolist()), room]
+        text = b"".join(noise[a:b] + sentence.encode() for (a, b), sentence
+                        in zip(pairwise(cuts), [*said, question], strict=True))
+        tokens = np.frombuffer(text, np.uint8).astype(np.int64)
+        target, at = np.full_like(tokens, IGNORE), len(text) - len(question)
+        for number in answers:
+            at = text.index(f"is {number}".encode(), at) + 3
+            target[at:at + 5] = tokens[at:at + 5]
+        rows.append((tokens[:-1], target[1:]))
+    return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
+
+
+def words(rng: Generator, rows: int, length: int, names: Sequence[str] = LANGUAGES) -> Drawn:
+    """Words of formal languages, `rows` of each; a first token, 8 + its number, names the language."""
+    tokens, targets = [], []
+    for name in names:
+        word, following = formal_language(name, rng, rows, length)
+        tokens.append(np.hstack([np.full((rows, 1), 8 + LANGUAGES.index(name)), word]))
+        targets.append(np.hstack([np.full((rows, 1), IGNORE), following]))
+    return np.vstack(tokens), np.vstack(targets)
+
+
+def two_meanings(rng: Generator, batch: int, words: int, meanings: int) -> tuple[Part, Part]:
+    """Words that mean one thing in a first language and another in a second; how to read a language, how to ask it.
+
+    A segment (B, 2·words + 1) holds every word of one language, each before its meaning; a first token names the
+    language. Tokens: words, meanings, two languages. Reading and asking are the same.
+    """
+    dictionary = words + rng.integers(meanings, size=(2, batch, words))
+
+    def read(language: int) -> Drawn:
+        word = rng.permuted(np.tile(np.arange(words), (batch, 1)), axis=1)
+        meaning = np.take_along_axis(dictionary[language], word, axis=1)
+        pairs = np.stack([word, meaning], axis=2).reshape(batch, -1)
+        tokens = np.hstack([np.full((batch, 1), words + meanings + language), pairs])
+        return tokens, np.where(tokens[:, 1:] < words, IGNORE, tokens[:, 1:])
+    return read, read
+
+
+def grouped_intents(rng: Generator, batch: int, groups: int, classes: int) -> tuple[Part, Part]:
+    """Intents that arrive in groups, each a keyword and its label; how to read a group, how to ask it among all.
+
+    A segment (B, 2·classes + 1) holds as many intents as a group has, each keyword before its label. Tokens: keywords,
+    as many labels, one that begins every segment; who has which is dealt anew.
+    """
+    labels = groups * classes
+    keyword, label = (rng.permuted(np.tile(np.arange(labels), (batch, 1)), axis=1) for _ in range(2))
+
+    def window(intent: Tokens, group: int) -> Drawn:  # asked are those of one group
+        said, told = (np.take_along_axis(names, intent, axis=1) for names in (keyword, labels + label))
+        asked = np.stack([np.full_like(told, IGNORE), np.where(intent // classes == group, told, IGNORE)], axis=2)
+        pairs = np.stack([said, told], axis=2).reshape(batch, -1)
+        return np.hstack([np.full((batch, 1), 2 * labels), pairs]), asked.reshape(batch, -1)
+
+    def read(group: int) -> Drawn:
+        return window(group * classes + rng.permuted(np.tile(np.arange(classes), (batch, 1)), axis=1), group)
+
+    def ask(group: int) -> Drawn:
+        return window(rng.permuted(np.tile(np.arange(labels), (batch, 1)), axis=1)[:, :classes], group)
+    return read, ask

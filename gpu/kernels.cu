@@ -731,12 +731,15 @@ __device__ __noinline__ void apply_backward(const Place& at, int m, bool adaptiv
 
 // learning: from k and v to what is written
 
-// E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S z)
-__device__ __noinline__ Matrix surprise(Matrix delta, Matrix MZ, Matrix SZ, const real* before, Space& space) {
+// ‖δ‖² at which an error is clipped: RMS 1 in the main memory, length 1 in those that project
+__device__ real longest(int m, int size) { return m == MEMORY ? (real)size : (real)1; }
+
+// E = −(δ·min(1, √most/‖δ‖) + M₀z + g_{t−1} S z)
+__device__ __noinline__ Matrix surprise(Matrix delta, real most, Matrix MZ, Matrix SZ, const real* before, Space& space) {
     const Matrix E = space.matrix(delta.rows, delta.columns);
     real* clip = dots(delta, delta, space);
     each(1, delta.columns, [&](int, int t) {
-        const real scale = (real)1 / sqrt(clip[t] / (real)delta.rows + (real)1e-12);
+        const real scale = (real)1 / sqrt(clip[t] / most + (real)1e-12);
         clip[t] = scale < 1 ? scale : (real)1;
     });
     each(delta.rows, delta.columns, [&](int i, int t) {
@@ -745,14 +748,14 @@ __device__ __noinline__ Matrix surprise(Matrix delta, Matrix MZ, Matrix SZ, cons
     return E;
 }
 
-// δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ
-__device__ __noinline__ Matrix surprise_backward(Matrix delta, Matrix E_bar, Space& space) {
+// δ̄ = −Ē, and where δ was clipped −(Ē − δ ⟨Ē, δ⟩/‖δ‖²) √most/‖δ‖
+__device__ __noinline__ Matrix surprise_backward(Matrix delta, real most, Matrix E_bar, Space& space) {
     const Matrix delta_bar = space.matrix(delta.rows, delta.columns);
     real *scale = dots(delta, delta, space), *along = dots(delta, E_bar, space);
     each(1, delta.columns, [&](int, int t) {
-        const real mean = scale[t] / (real)delta.rows + (real)1e-12;
-        scale[t] = mean > 1 ? (real)1 / sqrt(mean) : (real)1;
-        along[t] = mean > 1 ? along[t] / ((real)delta.rows * mean) : (real)0;
+        const real excess = scale[t] / most + (real)1e-12;
+        scale[t] = excess > 1 ? (real)1 / sqrt(excess) : (real)1;
+        along[t] = excess > 1 ? along[t] / (most * excess) : (real)0;
     });
     each(delta.rows, delta.columns, [&](int i, int t) {
         delta_bar(i, t) = -scale[t] * (E_bar(i, t) - delta(i, t) * along[t]);
@@ -786,8 +789,8 @@ __device__ __noinline__ Learned learn(const Place& at, int m, const Chunk& c, Sp
     }
     L.D = product(c.W[second].T(), delta, space);
     L.delta_1 = times_slope(L.D, L.s, L.hidden, space);
-    L.E1 = surprise(L.delta_1, MZ1, L.SZ1, before, space);
-    L.E2 = surprise(delta, MZ2, L.SZ2, before, space);
+    L.E1 = surprise(L.delta_1, longest(m, L.delta_1.rows), MZ1, L.SZ1, before, space);
+    L.E2 = surprise(delta, longest(m, delta.rows), MZ2, L.SZ2, before, space);
     L.system = triangular(L.hidden, c.eta, c.retention.ratio, space);
     L.U1 = product(L.E1, c.system.solve, space);
     L.U2 = product(L.E2, L.system.solve, space);
@@ -860,8 +863,8 @@ __device__ __noinline__ void learn_backward(const Place& at, int m, const Chunk&
     const Matrix E1_bar = solve_backward(G1, c.k, L.E1, L.U1, c.system, c.retention, U1_bar, RU, rate_bar, bars, space);
     const Matrix E2_bar = solve_backward(G2, L.hidden, L.E2, L.U2, L.system, c.retention, U2_bar, RU2, rate2_bar, bars,
                                          space);
-    const Matrix delta_1_bar = surprise_backward(L.delta_1, E1_bar, space);
-    const Matrix delta_bar = surprise_backward(L.delta, E2_bar, space);
+    const Matrix delta_1_bar = surprise_backward(L.delta_1, longest(m, L.delta_1.rows), E1_bar, space);
+    const Matrix delta_bar = surprise_backward(L.delta, longest(m, L.delta.rows), E2_bar, space);
     const Matrix D_bar = times_slope(delta_1_bar, L.s, L.hidden, space);
     add(delta_bar, c.W[second], D_bar);
     add_weights(at, bars_at, second, product(L.delta, D_bar.T(), space));

@@ -427,7 +427,7 @@ def _forgets_backward(momentum, EW, plain, bars, to_z):
 @if_given
 def _carried(momentum, layer, i, at, z, delta, system):
     """c, w and N₀z"""
-    c = _clipped(delta)
+    c = _clipped(delta, _longest(layer // 2, len(delta)))
     return Carried(c, _by_token(c, system.rate), _product(_of(at.momentum, layer, i, z), z))
 
 
@@ -544,25 +544,31 @@ def _skip_backward(m, i, at, x_T, y_bar, x_bar, bars_at):
 
 
 @inner
-def _clip(delta):
-    """min(1, 1/RMS δ)"""
+def _longest(m, size):
+    """‖δ‖² at which an error is clipped: RMS 1 in the main memory, length 1 in those that project"""
+    return size if m == MEMORY else 1
+
+
+@inner
+def _clip(delta, longest):
+    """min(1, √longest/‖δ‖)"""
     clip, one = _dots(delta, delta), delta.dtype.type(1)
     for t in range(len(clip)):
-        clip[t] = min(one, 1 / math.sqrt(clip[t] / delta.shape[0] + 1e-12))
+        clip[t] = min(one, 1 / math.sqrt(clip[t] / longest + 1e-12))
     return clip
 
 
 @inner
-def _clipped(delta):
-    """c = −δ·min(1, 1/RMS δ)"""
-    return -_by_token(delta, _clip(delta))
+def _clipped(delta, longest):
+    """c = −δ·min(1, √longest/‖δ‖)"""
+    return -_by_token(delta, _clip(delta, longest))
 
 
 @inner
-def _errors(delta, MZ, SZ, before, system, carried, momentum):
+def _errors(delta, longest, MZ, SZ, before, system, carried, momentum):
     """E; with momentum −(M₀z + g_{t−1} S₀z + K_t0 N₀z + Σ_{i<t} K_ti (z_i·z_t) w_i)"""
     if momentum is None:
-        return _surprise(delta, MZ, SZ, before)
+        return _surprise(delta, longest, MZ, SZ, before)
     E = _product(carried.w, _masked(system.plain, momentum.K_T), 1)
     for i in range(E.shape[0]):
         for t in range(E.shape[1]):
@@ -571,9 +577,9 @@ def _errors(delta, MZ, SZ, before, system, carried, momentum):
 
 
 @inner
-def _surprise(delta, MZ, SZ, before):
-    """E = −(δ·min(1, 1/RMS δ) + M₀z + g_{t−1} S₀z)"""
-    E, clip = np.empty_like(delta), _clip(delta)
+def _surprise(delta, longest, MZ, SZ, before):
+    """E = −(δ·min(1, √longest/‖δ‖) + M₀z + g_{t−1} S₀z)"""
+    E, clip = np.empty_like(delta), _clip(delta, longest)
     for i in range(delta.shape[0]):
         for t in range(delta.shape[1]):
             E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
@@ -581,17 +587,17 @@ def _surprise(delta, MZ, SZ, before):
 
 
 @inner
-def _surprise_backward(delta, E_bar):
-    """δ̄ = −Ē, and where δ was clipped −(Ē − δ mean(Ēδ)/mean(δ²))/RMS δ"""
-    F, square, dots = delta.shape[0], _dots(delta, delta), _dots(delta, E_bar)
+def _surprise_backward(delta, longest, E_bar):
+    """δ̄ = −Ē, and where δ was clipped −(Ē − δ ⟨Ē, δ⟩/‖δ‖²) √longest/‖δ‖"""
+    square, dots = _dots(delta, delta), _dots(delta, E_bar)
     delta_bar, scale = np.empty_like(delta), np.ones_like(square)
     for t in range(len(scale)):
-        mean = square[t] / F + 1e-12
-        if mean > 1:
-            scale[t], dots[t] = 1 / math.sqrt(mean), dots[t] / (F * mean)
+        excess = square[t] / longest + 1e-12
+        if excess > 1:
+            scale[t], dots[t] = 1 / math.sqrt(excess), dots[t] / (longest * excess)
         else:
             dots[t] = 0
-    for i in range(F):
+    for i in range(len(delta)):
         for t in range(delta.shape[1]):
             delta_bar[i, t] = -scale[t] * (E_bar[i, t] - delta[i, t] * dots[t])
     return delta_bar
@@ -623,8 +629,8 @@ def _learn(m, i, at, c, options):
     second = _system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, power)
     carried1 = _carried(c.momentum, 2 * m, i, at, k, delta_1, c.system)
     carried2 = _carried(c.momentum, 2 * m + 1, i, at, hidden, delta, second)
-    E1 = _errors(delta_1, MZ1, SZ1, retention.before, c.system, carried1, c.momentum)
-    E2 = _errors(delta, MZ2, SZ2, retention.before, second, carried2, c.momentum)
+    E1 = _errors(delta_1, _longest(m, len(delta_1)), MZ1, SZ1, retention.before, c.system, carried1, c.momentum)
+    E2 = _errors(delta, _longest(m, len(delta)), MZ2, SZ2, retention.before, second, carried2, c.momentum)
     return Learned(s, hidden, _turned(hidden), s_v, hidden_v, target, r, delta, D, delta_1, SZ1, E1,
                    _product(E1, c.system.solve, 1), SZ2, E2, _product(E2, second.solve, 1), second, carried1, carried2)
 
@@ -643,7 +649,8 @@ def _learn_backward(m, i, at, c, L, options, after_bar, carry_bar, U1_bar, U2_ba
                                c.momentum, rate_bar, bars, bars_at, bars.k)
     c2_bar = _carried_backward(2 * m + 1, i, at, G2, carry_bar, L.hidden, L.hidden_T, GZ2, E2_bar, W2_bar, EW2,
                                L.carried2, L.system, c.momentum, rate2_bar, bars, bars_at, hidden_bar)
-    delta_1_bar, delta_bar = _surprise_backward(L.delta_1, c1_bar), _surprise_backward(L.delta, c2_bar)
+    delta_1_bar = _surprise_backward(L.delta_1, _longest(m, len(L.delta_1)), c1_bar)
+    delta_bar = _surprise_backward(L.delta, _longest(m, len(L.delta)), c2_bar)
     D_bar = _times_slope(delta_1_bar, L.s, L.hidden)
     _add(delta_bar, _weights(at, 2 * m + 1, i, k), D_bar)
     _add_weights(bars_at, 2 * m + 1, i, _product(L.delta, _turned(D_bar)))
@@ -947,9 +954,9 @@ def _scaled_row(x, m, eps):
 
 @inner
 def _write_row(layer, i, at, after, carry_after, alpha, beta, eta, power, z, delta, MZ, SZ, momentum):
-    """S ← α S − η′(δ·min(1, 1/RMS δ) + M₀z + S z) zᵀ"""
+    """S ← α S − η′(δ·min(1, √longest/‖δ‖) + M₀z + S z) zᵀ"""
     S, S_1 = _of(at.now, layer, i, z), _of(after, layer, i, z)
-    clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / delta.shape[1] + 1e-12))
+    clip = min(1.0, 1 / math.sqrt(dot(delta[0], delta[0]) / _longest(layer // 2, delta.shape[1]) + 1e-12))
     square = dot(z[0], z[0])
     rate, clip = z.dtype.type(eta / (1 + eta * square)), z.dtype.type(clip)
     if power:

@@ -4,27 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 import hope
 from apps import claims, evaluate
-from apps.claims import Study, equal, interval, verdict
-from apps.evaluate import (
-    KINDS,
-    Reader,
-    hidden,
-    learn_on,
-    main,
-    share_right,
-    stream,
-    transfer,
-    with_levels,
-    words,
-    written_recall,
-)
+from apps.claims.study import SWEEP, Study, alike, equal, interval, looking_back, verdict
+from apps.evaluate import Reader, learn_on, main, share_right, stream, transfer, with_levels
 from config import Config
-from data import IGNORE, decode
+from data import IGNORE
 from hope import Hope, State, count
 
 CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
@@ -105,46 +92,6 @@ def test_reading_leaves_the_weights_alone():
     assert all(np.array_equal(before[name], a) for name, a in m.state_dict().items())
 
 
-# data of the tasks ------------------------------------------------------------------------------------------
-
-
-@given(DEPTH, st.integers(1, 40))
-def test_every_recalled_value_was_shown_before(rng, pairs):
-    text, targets = written_recall(rng, 2, pairs)
-    for row, target in zip(text, targets, strict=True):
-        pieces = decode(row).split(" ")
-        shown = dict(piece.split(":") for piece in pieces[:pairs])
-        assert len(shown) == pairs
-        for i in np.flatnonzero(target != IGNORE)[::2]:  # the position of the colon
-            assert shown[decode(row[i - 2:i])] == decode(target[i:i + 2])
-        assert np.sum(target != IGNORE) == 2 * pairs
-
-
-@given(DEPTH, st.sampled_from(KINDS), st.integers(220, 700))
-def test_a_hidden_number_is_told_once_before_it_is_asked(rng, kind, length):
-    text, targets = hidden(rng, 2, length, kind)
-    assert text.shape == targets.shape == (2, length)
-    for row, target in zip(text, targets, strict=True):
-        at = np.flatnonzero(target != IGNORE)
-        numbers = [decode(target[at[i:i + 5]]) for i in range(0, len(at), 5)]
-        assert len(numbers) == (2 if kind == "multi-value" else 1)
-        for number in numbers:
-            assert decode(row).count(f"number is {number}. ") >= 1
-            assert decode(row[:at[0] + 1]).rindex("number is ") > decode(row).index(number)
-
-
-def test_a_context_too_short_for_what_it_hides_is_refused():
-    with pytest.raises(ValueError, match="single needs a context of"):
-        hidden(np.random.default_rng(0), 1, 20, "single")
-
-
-def test_every_language_is_named_by_its_first_token():
-    text, targets = words(np.random.default_rng(0), 2, 12)
-    assert text.shape == (2 * len(evaluate.LANGUAGES), 13)
-    assert text[::2, 0].tolist() == list(range(8, 8 + len(evaluate.LANGUAGES)))
-    assert np.all(targets[:, 0] == IGNORE)
-
-
 # scores -----------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +140,7 @@ def test_models_compared_have_equal_parameters(mixer):
 
 def test_every_model_of_a_claim_reads_through_an_equal_filter_with_as_many_parameters():
     base = Config(width=32, layers=2, heads=1, vocabulary=40, chunks=(1,), hidden=64)
-    models = [claims.looking_back(one, 0) for one in claims.alike(
+    models = [looking_back(one, 0) for one in alike(
         base, {"ours": "titans", "matrix": "delta", "attention": "attention"}).values()]
     sizes = [sum(p.size for p in one.parameters()) for one in models]
     assert max(sizes) / min(sizes) < 1.01
@@ -204,7 +151,7 @@ def test_every_model_of_a_claim_reads_through_an_equal_filter_with_as_many_param
 
 
 def test_filtered_attention_in_pieces_is_attention_at_once():
-    one, text = claims.looking_back(hope.replace(CONFIG, mixer="attention"), 0), tokens(20)
+    one, text = looking_back(hope.replace(CONFIG, mixer="attention"), 0), tokens(20)
     whole, (first, state) = one(text)[0], one(text[:, :7])
     second, _ = one(text[:, 7:], state)
     np.testing.assert_allclose(np.hstack([first.data, second.data]), whole.data, rtol=1e-4, atol=1e-4)
@@ -338,7 +285,7 @@ def test_training_on_what_is_read_reaches_the_levels_initial_states():
 def test_a_sweep_takes_the_best_rate_on_a_seed_that_is_not_measured():
     study, seeds = Study(), []
     best = study.sweep("m", (1.0, 2.0, 3.0), lambda rate, seed: seeds.append(seed) or -abs(rate - 2))
-    assert best == 2 and set(seeds) == {claims.SWEEP} and claims.SWEEP >= study.seeds
+    assert best == 2 and set(seeds) == {SWEEP} and SWEEP >= study.seeds
     assert study.sweeps == {"m": {"1": -1, "2": 0, "3": -1}}
 
 
@@ -351,6 +298,15 @@ def test_a_claim_that_was_not_measured_is_in_the_table(tmp_path):
     table = claims.overview(tmp_path)
     assert all(f"| {name} |" in table for name in claims.CLAIMS)
     assert table.count("not measured") == len(claims.CLAIMS)
+
+
+def test_the_list_of_claims_tells_the_minutes_of_those_measured(capsys):
+    assert main(["claims", "--list"]) == 0
+    lines, found = capsys.readouterr().out.splitlines(), claims.measured(claims.FOLDER)
+    for line, name in zip(lines, claims.CLAIMS, strict=True):
+        assert line.split()[0] == name
+        if name in found:
+            assert f"{found[name]['processor seconds'] / 60:.1f} min" in line
 
 
 @pytest.mark.slow

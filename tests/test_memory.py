@@ -424,7 +424,8 @@ def titans_by_hand(mixer, x: np.ndarray) -> tuple[np.ndarray, dict]:
                 if config.objective == "l2":
                     error = np.sign(error) * np.abs(error) ** (config.error_power - 1)
                 for i, (z, delta) in enumerate(layer_errors(layers, k, error)):
-                    delta = delta / max(1, np.sqrt(np.mean(delta**2)))
+                    longest = len(delta) if name == "memory" else 1
+                    delta = delta / max(1, np.sqrt(delta @ delta / longest))
                     step = eta / (1 + eta * z @ z)
                     if config.step == "printed":
                         step = min(eta, (1 + alpha) / ((2 if config.objective == "l2" else 1) * z @ z))

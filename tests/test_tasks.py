@@ -8,8 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.tasks import associative_recall, copy, formal_language, needle
-from data import IGNORE
+from apps.tasks import (
+    KINDS,
+    associative_recall,
+    copy,
+    formal_language,
+    grouped_intents,
+    hidden,
+    needle,
+    two_meanings,
+    written_recall,
+)
+from apps.tasks import LANGUAGES as NAMES
+from apps.tasks import words as named_words
+from data import IGNORE, decode
 
 few = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -144,3 +156,75 @@ def test_an_unknown_language_or_a_length_without_a_word_is_an_error():
     for name, length in [("dyck", 9), ("anbncn", 2)]:
         with pytest.raises(ValueError, match=f"no language '{name}' with words up to {length} symbols"):
             formal_language(name, np.random.default_rng(0), 1, length)
+
+
+@given(seeds, st.integers(1, 40))
+@few
+def test_every_recalled_value_was_shown_before(seed, pairs):
+    rng = np.random.default_rng(seed)
+    text, targets = written_recall(rng, 2, pairs)
+    for row, target in zip(text, targets, strict=True):
+        pieces = decode(row).split(" ")
+        shown = dict(piece.split(":") for piece in pieces[:pairs])
+        assert len(shown) == pairs
+        for i in np.flatnonzero(target != IGNORE)[::2]:  # the position of the colon
+            assert shown[decode(row[i - 2:i])] == decode(target[i:i + 2])
+        assert np.sum(target != IGNORE) == 2 * pairs
+
+
+@given(seeds, st.sampled_from(KINDS), st.integers(220, 700))
+@few
+def test_a_hidden_number_is_told_once_before_it_is_asked(seed, kind, length):
+    rng = np.random.default_rng(seed)
+    text, targets = hidden(rng, 2, length, kind)
+    assert text.shape == targets.shape == (2, length)
+    for row, target in zip(text, targets, strict=True):
+        at = np.flatnonzero(target != IGNORE)
+        numbers = [decode(target[at[i:i + 5]]) for i in range(0, len(at), 5)]
+        assert len(numbers) == (2 if kind == "multi-value" else 1)
+        for number in numbers:
+            assert decode(row).count(f"number is {number}. ") >= 1
+            assert decode(row[:at[0] + 1]).rindex("number is ") > decode(row).index(number)
+
+
+def test_a_context_too_short_for_what_it_hides_is_refused():
+    with pytest.raises(ValueError, match="single needs a context of"):
+        hidden(np.random.default_rng(0), 1, 20, "single")
+
+
+def test_every_language_is_named_by_its_first_token():
+    text, targets = named_words(np.random.default_rng(0), 2, 12)
+    assert text.shape == (2 * len(NAMES), 13)
+    assert text[::2, 0].tolist() == list(range(8, 8 + len(NAMES)))
+    assert np.all(targets[:, 0] == IGNORE)
+
+
+@given(seeds, st.integers(1, 8), st.integers(1, 5))
+@few
+def test_a_language_read_tells_the_meaning_of_every_word_in_it_once(seed, size, meanings):
+    read, ask = two_meanings(np.random.default_rng(seed), 3, size, meanings)
+    for language in range(2):
+        (tokens, targets), (again, answers) = read(language), ask(language)
+        assert tokens.shape == (3, 2 * size + 1) and np.all(tokens[:, 0] == size + meanings + language)
+        for row, asked, other, wanted in zip(tokens, targets, again, answers, strict=True):
+            told = dict(zip(row[1::2].tolist(), row[2::2].tolist(), strict=True))
+            assert sorted(told) == list(range(size)) and all(size <= m < size + meanings for m in told.values())
+            assert asked[1::2].tolist() == row[2::2].tolist() and np.all(asked[::2] == IGNORE)
+            assert wanted[1::2].tolist() == [told[word] for word in other[1::2].tolist()]
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 4))
+@few
+def test_intents_of_one_group_are_asked_among_all(seed, groups, classes):
+    read, ask = grouped_intents(np.random.default_rng(seed), 2, groups, classes)
+    taught = [read(group) for group in range(groups)]
+    told = [dict(pair for tokens, _ in taught for pair in zip(tokens[row, 1::2], tokens[row, 2::2], strict=True))
+            for row in range(2)]
+    for row in range(2):  # no two intents share a keyword or a label
+        assert sorted(told[row]) == list(range(groups * classes)) and len(set(told[row].values())) == groups * classes
+    for group in range(groups):
+        tokens, targets = ask(group)
+        for row in range(2):
+            for i in np.flatnonzero(targets[row] != IGNORE):
+                assert targets[row, i] == told[row][tokens[row, i]]
+                assert tokens[row, i] in taught[group][0][row, 1::2]

@@ -163,9 +163,10 @@ class Answer:
         self.scribes = [Scribe(self.chat, logprobs) for _ in feed.jobs]
         self.read, self.n = sum(map(len, prompts)), asked.n or 1
         self.drawn, self.learned, self.saved = 0, False, True
-        self.head: dict[str, Any] = {"id": ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12),
-                     "object": "chat.completion" if self.chat else "text_completion",
-                     "created": int(time.time()), "model": run.name}
+        self.head: dict[str, Any] = {
+            "id": ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12),
+            "object": "chat.completion" if self.chat else "text_completion", "created": int(time.time()),
+            "model": run.name}
 
     @property
     def usage(self) -> dict[str, int]:
@@ -191,20 +192,20 @@ class Answer:
     async def whole(self, request: Request) -> dict[str, Any]:
         texts: list[list[str]] = [[] for _ in self.scribes]
         ends = [""] * len(self.scribes)
-        logprobs: list[Any] = [None] * len(self.scribes)
-        seen = []
+        logprobs = [Columns() for _ in self.scribes]
+        seen: list[Raw] = []
         async for index, event in self.feed.until_gone(request):
             if isinstance(event, Heard | Wrote) and self.asked.trace:
-                seen.append({"index": index, **watched(event)})
+                seen.append(raw({"index": index, **watched(event)}))
             if new := self.take(index, event):
                 texts[index].append(new[0])
-                logprobs[index] = longer(logprobs[index], new[1])
+                logprobs[index].add(new[1])
                 ends[index] = new[2] or ""
         choices = []
         for index, parts in enumerate(texts):
             message = {"role": "assistant", "content": "".join(parts), "refusal": None}
             choices.append({"index": index, **({"message": message} if self.chat else {"text": "".join(parts)}),
-                            "logprobs": logprobs[index], "finish_reason": ends[index]})
+                            "logprobs": logprobs[index].whole, "finish_reason": ends[index]})
         extra: dict[str, Any] = {"hope": {**self.lesson, "trace": seen}} if self.asked.trace else (
             {"hope": self.lesson} if self.asked.learn else {})
         return {**self.head, "choices": choices, "usage": self.usage, **extra}
@@ -240,31 +241,47 @@ class Answer:
         yield "data: [DONE]\n\n"
 
 
-def longer(old: Any, new: Any) -> Any:
-    """Log-probabilities of a text, with those of its next part at their end."""
-    if not (old and new):
-        return old or new
-    for name, values in old.items():
-        if values is not None:
-            values += new[name]
-    return old
+class Raw(str):
+    """JSON that is spelled already: a long answer is kept as few strings, not as many objects."""
+
+
+def raw(value: Any) -> Raw:
+    return Raw(json.dumps(value, separators=(",", ":")))
+
+
+class Columns:
+    """Log-probabilities of a text, part by part."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Raw]] = {}
+
+    def add(self, new: dict[str, Any] | None) -> None:
+        for name, values in (new or {}).items():
+            self.parts.setdefault(name, []).extend([raw(values)] if values else [])
+
+    @property
+    def whole(self) -> dict[str, Any] | None:
+        """What OpenAI's interface has there; None if nothing was asked for."""
+        joined = {name: Raw("[" + ",".join(part[1:-1] for part in parts) + "]") if parts else None
+                  for name, parts in self.parts.items()}
+        return joined or None
 
 
 def sse(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+    return f"data: {raw(body)}\n\n"
 
 
 async def encoded(value: Any) -> str:
     """JSON of something large, a slice at a time, with others' turns in between."""
     if isinstance(value, dict):
         return "{" + ",".join([f"{json.dumps(key)}:{await encoded(its)}" for key, its in value.items()]) + "}"
-    if not isinstance(value, list) or not value:
-        return json.dumps(value, separators=(",", ":"))
-    if len(value) <= SLICE and any(isinstance(one, dict | list) for one in value):
-        return "[" + ",".join([await encoded(one) for one in value]) + "]"
+    if not isinstance(value, list):
+        return value if isinstance(value, Raw) else raw(value)
     parts = []
     for i in range(0, len(value), SLICE):
-        parts.append(json.dumps(value[i:i + SLICE], separators=(",", ":"))[1:-1])
+        some = value[i:i + SLICE]
+        simple = not any(isinstance(one, dict | list | Raw) for one in some)
+        parts += [raw(some)[1:-1]] if simple else [await encoded(one) for one in some]
         await asyncio.sleep(0)
     return "[" + ",".join(parts) + "]"
 

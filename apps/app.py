@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import gc
 import hashlib
+import json
 import re
 import secrets
 import time
@@ -25,8 +27,8 @@ from starlette.exceptions import HTTPException
 import hope
 from apps import reference
 from apps.about import About, facts
-from apps.answers import Answer, Feed, answered, sse, watched
-from apps.engine import Done, Engine, Heard
+from apps.answers import Answer, Feed, answered, raw, sse, watched
+from apps.engine import Done, Engine
 from apps.gate import LOCAL, Gate, Rules, refusal
 from apps.record import Record, problem
 from apps.runs import END, LEARN, TEMPLATE, TURN, Place, distances, process_bytes
@@ -78,6 +80,8 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
         def sweep() -> None:
             if gone := sessions.sweep():
                 print(f"apps.serve: removed {gone} sessions that were not used for {sessions.days:g} days", flush=True)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector looks at requests only, and holds them for no time
         engine.start()
         chores = [asyncio.create_task(every(RETRY_EVERY, sessions.retry)),
                   asyncio.create_task(every(SWEEP_EVERY, sweep))]
@@ -299,8 +303,8 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
             yield "data: [DONE]\n\n"
         if asked.stream:
             return streamed(stream())
-        *pieces, end = [told(found) async for _, found in feed.until_gone(request) if isinstance(found, Heard | Done)]
-        return await answered({**end, "pieces": pieces})
+        *pieces, end = [raw(told(found)) async for _, found in feed.until_gone(request)]
+        return await answered({**json.loads(end), "pieces": pieces})
 
     def shown(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
         if found is None:

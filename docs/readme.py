@@ -244,9 +244,9 @@ def keep(folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("runs", nargs="*", type=Path, help="folders of finished runs of tiny or nano")
-    for folder in made.parse_args(arguments).runs:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs of tiny or nano")
+    for folder in parser.parse_args(arguments).runs:
         keep(folder)
     for page, parts in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")

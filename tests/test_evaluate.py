@@ -272,7 +272,7 @@ def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
     (("multiple-choice", "--questions", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
     ((), "which task? choose from text"),
     (("optimisers", "--optimizers", "adamv"), "did you mean 'adamw'"),
-    (("optimisers", "--preset", "tiniest"), "did you mean 'tiny'"),
+    (("optimisers", "--preset", "tinny"), "did you mean 'tiny'"),
     (("optimisers", "--rates", "0,1"), "--rates"),
     (("claims", "recal"), "did you mean 'recall'"),
     (("claims", "--quick"), "--out"),
@@ -292,7 +292,7 @@ GOOD = '{"context": "a", "choices": ["b", "c"], "answer": 1}'
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "Expecting property name"), ("[]", "an object"), ('{"choices": []}', "context is None"),
+    ("{", "Expecting property name"), ("[]", "a question is an object"), ('{"choices": []}', "context is None"),
     (GOOD.replace(', "c"', ""), "choices is"), (GOOD.replace('"c"', "5"), "choices is"),
     (GOOD.replace('"c"', '""'), "choices is"), (GOOD.replace("1}", "2}"), "answer is 2"),
     (GOOD.replace("1}", "true}"), "answer is True"), (GOOD.replace("1}", "-1}"), "answer is -1")])

@@ -60,8 +60,14 @@ const colour = (model, chunk) => `var(--level${Math.min(model.chunks.indexOf(chu
 
 // Pictures -----------------------------------------------------------------------------------------------------------
 
+function room(svg, height) {  // a unit is a sixteenth of the text's size, however wide the picture is
+  const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16, width = Math.max(240, (svg.clientWidth || 480) / unit);
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  return width - 6;
+}
+
 export function drawCurve(bits, begin) {  // begin: where the answer begins, or -1
-  const curve = $("curve"), left = 34, right = 474, top = 22, bottom = 150;
+  const curve = $("curve"), left = 34, right = room(curve, 190), top = 22, bottom = 150;
   const most = Math.max(8, Math.ceil(Math.max(...bits, 0))), x = i => left + i * (right - left) / Math.max(bits.length - 1, 1), y = b => bottom - (bottom - top) * b / most;
   curve.replaceChildren(make("text", { x: 0, y: 12, class: "small" }, "bits per byte"));
   for (const b of [0, most / 2, most]) curve.append(make("line", { x1: left, x2: right, y1: y(b), y2: y(b), class: b ? "grid" : "axis" }),
@@ -72,7 +78,7 @@ export function drawCurve(bits, begin) {  // begin: where the answer begins, or 
   curve.append(make("polyline", { points: path(bits), class: "dot" }), make("polyline", { points: path(near), class: "mean" }));
   for (const i of [0, Math.floor(bits.length / 2), bits.length - 1])
     curve.append(make("text", { x: x(i), y: bottom + 15, "text-anchor": i ? (i === bits.length - 1 ? "end" : "middle") : "start", class: "small" }, i + 1));
-  curve.append(make("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle", class: "small" }, "byte of the text  (thin: each byte, thick: mean of 15)"));
+  curve.append(make("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle", class: "small" }, "byte of the text (thick: mean of 15)"));
   if (begin > 0 && begin < bits.length) curve.append(make("line", { x1: x(begin), x2: x(begin), y1: top - 6, y2: bottom, class: "begin" }),
     make("text", { x: x(begin) + (begin > bits.length / 2 ? -4 : 4), y: top - 8, "text-anchor": begin > bits.length / 2 ? "end" : "start", class: "small" }, "▶ the model goes on"));
   const told = begin > 0 ? `yours ${average(bits.slice(0, begin)).toFixed(2)}, its own ${average(bits.slice(begin)).toFixed(2)} bits per byte` : `${average(bits).toFixed(2)} bits per byte`;
@@ -81,17 +87,18 @@ export function drawCurve(bits, begin) {  // begin: where the answer begins, or 
 }
 
 export function drawMoves(model, moves) {  // one list of chunk sizes for every segment that was learned from
-  const raster = $("raster"), left = 150, width = 324 / 48, shown = moves.slice(-48), high = 34, height = high * model.chunks.length;
-  raster.setAttribute("viewBox", `0 0 480 ${height + 22}`);
+  const raster = $("raster"), high = 50, height = high * model.chunks.length, right = room(raster, height + 22), left = 0;
+  const shown = moves.slice(-48), width = (right - left) / 48;
   raster.replaceChildren();
   model.chunks.forEach((chunk, row) => {
     const [plain, small] = levelName(model, chunk), y = high * row;
-    raster.append(make("text", { x: 0, y: y + 14 }, plain), make("text", { x: 0, y: y + 27, class: "small" }, small),
-                  make("line", { x1: left, x2: 474, y1: y + 14, y2: y + 14, class: "grid" }));
+    const name = make("text", { x: 0, y: y + 14 }, plain + " ");
+    name.append(make("tspan", { class: "small" }, small));
+    raster.append(name, make("line", { x1: left, x2: right, y1: y + 31, y2: y + 31, class: "grid" }));
     shown.forEach((moved, i) => { if (moved.includes(chunk)) raster.append(make("rect", { class: "move", "data-chunk": chunk,
-      x: left + i * width, y: y + 5, width: width - 1, height: 18, rx: 1, fill: colour(model, chunk) })); });
+      x: left + i * width, y: y + 22, width: width - 1, height: 18, rx: 1, fill: colour(model, chunk) })); });
   });
-  raster.append(make("line", { x1: left, x2: 474, y1: height, y2: height, class: "axis" }),
+  raster.append(make("line", { x1: left, x2: right, y1: height, y2: height, class: "axis" }),
                 make("text", { x: left, y: height + 14, class: "small" }, `segments of ${model.tick} bytes that it learned from →`));
   const times = model.chunks.map(chunk => `${levelName(model, chunk)[0]} ${shown.filter(moved => moved.includes(chunk)).length} times`);
   $("moved").textContent = shown.length ? `In the last ${shown.length} segments: ${times.join(", ")}.` : "No level has moved yet: they do where it learns.";

@@ -263,3 +263,4 @@ choose(before.mode || "continue");
 settings();
 openSession(session);
 about();
+new ResizeObserver(draw).observe($("watch"));

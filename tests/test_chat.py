@@ -422,10 +422,12 @@ def test_ctrl_c_in_mid_answer_stops_the_answer_and_not_the_chat(run):
 
 
 def test_lines_typed_ahead_while_it_answers_are_messages_of_their_own_in_order(run):
-    with Terminal(run, "--max-tokens", "40", "--seed", "1") as terminal:
+    with Terminal(run, "--max-tokens", "300", "--temperature", "0") as terminal:
         terminal.until(b"> ")
         terminal.type(b"first\n")
         terminal.until(b"first\r\n")
+        if not terminal.seen:
+            terminal.more()  # the answer has begun
         terminal.type(b"second\n/learn on\nthird\n/quit\n")
         words = (b"learning off", b"learning off", b"learning is on", b"learning on")
         answered = [terminal.until(word) for word in words]

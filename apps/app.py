@@ -142,7 +142,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
         """The page."""
         return await part("index.html")
 
-    @app.get("/page/{name}", response_class=PlainTextResponse)
+    @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
         """What the page is made of."""
         if name not in {path.name for path in PAGE.iterdir()}:

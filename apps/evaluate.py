@@ -359,7 +359,8 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     return {"head": ["accuracy on", *names], "rows": rows, "results": found, "y": "accuracy",
             "x": ("tasks learned", list(range(len(names) + 1))),
             "lines": {f"{chunks}: {name}": [row[i] for row in result["matrix"]]
-                      for chunks, result in found.items() for i, name in enumerate(names)}}
+                      for chunks, result in found.items() for i, name in enumerate(names)},
+            "frontier": {chunks: (result["forgetting"], result["average"]) for chunks, result in found.items()}}
 
 
 def with_levels(config: Config, chunks: Sequence[int]) -> Config:
@@ -433,7 +434,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
     """The task's picture: one line per series, labelled where it ends."""
-    figure, (panel,) = canvas(title, 1)
+    figure, (panel, *beside) = canvas(title, *[1] * (1 + ("frontier" in found)))
     label, xs = found["x"]
     if min(xs) > 0 and max(xs) / min(xs) > 4:
         panel.set_xscale("log", base=2)
@@ -443,6 +444,11 @@ def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
                    linestyle="-" if i < len(COLOURS) else "--")
     panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     panel.set(xlabel=label, ylabel=found["y"])
+    for panel in beside:  # what is known at the end, and what that costs of what was known
+        for i, (name, (forgotten, known)) in enumerate(found["frontier"].items()):
+            panel.plot(forgotten, known, marker="o", linestyle="", color=COLOURS[i % len(COLOURS)], label=name)
+        panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="levels")
+        panel.set(xlabel="forgetting", ylabel="average at the end")
     figure.savefig(path)
 
 

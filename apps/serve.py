@@ -118,6 +118,7 @@ def listen(host: str, port: int) -> socket.socket:
             if os.name == "posix":
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(address)
+            found.listen()  # whoever comes before all is ready waits
             failed.pop_all()
     except OSError as error:
         raise ValueError(f"cannot listen at {host}, port {port}: {console.reason(error)}; choose another --host or "

@@ -432,10 +432,10 @@ def test_no_request_holds_the_others_for_long(run, tmp_path):
         asyncio.run_coroutine_threadsafe(watch(), server.loop)
         for body in ({"prompt": "x" * size, "echo": True, "logprobs": 2, "max_tokens": 0},
                      {"prompt": "x" * size, "echo": True, "logprobs": 0, "max_tokens": 0, "stream": True},
-                     {"prompt": [65] * 300_000, "n": 99}, {"prompt": [[65] * 9] * 20_000}, {"prompt": ["a"] * 200_000}):
+                     {"prompt": [65] * 200_000, "n": 99}, {"prompt": [[65] * 9] * 20_000}, {"prompt": ["a"] * 200_000}):
             server.post("/v1/completions", **body)
         assert server.ok("/tokenize", prompt="x" * 900_000)["count"] == 900_000
-        assert server.ok("/detokenize", tokens=[65] * 300_000)["prompt"] == "A" * 300_000
+        assert server.ok("/detokenize", tokens=[65] * 200_000)["prompt"] == "A" * 200_000
         server.ok("/v1/read", text="x" * size)
         server.ok("/v1/chat/completions", messages=HELLO * 4000, max_tokens=1)
     assert 0 < longest < 0.05
@@ -741,7 +741,6 @@ def test_the_address_that_is_shown_is_one_that_a_browser_opens(host, shown):
     with contextlib.closing(listening):
         assert serve.address_of(listening, False).startswith(shown)
         with pytest.raises(ValueError, match=r"cannot listen at .*in use"):
-            listening.listen()
             serve.listen(host, listening.getsockname()[1])
 
 

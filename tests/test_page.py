@@ -1,6 +1,7 @@
 """The page, in a real Chromium: continue, chat, teach, undo, sessions; keyboard, phone, dark, high contrast, projector.
 
-With PAGE_SHOTS=FOLDER the pictures of docs/apps.md are written there.
+With PAGE_SHOTS=FOLDER it shows the demonstration, and pictures are written there: PAGE_SHOTS=docs … -k "desk-light or
+phone-dark" makes those of docs/apps.md.
 """
 
 # ruff: noqa: E402  what may be missing is imported after it was found not to be
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 import hope
+from apps.runs import DEMO
 from config import Config
 from hope import Hope
 
@@ -40,13 +42,14 @@ except ModuleNotFoundError:  # then its rules are not tried
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("default")
+SHOTS = os.environ.get("PAGE_SHOTS", "")
 LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. " * 4
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    run = os.environ.get("PAGE_RUN")  # for pictures: a model that has learned something
-    if not run:
+    run = DEMO  # for pictures a model that has learned something
+    if not SHOTS:
         run = tmp_path_factory.mktemp("runs") / "small"
         run.mkdir()
         config = Config(width=16, layers=3, heads=2, segment=16, hidden=16, chunks=(1, 4), memory_chunk=8,
@@ -311,7 +314,8 @@ def test_what_it_is_an_example_and_both_modes_are_above_the_fold(page, size):
 
 
 @pytest.mark.parametrize("media", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"contrast": "more"},
-                                   {"forced_colors": "active"}], ids=str)
+                                   {"forced_colors": "active"}],
+                         ids=lambda media: next(iter(media.values())))
 @pytest.mark.parametrize("size", [*SIZES, "projector"])
 def test_it_fits_can_be_read_and_breaks_no_rule_of_accessibility(page, size, media):
     page.emulate_media(**media)
@@ -322,7 +326,7 @@ def test_it_fits_can_be_read_and_breaks_no_rule_of_accessibility(page, size, med
         page.click("#projector")
         assert page.evaluate("() => parseFloat(getComputedStyle(document.body).fontSize)") >= 24
     page.click("#how summary")
-    page.fill("#length", "200" if os.environ.get("PAGE_SHOTS") else "40")
+    page.fill("#length", "200" if SHOTS else "40")
     page.click("#how summary")
     page.check("#learn")
     page.click("#examples button >> nth=0")
@@ -331,11 +335,11 @@ def test_it_fits_can_be_read_and_breaks_no_rule_of_accessibility(page, size, med
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     style = "([box, name]) => getComputedStyle(document.querySelector(box))[name]"
     assert contrast(page.evaluate(style, ["#log", "color"]), page.evaluate(style, ["#said", "backgroundColor"])) > 7
-    if shots := os.environ.get("PAGE_SHOTS"):
+    if SHOTS:
         page.click("#tools summary")
         page.evaluate("() => window.scrollTo(0, 0)")
         name = f"page-{size}-{next(iter(media.values()))}"
-        page.screenshot(path=f"{shots}/{name}.png", full_page=size == "phone")
+        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=size == "phone")
     if axe:
         found = axe.Axe().run(page)
         broken = {one["id"]: [node["html"] for node in one["nodes"]] for one in found.response["violations"]}

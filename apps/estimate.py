@@ -13,6 +13,7 @@ import numpy as np
 
 from autograd import no_grad
 from hope import Hope
+from tools.console import duration
 
 
 def tokens(task: str, given: argparse.Namespace, model: Hope) -> tuple[int, int]:
@@ -30,8 +31,8 @@ def tokens(task: str, given: argparse.Namespace, model: Hope) -> tuple[int, int]
     return 2 * given.limit, 0
 
 
-def minutes(given: argparse.Namespace, model: Hope, tasks: Mapping[str, Callable[..., object]]) -> list[list[str]]:
-    """Every task in a sentence, and the minutes it would take here: one segment is timed, there and back."""
+def listed(given: argparse.Namespace, model: Hope, tasks: Mapping[str, Callable[..., object]]) -> str:
+    """Every task, about how long it would take here, and what it asks: one segment is timed, there and back."""
     text = np.random.default_rng(0).integers(0, model.config.vocabulary, (1, model.config.segment + 1))
     for _ in range(2):  # the first time compiles
         started = time.perf_counter()
@@ -45,9 +46,11 @@ def minutes(given: argparse.Namespace, model: Hope, tasks: Mapping[str, Callable
     for name, task in tasks.items():
         about = " ".join((task.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
         if name == "multiple-choice":
-            found = f"{1e3 * read:.2g} seconds for every 1,000 bytes of questions"
+            found = f"{duration(1e3 * read)} per kB"
         else:
             n, m = tokens(name, given, model)
-            found = f"{(n * read + m * trained) / 60:.2g} minutes"
-        rows.append([name, found, about])
-    return rows
+            found = duration(n * read + m * trained)
+        rows.append((name, found, about))
+    rows += [("optimisers", "see its flags", "Which optimiser suits a setting: a sweep of rates, then several seeds"),
+             ("claims", "see claims --list", "What the paper claims, in small")]
+    return "\n".join(f"{name:16} {takes:20} {about}" for name, takes, about in rows)

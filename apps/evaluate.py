@@ -547,11 +547,8 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
-    rows = estimate.minutes(given, model, TASKS)
-    rows += [["optimisers", "see --steps, --seeds", "A sweep of learning rates for each optimiser, then several seeds"],
-             ["claims", "see claims --list", "What the paper claims, in small"]]
-    return (f"{table(['task', f'takes with {run.name}, about', 'what it asks'], rows)}\n\n(one segment was timed; "
-            "forgetting: for two texts)")
+    return (f"{estimate.listed(given, model, TASKS)}\n\n(with {run.name}, of which one segment was timed; text: at "
+            "most; forgetting: for two texts)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

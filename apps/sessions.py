@@ -170,7 +170,7 @@ class Sessions:
         self.writing: dict[Key, int] = {}  # how many versions of a session have not been written yet
         self.unsaved: set[Key] = set()  # those whose last version could not be written
         self.jobs: queue.SimpleQueue[tuple[Session | None, bool, Future[bool]] | None] = queue.SimpleQueue()
-        self.problem = ""  # why the last save failed
+        self.problem = ""  # why some of them could not
         self.failures = self.evicted = 0
         self.writer = threading.Thread(target=self.write, name="sessions", daemon=True)
         self.writer.start()
@@ -272,6 +272,7 @@ class Sessions:
             with self.lock:
                 known = self.known.pop(key, None)
                 self.memory.pop(key, None)
+                self.unsaved.discard(key)
             if known:
                 path = file_of(self.folder, key[1], key[0])
                 path.unlink(missing_ok=True)
@@ -293,23 +294,28 @@ class Sessions:
             if session is None:
                 saved.set_result(True)
                 continue
+            error: OSError | None = None
             try:
                 with self.files:
                     with self.lock:
                         wanted = session.key in self.known
                     if wanted:
                         self.store(session, undone)
-                    self.unsaved.discard(session.key)
-                self.problem = ""
-            except OSError as error:
-                self.unsaved.add(session.key)
-                self.problem, self.failures = f"sessions cannot be saved: {error}", self.failures + 1
-                print(f"apps.serve: {self.problem}", file=sys.stderr, flush=True)
+            except OSError as found:
+                error = found
             with self.lock:
                 self.writing[session.key] -= 1
                 if not self.writing[session.key]:
                     del self.writing[session.key]
-            saved.set_result(not self.problem)
+                if error:
+                    self.unsaved.add(session.key)
+                    self.problem, self.failures = f"sessions cannot be saved: {error}", self.failures + 1
+                else:
+                    self.unsaved.discard(session.key)
+                    self.problem = self.problem if self.unsaved else ""
+            if error:
+                print(f"apps.serve: {self.problem}", file=sys.stderr, flush=True)
+            saved.set_result(error is None)
 
     def store(self, session: Session, undone: bool) -> None:
         path = file_of(self.folder, session.name, session.owner)

@@ -327,8 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines: Iterator[bytes] = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
     else:
         lines = piped()
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops an answer, not the program
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops an answer, not the program
     try:
         failed = converse(chat, lines, terminal)
     except (BrokenPipeError, KeyboardInterrupt):

@@ -371,12 +371,16 @@ def test_an_answer_that_is_broken_off_is_heard_as_far_as_it_came(run):
     assert "\x1b[97;48;5;" in talker.surprise()
 
 
+HEARD = [sys.executable, "-c", "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]  # Python that hears Ctrl+C in the background, too
+
+
 class Terminal:
     """A chat in a terminal of its own."""
 
     def __init__(self, run: Run, *flags: str):
         self.master, slave = pty.openpty()
-        command = [sys.executable, "-m", "apps.chat", str(run.folder), *flags]
+        command = [*HEARD, "-m", "apps.chat", str(run.folder), *flags]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
                                         start_new_session=True, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
         os.close(slave)

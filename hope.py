@@ -386,8 +386,9 @@ def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 
     if temperature <= 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")
-    scaled = logits[order].astype(np.float64) / temperature
-    p = np.exp(scaled - scaled[0])
+    below = logits[order].astype(np.float64) - logits[order[0]]
+    with np.errstate(over="ignore"):  # of a temperature close to 0
+        p = np.exp(below / temperature)
     p /= np.sum(p)
     kept = np.cumsum(p) - p < top_p  # the smallest set whose probability reaches top_p
     kept[0] = True
@@ -454,8 +455,8 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
                          "it may be damaged or not one of this program's") from error
     weights = {n.removeprefix("weights.").replace(".feed.", ".projection."): a  # as it was once called
                for n, a in arrays.items() if n.startswith("weights.")}
-    model = Hope(config, np.random.default_rng(0))
-    model.astype(weights["embedding"].dtype if "embedding" in weights else np.float32)
+    model, kept = Hope(config, np.random.default_rng(0)), weights.get("embedding", np.zeros(0, np.float16)).dtype
+    model.astype(np.float32 if kept == np.float16 else kept)  # half precision is for files
     model.load_state_dict(weights)
     state = State.unpack(arrays) if "state" in arrays else None
     rest = {n: a for n, a in arrays.items() if n != "state" and not n.startswith(("weights.", "state."))}

@@ -1,34 +1,51 @@
 """What is it like to talk to a model that goes on learning?
 
-    python -m apps.chat                        the newest run
+    python -m apps.chat                        the newest run, or the demonstration
     python -m apps.chat runs/nano-… --learn    another one, and what is said changes its levels
+    python -m apps.chat --complete             every line is the beginning of a text, which it continues
     echo "def main" | python -m apps.chat      a line is a message; only answers are printed
 
-Commands: /learn on|off, /reset, /save NAME, /load NAME, /surprise, /help, /quit. The memories of the model
-carry the conversation in any case; with learning on, its levels learn from it, too. The run itself is never
-changed: what was learned is a running state, and lives in a session that can be saved and loaded.
+Commands: /complete on|off, /learn on|off, /undo, /reset, /sessions, /save NAME, /load NAME, /surprise, /help, /quit.
+A line that begins with // is a message that begins with /. The memories of the model carry the conversation in any
+case; with learning on, its levels learn from it, too. The run itself is never changed: what was learned is a running
+state, and lives in a session that can be saved and loaded.
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
 import argparse
+import codecs
 import contextlib
 import os
+import re
 import select
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+import signal
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 import hope
+from apps.about import About
 from apps.runs import END, TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
-from apps.sessions import Session, file_of
+from apps.sessions import Session, file_of, saved_in
+from config import nearest
+from tools import console
+from tools.command import Parser
 from tools.console import amount
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
 UNSAVED = "unsaved"
+COMMANDS = ("complete", "learn", "undo", "reset", "sessions", "save", "load", "surprise", "help", "quit")
 
 
 class Chat:
@@ -36,18 +53,22 @@ class Chat:
 
     def __init__(self, run: Run, given: argparse.Namespace, colours: bool):
         self.run, self.given, self.colours = run, given, colours
-        self.folder = run.folder / "sessions" / "chat"
+        self.folder = run.sessions / "chat"
         self.session, self.learning, self.saved = Session("chat"), given.learn, True
+        self.completing, self.before = given.complete, self.session  # `before` the last message
         self.rng = np.random.default_rng(given.seed)
         self.last: list[Piece] = []  # the last text, as it was read
 
     # what is said -------------------------------------------------------------------------------------------
 
-    def say(self, message: bytes) -> Iterator[str]:
+    def say(self, message: bytes) -> Generator[str, None, None]:
         """Read a message, and answer it bit by bit; whoever stops half-way keeps what was said so far."""
-        self.last = []
-        self.hear(b"user: " + message + b"\nassistant: ")
-        answer = bytearray()
+        self.last, self.before, answer = [], self.session, bytearray()
+        if self.completing:  # a text of its own, after what was read before
+            self.session = replace(self.session, place=Place(self.session.place.state, END))
+            self.hear(message)
+        else:
+            self.hear(b"user: " + message + b"\nassistant: ")
         try:
             yield from self.answer(answer)
         finally:
@@ -64,7 +85,8 @@ class Chat:
     def answer(self, written: bytearray) -> Iterator[str]:
         """The model's own words; `written` gathers their bytes."""
         place, given = self.session.place, self.given
-        text, stops, waiting = Utf8(), Stops([TURN, bytes([END])]), bytearray()
+        text, stops, waiting = Utf8(), Stops([bytes([END])] if self.completing else [TURN, bytes([END])]), bytearray()
+        shown = Squeezed(within=self.completing)
         for _ in range(given.max_tokens):
             (logits, state), = predict(self.run.model, [place])
             token = hope.sample(logits, self.rng, given.temperature, given.top_k, given.top_p)
@@ -72,14 +94,14 @@ class Chat:
             waiting.append(token)
             free = stops.feed(token)
             written += waiting[:free]
-            yield visible(text.feed(waiting[:free]))
+            yield shown.feed(visible(text.feed(waiting[:free])))
             del waiting[:free]
             if stops.hit:
                 break
         else:
             written += waiting
-            yield visible(text.feed(waiting))
-        yield visible(text.feed(b"", final=True))
+            yield shown.feed(visible(text.feed(waiting)))
+        yield shown.feed(visible(text.feed(b"", final=True)))
 
     # commands -----------------------------------------------------------------------------------------------
 
@@ -90,17 +112,32 @@ class Chat:
         if name == "learn" and argument in ("on", "off"):
             self.learning = argument == "on"
             return f"learning is {argument}"
+        if name == "complete" and argument in ("on", "off"):
+            self.completing = argument == "on"
+            return "lines are beginnings of texts" if self.completing else "lines are messages"
         if name == "reset":
-            self.session, self.saved, self.last = Session("chat"), True, []
-            return "all is forgotten; the run is as it was trained"
+            self.before, self.session, self.saved, self.last = self.session, Session("chat"), True, []
+            return "all is forgotten; the run is as it was trained (/undo takes that back)"
+        if name == "undo":
+            undone = self.session is not self.before
+            self.session, self.saved, self.last = self.before, self.before.learned == 0, []
+            return "the last message is undone" if undone else "there is nothing to undo"
         if name in ("save", "load") and argument:
             return self.save(argument) if name == "save" else self.load(argument)
-        if name == "surprise":
-            return self.surprise()
+        if name in ("surprise", "sessions"):
+            return self.surprise() if name == "surprise" else self.sessions()
         if name == "help":
-            return __doc__.split("Commands: ")[1].strip()
-        raise ValueError(f"{line!r} is none of /learn on|off, /reset, /save NAME, /load NAME, /surprise, "
-                         "/help, /quit")
+            return (__doc__ or "").split("Commands: ")[1].strip()
+        raise ValueError(f"{line!r} is none of /complete on|off, /learn on|off, /undo, /reset, /sessions, /save NAME, "
+                         "/load NAME, /surprise, /help, /quit")
+
+    def sessions(self) -> str:
+        """What was saved, the last used first."""
+        found = saved_in(self.folder, self.run.fingerprint)
+        lines = [f"{name}: {about['learned']:,} bytes learned, "
+                 f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(about['used']))}"
+                 for (_, name), about in found.items()]
+        return "\n".join(lines) or "no session is saved; /save NAME saves this one"
 
     def save(self, name: str) -> str:
         folder = self.run.folder
@@ -115,6 +152,7 @@ class Chat:
         if not path.exists():
             raise ValueError(f"no session {name!r} is in {self.folder}; /save {name} would make one")
         self.session, self.saved, self.last = Session.load(path, self.run.fingerprint), True, []
+        self.before = self.session
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
 
     def keep(self) -> str:
@@ -130,7 +168,7 @@ class Chat:
         tokens = [token for piece in self.last for token in piece.tokens]
         out, text, total, at = [], Utf8(), 0.0, 0
         for token in tokens:
-            total += token.bits
+            total += token.bits or 0.0
             if character := text.feed([token.byte]):
                 out.append(self.paint(visible(character), total))
                 total = 0.0
@@ -139,7 +177,7 @@ class Chat:
             at += len(piece.tokens)
             if piece.moved:
                 moves.append(f"byte {at}: levels with chunk size {', '.join(map(str, piece.moved))}")
-        mean = np.mean([token.bits for token in tokens])
+        mean = np.mean([token.bits or 0.0 for token in tokens])
         return "\n".join(["".join(out), f"{mean:.2f} bits per byte of {len(tokens)} bytes",
                           *(moves or ["no level moved" + ("" if self.learning else ": learning is off")])])
 
@@ -148,10 +186,33 @@ class Chat:
             return text
         return f"\x1b[97;48;5;{SHADES[min(int(bits / 1.5), len(SHADES) - 1)]}m{text}\x1b[0m"
 
+    def introduction(self) -> str:
+        """What the model is, and what to try."""
+        about = About.of(self.run.folder)
+        trained = f", {about.sentence}" if about.sentence else ""
+        how = "begin one" if self.completing else "begin one after /complete on"
+        return (f"{self.run.name}: {hope.count(self.run.model.config):,} parameters{trained}.\nIt continues texts, and "
+                f"was not taught to converse: {how}, such as `{about.example}`. /help lists the commands.")
+
     def status(self) -> str:
-        parameters, state = hope.count(self.run.model.config), self.session.place.nbytes
-        return (f"{self.run.name}: {parameters:,} parameters, state {amount(state)}, process "
+        return (f"{self.session.learned:,} bytes learned, state {amount(self.session.place.nbytes)}, process "
                 f"{amount(process_bytes())}, learning {'on' if self.learning else 'off'}")
+
+
+class Squeezed:
+    """Text as it comes, with runs of blank lines made one, and none at its beginning and end."""
+
+    def __init__(self, within: bool = False):
+        self.blank, self.begun = "", within  # what was held back; whether anything was shown
+
+    def feed(self, text: str) -> str:
+        solid = text.rstrip()
+        if not solid:
+            self.blank += text
+            return ""
+        whole, begun = self.blank + solid, self.begun
+        self.blank, self.begun = text[len(solid):], True
+        return re.sub(r"\n[ \t\r]*\n\s*\n", "\n\n", whole) if begun else whole.lstrip()
 
 
 def visible(text: str) -> str:
@@ -162,13 +223,19 @@ def visible(text: str) -> str:
 # Lines in, lines out ----------------------------------------------------------------------------------------
 
 
+def waiting(seconds: float) -> bool:
+    """Whether more has been typed already."""
+    return os.name == "posix" and bool(select.select([sys.stdin], [], [], seconds)[0])
+
+
 def typed(prompt: str) -> Iterator[str]:
-    """Messages from a terminal; lines that are pasted together are one."""
+    """Messages from a terminal: lines pasted together are one, lines typed ahead while it answered are one each."""
     while True:
         try:
+            ahead = waiting(0)
             lines = [input(prompt)]
-            while os.name == "posix" and select.select([sys.stdin], [], [], 0.02)[0]:
-                lines.append(input())  # more was waiting: a paste
+            while not ahead and waiting(0.02):
+                lines.append(input())  # more was there at once: a paste
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -177,17 +244,31 @@ def typed(prompt: str) -> Iterator[str]:
         yield "\n".join(lines)
 
 
+def command_in(line: bytes) -> str:
+    """The command that a line is, "" if it is a message; ValueError for what looks like a command and is none."""
+    text = line.decode("utf-8", "replace").strip()
+    name = text[1:].split(" ")[0]
+    if not text.startswith("/") or "\n" in text or text.startswith("//"):
+        return ""
+    if name not in COMMANDS and (close := nearest(name, COMMANDS)):
+        raise ValueError(f"there is no command /{name}{close} Begin with // to say it")
+    return text if name in COMMANDS else ""
+
+
 def converse(chat: Chat, lines: Iterator[bytes], show: bool) -> int:
     """Answer line by line; returns whether a line could not be answered."""
     failed = 0
     for line in lines:
         try:
-            if line.strip() == b"/quit":
-                break
-            if line.startswith(b"/"):
-                print(chat.command(line.decode("utf-8", "replace").strip()))
+            if command := command_in(line):
+                if command == "/quit":
+                    break
+                print(chat.command(command))
             elif line.strip():
-                with contextlib.closing(chat.say(line)) as answer:
+                said = line[1:] if line.startswith(b"//") else line
+                if show and chat.completing:
+                    print(visible(said.decode("utf-8", "replace")), end="", flush=True)
+                with contextlib.closing(chat.say(said)) as answer:
                     for text in answer:
                         print(text, end="", flush=True)
                 print()
@@ -208,10 +289,11 @@ def dim(text: str) -> str:
     return f"\x1b[2m{text[:width]}\x1b[0m"
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m apps.chat", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    made.add_argument("run", nargs="?", default="", help="a run's folder [the newest in runs/]")
+def parser() -> Parser:
+    made = Parser(prog="python -m apps.chat", description=__doc__, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("run", nargs="?", default="", help="a run's folder [the newest in runs/, else the demonstration]")
+    made.add_argument("--complete", action="store_true", help="continue texts instead of answering messages")
     made.add_argument("--learn", action="store_true", help="begin with learning on")
     made.add_argument("--load", default="", metavar="NAME", help="begin with a saved session")
     made.add_argument("--max-tokens", type=int, default=300, help="length of an answer, at most [300]")
@@ -224,24 +306,30 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 if something could not be done, 2 for bad input."""
-    given = parser().parse_args(arguments)
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    console.ready()
     try:
+        given = parser().parse_args(arguments)
+        if given.max_tokens < 1:
+            raise ValueError(f"--max-tokens is {given.max_tokens}; an answer has at least 1")
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
         chat = Chat(Run.open(given.run), given, colours=terminal and "NO_COLOR" not in os.environ)
         if given.load:
             chat.load(given.load)
     except (ValueError, OSError) as error:
-        print(f"apps.chat: error: {error}", file=sys.stderr)
+        print(f"apps.chat: error: {console.reason(error)}", file=sys.stderr)
         return 2
-    sys.stdout.reconfigure(errors="backslashreplace")
     if terminal:
         with contextlib.suppress(ImportError):  # line editing, and pastes in one piece
             import readline  # noqa: F401
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are read as they are
-        print(f"{chat.status()}\n/help lists the commands")
-        lines = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are read as they are
+        print(chat.introduction())
+        lines: Iterator[bytes] = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
     else:
-        lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+        lines = piped()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops an answer, not the program
     try:
         failed = converse(chat, lines, terminal)
     except (BrokenPipeError, KeyboardInterrupt):
@@ -255,6 +343,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"apps.chat: what was learned could not be saved: {error}", file=sys.stderr)
         return 1
     return failed
+
+
+def piped() -> Iterator[bytes]:
+    """Lines that come from elsewhere, without a byte order mark."""
+    for number, line in enumerate(sys.stdin.buffer):
+        yield (line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).rstrip(b"\r\n")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@
 
 A job is a generator: it reads its prompt piece by piece, asks for one prediction after another, and commits
 what was learned at its end. Where it pauses, others have their turn; all that wait for a prediction get it in
-one batch. Whatever a job computes depends on that job alone, to the last bit: see `runs.padding`.
+one batch. Whatever a job computes depends on that job alone, to the last bit: see `runs.padding`. That a session
+has learned is said when it is on the disk.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 import hope
 from apps.runs import END, Place, Run, Stops, Token, alike, distances, judge, padding, predict, read
-from apps.sessions import Session, Sessions
+from apps.sessions import Key, Session, Sessions
 
 TRACED = 8  # tokens between two measurements of how far memories have drifted
 
@@ -63,6 +64,7 @@ class Done:
     read: int
     drawn: int
     learned: bool
+    saved: bool = True  # what was learned is on the disk
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Job:
     emit: Callable[[Event], None]
     count: int = 0  # tokens to write, at most
     place: Place = field(default_factory=Place)  # where reading begins outside a session
-    session: str = ""
+    session: Key | None = None
     aside: bool = False  # the text is no continuation of the session's conversation
     learn: bool = False
     key: str = ""  # the same for a request and its retries, which learn once
@@ -91,6 +93,9 @@ class Job:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    frequency: float = 0.0  # a token's logit is lower by so much for every time it was drawn before …
+    presence: float = 0.0  # … and by so much if it was at all
+    bias: Mapping[int, float] = field(default_factory=dict)  # added to logits
     seed: Any = None
     stops: Sequence[bytes] = ()
     top: int = 0  # how many likely tokens to tell
@@ -113,13 +118,14 @@ class Turn:
 class Engine:
     """The thread that owns the model."""
 
-    def __init__(self, run: Run, sessions: Sessions, rows: int = 32, waiting: int = 128):
+    def __init__(self, run: Run, sessions: Sessions, rows: int = 32, waiting: int = 128, fast: bool = False):
         self.run, self.sessions, self.rows, self.waiting = run, sessions, rows, waiting
-        self.padding = padding(run.model)
+        self.padding = padding(run.model) or int(fast)  # 0: every sequence goes alone
         self.queue: list[Job] = []
         self.turns: deque[Turn] = deque()
         self.lock, self.wake = threading.Lock(), threading.Event()
         self.closed = False
+        self.tokens_read = self.tokens_drawn = self.lessons = 0
         self.thread = threading.Thread(target=self.work, name="model", daemon=True)
 
     # called from anywhere -----------------------------------------------------------------------------------
@@ -229,7 +235,8 @@ class Engine:
     def life(self, job: Job) -> Life:
         """Read, write, learn, commit."""
         session = self.sessions.get(job.session) if job.session else None
-        before = session or Session(job.session, job.place)
+        owner, name = job.session or ("", "")
+        before = session or Session(name, job.place, owner=owner)
         learn = job.learn and not (job.retry and job.key in before.requests)
         text = job.prompt if job.aside else before.unheard(job.prompt)
         place = yield from self.hear(job, before.place, text, learn, True)
@@ -240,16 +247,22 @@ class Engine:
             place = yield from self.hear(job, place, bytes(written), True, False)
             sent_back = job.prompt + bytes(written).decode("utf-8", "replace").encode()
             after = before.after(place, len(text) + len(written), None if job.aside else sent_back, job.key)
-            learn = not job.cancelled and self.sessions.commit(session, after)
+            saved = None if job.cancelled else self.sessions.commit(session, after)
+            if saved:
+                self.lessons += 1
+                saved.add_done_callback(lambda found: job.emit(
+                    Done(reason, len(job.prompt), drawn, True, found.result())))
+                return
         elif session:
             self.sessions.touch(session)
-        job.emit(Done(reason, len(job.prompt), drawn, learn))
+        job.emit(Done(reason, len(job.prompt), drawn, False))
 
     def hear(self, job: Job, place: Place, text: bytes, learn: bool, prompt: bool
              ) -> Generator[None, Any, Place]:
         """Read a text, with a pause after each piece; returns the place after it."""
         for piece in read(self.run.model, place, text, learn, job.top):
             place = piece.place
+            self.tokens_read += len(piece.tokens)
             drift = distances(self.run.model, place.state) if job.trace else None
             job.emit(Heard(piece.tokens, prompt, piece.moved, drift))
             yield None
@@ -260,12 +273,18 @@ class Engine:
         rng, stops = np.random.default_rng(job.seed), Stops([*job.stops, bytes([END])])
         waiting: list[Token] = []
         written: list[int] = []
+        counts = np.zeros(self.run.model.config.vocabulary)
+        bias = np.zeros_like(counts)
+        bias[list(job.bias)] = list(job.bias.values())
         for drawn in range(1, job.count + 1):
             logits, state = yield place
             if not np.all(np.isfinite(logits)):
                 raise FloatingPointError("the model's prediction is not finite; reset the session, or take "
                                          "another run")
-            token = hope.sample(logits, rng, job.temperature, job.top_k, job.top_p)
+            chosen = logits + bias - job.frequency * counts - job.presence * (counts > 0)
+            token = hope.sample(chosen, rng, job.temperature, job.top_k, job.top_p)
+            counts[token] += 1
+            self.tokens_drawn += 1
             place = Place(state, token)
             waiting += judge([token], logits[None], job.top)
             free = stops.feed(token)

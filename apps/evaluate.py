@@ -5,10 +5,13 @@
     python -m apps.evaluate languages --run RUN                            trained on short words, asked long
     python -m apps.evaluate forgetting --run RUN --tasks a.txt b.txt       what is left of a after b
     python -m apps.evaluate multiple-choice --run RUN --questions q.jsonl  scored by likelihood
+    python -m apps.evaluate optimisers --preset tiny --rates 0.001,0.01    which optimiser suits a setting
     python -m apps.evaluate claims --list                                  the paper's claims, one by one
+    python -m apps.evaluate --list                                         all tasks, and the minutes each takes here
 
-Every task prints a table and writes TASK.json and TASK.png into the folder `evaluate` of the run, or into
---out. The weights in the run are never changed: a task that trains (--steps) trains a copy.
+Without --run it takes the newest run, else the demonstration. Every task prints a table and writes TASK.json and
+TASK.png into the folder `evaluate` of the run, or into --out. The weights in the run are never changed: a task that
+trains (--steps) trains a copy.
 
 A text is read segment by segment. Within a segment a memory always writes: that is how the model reads.
 `--learn` says what may outlast the segment: off nothing, memory what the memories hold (for attention: its
@@ -21,12 +24,18 @@ Legend: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +45,16 @@ from tqdm import tqdm
 
 import hope
 import optimizers
+from apps import estimate, optimisers
+from apps.questions import multiple_choice
+from apps.runs import DEMO, newest
 from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
 from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
 from config import Config
-from data import IGNORE, Corpus, Text, encode, fixed
+from data import IGNORE, Corpus, Text, fixed
 from hope import Hope, State, drifted
 from layers import cross_entropy
+from tools import console
 from tools.command import Parser, typed
 from tools.plots import COLOURS, canvas
 
@@ -151,7 +164,7 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """Bits per byte by position, with and without learning while reading, in constant memory."""
     texts = [Text([d], d.name) for d in Corpus.from_paths(given.files).documents] if given.files else [
         Corpus.default().split("validation")]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for learn in dict.fromkeys(("off", given.learn)):
         reader, segment = given.reader(model, learn=learn), given.segment or model.config.segment
         bits, seen, size, seconds = np.zeros(64), np.zeros(64), 0, time.perf_counter()
@@ -193,8 +206,10 @@ def needle(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """A number hidden in real text: the share of samples in which every digit is told rightly, by context."""
     hay = (Corpus.from_paths(given.files) if given.files else Corpus.default()).split("validation")
     lengths = given.contexts or tuple(model.config.segment << i for i in range(4))
-    return searched(given, model, "context", lengths, {
-        kind: lambda rng, n, kind=kind: hidden(rng, given.batch, n, kind, hay) for kind in KINDS}, lengths[0])
+
+    def drawing(kind: str) -> Callable[[np.random.Generator, int], Drawn]:
+        return lambda rng, n: hidden(rng, given.batch, n, kind, hay)
+    return searched(given, model, "context", lengths, {kind: drawing(kind) for kind in KINDS}, lengths[0])
 
 
 def passkey(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
@@ -253,14 +268,17 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     corpora, config = [Corpus.from_paths(path) for path in given.tasks], model.config
     names = [Path(path).name for path in given.tasks]
     found, rows = {}, []
+    weights, starts = model.state_dict(), "new weights" if given.fresh else "the run's weights"
     for chunks in given.chunks or [config.chunks]:
-        if chunks != config.chunks:
-            model = Hope(with_levels(config, chunks), np.random.default_rng(given.seed))
+        learner, start = Hope(with_levels(config, chunks), np.random.default_rng(given.seed)), "new weights"
+        if chunks == config.chunks:  # every row begins at its own start, whatever the others have learned
+            learner.load_state_dict(weights)
+            start = starts
         draws = [text_batches(c.split("train"), given.batch, config.segment, given.seed) for c in corpora]
+        scores = [scoring(c.split("validation"), given) for c in corpora]
         with tqdm(total=given.steps * len(draws), desc=str(chunks), disable=given.quiet) as bar:
-            matrix = stream(model, draws, [lambda m, c=c: next_byte_accuracy(m, c.split("validation"), given)
-                                           for c in corpora], given.steps, given.lr, bar)
-        found[",".join(map(str, chunks))] = {"matrix": matrix.tolist(), **transfer(matrix)}
+            matrix = stream(learner, draws, scores, given.steps, given.lr, bar)
+        found[f"{','.join(map(str, chunks))} from {start}"] = {"matrix": matrix.tolist(), **transfer(matrix)}
     for name, result in found.items():
         rows += [[f"{name}: {when}", *scores] for when, scores in
                  zip(["before", *(f"after {name}" for name in names)], result["matrix"], strict=True)]
@@ -269,7 +287,8 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     return {"head": ["accuracy on", *names], "rows": rows, "results": found, "y": "accuracy",
             "x": ("tasks learned", list(range(len(names) + 1))),
             "lines": {f"{chunks}: {name}": [row[i] for row in result["matrix"]]
-                      for chunks, result in found.items() for i, name in enumerate(names)}}
+                      for chunks, result in found.items() for i, name in enumerate(names)},
+            "frontier": {chunks: (result["forgetting"], result["average"]) for chunks, result in found.items()}}
 
 
 def with_levels(config: Config, chunks: Sequence[int]) -> Config:
@@ -289,11 +308,14 @@ def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[]
     return draw
 
 
-def next_byte_accuracy(model: Hope, held_out: Text, given: argparse.Namespace) -> float:
-    reader, right = given.reader(model), []
-    for window in fixed(held_out, given.batch, min(model.config.segment, len(held_out) - 1), 8):
-        right.append(np.mean(reader.begin().step(window)[1] == window[:, 1:]))
-    return float(np.mean(right))
+def scoring(held_out: Text, given: argparse.Namespace) -> Callable[[Hope], float]:
+    """What share of the next bytes of a text a model tells rightly."""
+    def next_byte_accuracy(model: Hope) -> float:
+        reader, right = given.reader(model), []
+        for window in fixed(held_out, given.batch, min(model.config.segment, len(held_out) - 1), 8):
+            right.append(np.mean(reader.begin().step(window)[1] == window[:, 1:]))
+        return float(np.mean(right))
+    return next_byte_accuracy
 
 
 def stream(model: Hope, draws: Sequence[Callable[[], Drawn]], scores: Sequence[Callable[[Hope], float]],
@@ -321,56 +343,6 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
             "forward": float(np.mean((before - matrix[0])[1:]))}
 
 
-def multiple_choice(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
-    """Questions with choices: how often the likeliest choice, plain or per byte, is right."""
-    if not given.questions:
-        raise ValueError('give --questions FILE, with lines like {"context": "1 + 1 =", "choices": [" 2", '
-                         '" 3"], "answer": 0}')
-    right: dict[str, list[bool]] = {"plain": [], "per byte": []}
-    reader, asked = given.reader(model), list(questions(Path(given.questions)))
-    for context, choices, answer in tqdm(asked, disable=given.quiet):
-        reader.begin()
-        head, at = encode(context), 0
-        while len(head) - at > reader.segment:  # all but what the choices follow directly
-            reader.step(head[None, at:at + reader.segment + 1])
-            at += reader.segment
-        before, nats = reader.state, []
-        for choice in choices:
-            tail = encode(choice)
-            reader.state = before
-            found = reader.step(np.concatenate([head[at:], tail])[None])[0][0]
-            nats.append((float(np.sum(found[-len(tail):])), len(tail)))
-        reader.state = before
-        if len(head) - at > 1:
-            reader.step(head[None, at:])
-        right["plain"].append(int(np.argmin([n for n, _ in nats])) == answer)
-        right["per byte"].append(int(np.argmin([n / size for n, size in nats])) == answer)
-    found = {name: float(np.mean(hits)) for name, hits in right.items()}
-    found["chance"] = float(np.mean([1 / len(choices) for _, choices, _ in asked]))
-    return {"head": ["score", "share right"], "rows": [[name, value] for name, value in found.items()],
-            "results": found | {"questions": len(asked)}, "lines": {n: [v, v] for n, v in found.items()},
-            "x": ("", [0, 1]), "y": "share right"}
-
-
-def questions(path: Path) -> Iterator[tuple[str, list[str], int]]:
-    """The lines of a file, checked; ValueError names the first that is not a question."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(filter(str.strip, lines), 1):
-        try:
-            found = json.loads(line)
-            context, choices, answer = found["context"], found["choices"], found["answer"]
-            if not (context and all(choices) and len(choices) > 1 and 0 <= answer < len(choices)):
-                raise ValueError("it needs a context, choices, none empty, and an answer that counts from 0")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, question {number}: {error}") from None
-        yield context, choices, answer
-    if not any(map(str.strip, lines)):
-        raise ValueError(f"{path} is empty; give at least one question")
-
-
 TASKS: dict[str, Callable[[argparse.Namespace, Hope], dict[str, Any]]] = {
     "text": text, "recall": recall, "needle": needle, "passkey": passkey, "forgetting": forgetting,
     "languages": languages, "multiple-choice": multiple_choice}
@@ -390,7 +362,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
     """The task's picture: one line per series, labelled where it ends."""
-    figure, (panel,) = canvas(title, 1)
+    figure, (panel, *beside) = canvas(title, *[1] * (1 + ("frontier" in found)))
     label, xs = found["x"]
     if min(xs) > 0 and max(xs) / min(xs) > 4:
         panel.set_xscale("log", base=2)
@@ -400,6 +372,11 @@ def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
                    linestyle="-" if i < len(COLOURS) else "--")
     panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     panel.set(xlabel=label, ylabel=found["y"])
+    for panel in beside:  # what is known at the end, and what that costs of what was known
+        for i, (name, (forgotten, known)) in enumerate(found["frontier"].items()):
+            panel.plot(forgotten, known, marker="o", linestyle="", color=COLOURS[i % len(COLOURS)], label=name)
+        panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), title="levels")
+        panel.set(xlabel="forgetting", ylabel="average at the end")
     figure.savefig(path)
 
 
@@ -407,10 +384,10 @@ def parser() -> Parser:
     """All flags; each task reads those that concern it."""
     made = Parser(prog="python -m apps.evaluate", description=__doc__, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("task", choices=[*TASKS, "claims"])
+    made.add_argument("task", nargs="?", choices=[*TASKS, "optimisers", "claims"])
     made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all")
     for name, default, meaning in (
-        ("run", "", "the folder of a run, with its checkpoint.npz"),
+        ("run", "", "the folder of a run; none = the newest, else the demonstration"),
         ("out", "", "folder for TASK.json and TASK.png [the run's own; claims: docs/claims]"),
         ("learn", "memory", f"what may outlast a segment: {', '.join(LEARN)}"),
         ("threshold", 0.0, "bits per token below which a segment leaves nothing behind"),
@@ -418,7 +395,9 @@ def parser() -> Parser:
         ("rate", 0.0, "learning rate of the levels while reading; 0 = the model's"),
         ("segment", 0, "tokens read at a time; 0 = the model's"),
         ("seed", 0, "of the questions, and of training"),
-        ("steps", -1, "train a copy first, so many steps; languages and forgetting: 200, others 0"),
+        ("steps", -1, "train a copy first, so many steps; languages, forgetting: 200, optimisers: the preset's"),
+        ("preset", "tiny", "optimisers: whose model and training"),
+        ("seeds", 3, "optimisers: runs at the best rate"),
         ("lr", 2e-3, "learning rate of that training"),
         ("batch", 8, "samples side by side"),
         ("samples", 4, "recall, needle, passkey: batches of each size"),
@@ -430,11 +409,13 @@ def parser() -> Parser:
     ):
         kind = whole_numbers if isinstance(default, tuple) else type(default)
         made.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} [{typed(default)}]")
-    made.add_argument("--files", nargs="+", help="text, needle: files, folders [this Python's own]")
+    made.add_argument("--rates", type=numbers, default=(), help="optimisers: those to try [three around its own]")
+    made.add_argument("--optimizers", nargs="+", default=["adamw", "muon", "m3"], help="[adamw muon m3]")
+    made.add_argument("--files", nargs="+", help="text, needle, optimisers: files, folders [this Python's own]")
     made.add_argument("--tasks", nargs="+", default=[], help="forgetting: files or folders, one per task")
     made.add_argument("--chunks", nargs="+", type=whole_numbers, help="forgetting: levels: 1 1,4 1,4,16")
     made.add_argument("--fresh", action="store_true", help="begin with new weights instead of the run's")
-    made.add_argument("--list", action="store_true", help="claims: which there are, and the minutes each took")
+    made.add_argument("--list", action="store_true", help="what can be evaluated, and how long each takes")
     made.add_argument("--quick", action="store_true", help="claims: two seeds, few steps; shows that it runs")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
@@ -444,43 +425,70 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(item) for item in text.split(","))
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(item) for item in text.split(","))
+
+
 def evaluate(given: argparse.Namespace) -> None:
     """Run one task on one run, and show what it found."""
-    if not given.run:
-        raise ValueError("which model? give the folder of a run: --run runs/…")
     for name in ("batch", "samples", "limit", "pairs", "contexts", "lengths", "segment", "threshold", "rate"):
         value, least = getattr(given, name), 0 if name in ("segment", "threshold", "rate") else 1
         if not all(least <= v < math.inf for v in (value if isinstance(value, tuple) else [value])):
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
-    path = Path(given.run) / "checkpoint.npz"
+    started = time.perf_counter()
+    if given.task == "optimisers":
+        found, title = optimisers.compare(given), f"optimisers: the preset {given.preset}, each at its best rate"
+        about, out = {}, Path(given.out or "runs/optimisers")
+    else:
+        model, run = opened(given)
+        found, title = TASKS[given.task](given, model), f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
+        about = {"config": asdict(model.config)}
+        out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
+    out.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(given).items() if name != "reader"}
+    kept = {"task": given.task, "asked": asked, **about, "results": found["results"],
+            "seconds": round(time.perf_counter() - started, 1)}
+    (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
+    found.get("draw", lambda *where: draw_lines(found, *where))(title, out / f"{given.task}.png")
+    print(f"{title}\n\n{table(found['head'], found['rows'])}\n\nwritten to {out / given.task}.json and .png")
+
+
+def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
+    """The model that is meant and its run's folder; what is missing in `given` is filled in."""
+    run = Path(given.run) if given.run else newest(Path("runs"))
+    path = run / "checkpoint.npz"
     if not path.exists():
-        raise ValueError(f"there is no checkpoint in {given.run}; give the folder of a run: --run runs/…")
+        raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     model = hope.load(path)[0]
+    if not given.run:
+        print(f"the run {run}")
     if given.fresh:
         model = Hope(model.config, np.random.default_rng(given.seed))
-    if given.steps < 0:
+    if given.steps < 0 and given.task:
         given.steps = 200 if given.task in ("languages", "forgetting") else 0
     given.reader = lambda model, learn=given.learn: Reader(
         model, learn, given.threshold, given.reset, given.rate or None, given.segment)
     given.reader(model)  # complains, if at all, before anything is read
-    started = time.perf_counter()
-    found = TASKS[given.task](given, model)
-    out = Path(given.out or Path(given.run) / "evaluate")
-    out.mkdir(parents=True, exist_ok=True)
-    asked = {name: value for name, value in vars(given).items() if name != "reader"}
-    kept = {"task": given.task, "asked": asked, "config": asdict(model.config), "results": found["results"],
-            "seconds": round(time.perf_counter() - started, 1)}
-    (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    title = f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
-    draw_lines(found, title, out / f"{given.task}.png")
-    print(f"{title}\n\n{table(found['head'], found['rows'])}\n\nwritten to {out / given.task}.json and .png")
+    return model, run
+
+
+def listed(given: argparse.Namespace) -> str:
+    """All tasks, and about how long each would take with this run, here, with these flags."""
+    model, run = opened(given)
+    return (f"{estimate.listed(given, model, TASKS)}\n\n(with {run.name}, of which one segment was timed; text: at "
+            "most; forgetting: for two texts)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 where training diverged, 2 for bad input, 130 after Ctrl+C."""
+    console.ready()
     try:
         given = parser().parse_args(arguments)
-        if given.task == "claims":
+        if not given.task and not given.list:
+            raise ValueError(f"which task? choose from {', '.join([*TASKS, 'optimisers', 'claims'])}; see --list")
+        if not given.task or (given.list and given.task != "claims"):
+            print(listed(given))
+        elif given.task == "claims":
             from apps import claims  # claims are made of tasks, so they import this file
 
             if given.list:
@@ -492,7 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
+        print(f"evaluate: error: {console.reason(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     return 0
 

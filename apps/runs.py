@@ -35,6 +35,7 @@ from hope import BlockState, Hope, State
 
 READ = 128  # tokens read at once; others get their turn in between
 LEARN = 32  # CHOICE: tokens in a segment while talking; every clock ticks once per so many bytes of text
+DEMO = Path(__file__).parent / "demo"  # a small trained run, for those who have none yet
 END = 0     # the byte between two documents: a text begins after it, and the model writes it to stop
 
 
@@ -50,9 +51,15 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def sessions(self) -> Path:
+        """Where sessions of its programs are kept: with the run, those of the demonstration below runs/."""
+        return (Path("runs/demo").absolute() if self.folder == DEMO else self.folder) / "sessions"
+
     @classmethod
     def open(cls, folder: str | Path = "") -> Run:
-        """The run in a folder, by default the newest below runs/; ValueError if there is none."""
+        """The run in a folder, by default the newest below runs/, else the demonstration; ValueError if there is none.
+        """
         folder = Path(folder) if folder else newest(Path("runs"))
         path = folder / "checkpoint.npz"
         try:
@@ -69,8 +76,10 @@ class Run:
 
 
 def newest(below: Path) -> Path:
-    """The folder with the latest checkpoint; ValueError if there is none."""
+    """The folder with the latest checkpoint, or else the demonstration; ValueError if there is neither."""
     found = sorted(below.glob("*/checkpoint.npz"), key=lambda path: path.stat().st_mtime)
+    if not found and (DEMO / "checkpoint.npz").exists():
+        return DEMO
     if not found:
         raise ValueError(f"no run is in {below.absolute()}; train one (python train.py --preset tiny) or "
                          "name its folder")
@@ -185,7 +194,7 @@ class Row(State):
         self.counts = [n + 1 for n in counts(past)]
 
     @cached_property
-    def blocks(self) -> list[BlockState]:
+    def blocks(self) -> list[BlockState]:  # type: ignore[override]  # made when someone looks
         i, own = self.index, iter(self.counts)
         return [branch(lambda t: hope.Tensor(t.data[i:i + 1].copy()), lambda _: next(own), block)
                 for block in self.batch.state.blocks]
@@ -203,8 +212,9 @@ def branch(of_tensor: Callable, of_count: Callable, *trees: Any) -> Any:
     if isinstance(first, (list, tuple)):
         return type(first)([branch(of_tensor, of_count, *row) for row in zip(*trees, strict=True)])
     if is_dataclass(first):
-        return type(first)(*[branch(of_tensor, of_count, *(getattr(tree, f.name) for tree in trees))
-                             for f in fields(first)])
+        kind: Any = type(first)
+        return kind(*[branch(of_tensor, of_count, *(getattr(tree, f.name) for tree in trees))
+                      for f in fields(first)])
     return first
 
 

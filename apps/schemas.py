@@ -1,14 +1,24 @@
 """What may be asked of the server?  The bodies of requests, checked; and the errors in OpenAI's shape.
 
 Names, ranges and defaults are those of OpenAI's interface. What is not known is ignored; what is known and
-not supported is refused unless it has no effect. Beyond OpenAI's: `learn`, `trace`, `top_k`.
+not supported is refused by its name unless it has no effect. Beyond OpenAI's: `learn`, `trace`, `top_k`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from apps.runs import conversation
 
@@ -23,14 +33,27 @@ def encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(encodable)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@:+=-]{0,127}$",
-                            description="Names a session, a running state of its own.")]
+Name = Annotated[Text, Field(min_length=1, max_length=256,
+                             description="Names a session, a running state of its own.")]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def to_bytes(tokens: Any) -> Any:
+    """Token ids as bytes; a million of them take no time."""
+    if not isinstance(tokens, list):
+        return tokens
+    if set(map(type, tokens)) - {int} or (tokens and not 0 <= min(tokens) <= max(tokens) <= 255):
+        raise ValueError("token ids are whole numbers from 0 to 255: bytes")
+    return bytes(tokens)
+
+
+Bytes = Annotated[bytes, BeforeValidator(to_bytes), WithJsonSchema(
+    {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}})]
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}),
-    "suffix": (None, ""), "tools": (None, []), "functions": (None, []), "tool_choice": (None, "none", "auto"),
-    "audio": (None,), "response_format": (None, {"type": "text"}),
+    "repetition_penalty": (None, 1), "min_p": (None, 0), "suffix": (None, ""),
+    "tools": (None, []), "functions": (None, []), "tool_choice": (None, "none", "auto"),
+    "audio": (None,), "response_format": (None, {"type": "text"}), "store": (None, False),
+    "modalities": (None, ["text"]), "guided_json": (None,), "grammar": (None, ""), "prompt_logprobs": (None, False),
 }
 
 
@@ -40,6 +63,15 @@ def whole(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(whole)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Unsupported(ValueError):
+    """A field that is known and not supported."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name} is not supported here; leave it out")
+        self.name = name
 
 
 class Body(BaseModel):
@@ -58,8 +90,11 @@ class Asked(Body):
     model: str | None = None
     n: Annotated[Count, Field(ge=1, le=16)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, description="0, like temperature 0: the likeliest byte")] | None = None
     top_k: Annotated[Count, Field(ge=0)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[Count, Field(ge=-2**63, lt=2**64)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
@@ -72,7 +107,10 @@ class Asked(Body):
     def supported(self) -> Asked:
         for name, value in (self.model_extra or {}).items():
             if name in WITHOUT_EFFECT and value not in WITHOUT_EFFECT[name]:
-                raise ValueError(f"{name} is not supported here; leave it out")
+                raise Unsupported(name)
+        for token in self.logit_bias or {}:
+            if not (token.isascii() and token.isdigit() and int(token) < 256):
+                raise ValueError(f"logit_bias has the token {token[:20]!r}; tokens are bytes, 0 to 255")
         if self.learn and (self.n or 1) > 1:
             raise ValueError("a session learns from one answer: n must be 1 where learn is true")
         return self
@@ -98,15 +136,32 @@ def spoken(messages: list[Message]) -> str:
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Annotated[Count, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
 
 
+def kind_of_prompt(prompt: Any) -> str:
+    """Told by its first part, so that one reading of a long prompt is enough."""
+    if isinstance(prompt, bytes):
+        return "tokens"
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else ""
+    return "texts" if isinstance(first, str) else "token lists" if isinstance(first, list) else "tokens"
+
+
+Prompt = Annotated[Annotated[Text, Tag("text")]
+                   | Annotated[list[Text], Field(max_length=128, fail_fast=True), Tag("texts")]
+                   | Annotated[Bytes, Tag("tokens")]
+                   | Annotated[list[Bytes], Field(max_length=128, fail_fast=True), Tag("token lists")],
+                   Discriminator(kind_of_prompt)]
+
+
 class CompletionRequest(Asked):
-    prompt: Text | list[Text] | list[Byte] | list[list[Byte]] = ""
+    prompt: Prompt = ""
     max_tokens: Annotated[Count, Field(ge=0)] | None = None
     max_completion_tokens: Annotated[Count, Field(ge=0)] | None = None
     logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
@@ -116,20 +171,14 @@ class CompletionRequest(Asked):
     @property
     def prompts(self) -> list[bytes]:
         """One prompt or several, as bytes."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt.encode()]
-        if all(isinstance(item, int) for item in prompt):
-            return [bytes(prompt)]
-        return [item.encode() if isinstance(item, str) else bytes(item) for item in prompt]
+        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        return [one.encode() if isinstance(one, str) else one for one in prompts]
 
     @model_validator(mode="after")
     def possible(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is not supported here; leave it out")
-        if len(self.prompts) > 128:
-            raise ValueError(f"{len(self.prompts)} prompts are too many for one request; 128 may be given")
-        if self.learn and len(self.prompts) > 1:
+        if self.learn and isinstance(self.prompt, list) and len(self.prompt) > 1:
             raise ValueError("a session learns from one text: give one prompt where learn is true")
         if self.learn and self.echo and self.logprobs is not None:
             raise ValueError("nothing moves while a text is scored: leave out learn, or echo with logprobs")
@@ -145,7 +194,7 @@ class ReadRequest(Body):
 
 class TokenizeRequest(Body):
     prompt: Text | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(max_length=4096, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def one(self) -> TokenizeRequest:
@@ -155,11 +204,12 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
-    tokens: list[Byte]
+    tokens: Bytes
 
 
 class ResetRequest(Body):
-    reset: Literal["all", "memory", "levels"]
+    reset: Annotated[Literal["all", "memory", "levels", "last"],
+                     Field(description="What to forget; last = only the last change, which is undone.")]
 
 
 class ErrorDetail(BaseModel):
@@ -178,7 +228,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
             status, "invalid_request_error" if status < 500 else "server_error")
         self.status, self.headers = status, {"retry-after": "1"} if status in (429, 503) else {}
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -8,6 +8,7 @@ What runs took and reached is kept in docs/runs.json.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import re
@@ -244,8 +245,10 @@ def keep(folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    for folder in arguments:
-        keep(Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs of tiny or nano")
+    for folder in parser.parse_args(arguments).runs:
+        keep(folder)
     for page, parts in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, made in parts.items():

@@ -1,7 +1,9 @@
 """Reading, writing and learning in the apps, sessions on disk, and the console chat."""
 
+import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -48,10 +50,13 @@ def bits(pieces) -> list[float]:
 # reading and writing ----------------------------------------------------------------------------------------
 
 
-def test_the_newest_run_is_taken_and_no_run_is_said_to_be_none(tmp_path, monkeypatch):
+def test_the_newest_run_is_taken_else_the_demonstration_and_no_run_is_said_to_be_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "DEMO", tmp_path / "demo")
     with pytest.raises(ValueError, match="no run is in"):
         Run.open()
+    make_run(tmp_path / "demo")
+    assert Run.open().name == "demo" and Run.open().sessions == tmp_path / "runs" / "demo" / "sessions"
     for age, name in ((20, "old"), (10, "new"), (30, "older")):
         make_run(tmp_path / "runs" / name)
         stamp = time.time() - age
@@ -196,25 +201,99 @@ def test_only_what_is_new_in_a_conversation_is_unheard(run):
     assert session.unheard(SENTENCE[:9]) == SENTENCE[:9]
 
 
+def lesson(run: Run, before: Session, text: bytes = SENTENCE) -> Session:
+    return before.after(list(read(run.model, before.place, text, learn=True))[-1].place, len(text))
+
+
 def test_only_one_of_two_changes_of_the_same_session_is_taken(run, tmp_path):
     sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
-    assert sessions.commit(None, one)
-    assert not sessions.commit(None, learned(run))
+    assert sessions.commit(None, one).result()
+    assert sessions.commit(None, learned(run)) is None
     sessions.touch(one)
-    assert sessions.commit(one, learned(run))
-    assert not sessions.commit(one, learned(run))
+    two, three = lesson(run, one), lesson(run, one)
+    assert sessions.commit(one, two).result()
+    assert sessions.commit(one, three) is None
+    assert sessions.delete(two.key) and sessions.commit(two, lesson(run, two)) is None
 
 
-def test_sessions_are_bounded_in_number_and_age_and_come_back(run, tmp_path):
+def test_a_change_is_on_the_disk_when_it_is_said_to_be_and_can_be_undone_once(run, tmp_path):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    two = lesson(run, one)
+    for before, after in ((None, one), (one, two)):
+        assert sessions.commit(before, after).result()
+        assert same(Session.load(file_of(tmp_path / "s", "ann"), run.fingerprint).place, after.place)
+    again = Sessions(tmp_path / "s", run.fingerprint)  # as after a crash
+    assert again.reset(two.key, "last").result() and same(again.get(two.key).place, one.place)
+    assert again.get(two.key).learned == len(SENTENCE)
+    with pytest.raises(LookupError, match="nothing to undo"):
+        again.reset(two.key, "last")
+
+
+def test_the_first_lesson_and_a_reset_can_be_undone_too(run, tmp_path):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    sessions.commit(None, one)
+    assert sessions.reset(one.key, "levels").result() and not sessions.get(one.key).place.drifted
+    assert sessions.reset(one.key, "last").result() and same(sessions.get(one.key).place, one.place)
+    sessions.delete(one.key)
+    sessions.commit(None, one)
+    assert sessions.reset(one.key, "last").result() and sessions.get(one.key).place == Place()
+
+
+def test_a_session_that_cannot_be_written_is_pending_and_tried_again(run, tmp_path, monkeypatch, capsys):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint, limit=1), learned(run)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(hope, "write_npz", full)
+        assert sessions.commit(None, one).result() is False
+        assert "No space left" in sessions.problem and sessions.failures == 1
+        assert "cannot be saved" in capsys.readouterr().err
+        sessions.commit(None, learned(run, "bob"))
+        sessions.flush()
+    assert sessions.get(one.key) is not None  # over the bound of one, for the disk does not have it
+    sessions.commit(None, learned(run, "cid")).result()
+    assert "No space left" in sessions.problem  # two are still to be saved
+    sessions.retry()
+    sessions.flush()
+    assert sessions.problem == ""
+    assert same(Session.load(file_of(tmp_path / "s", "ann"), run.fingerprint).place, one.place)
+
+
+def test_owners_have_sessions_of_their_own_under_one_name(run, tmp_path):
+    sessions = Sessions(tmp_path / "s", run.fingerprint)
+    for owner, text in (("", SENTENCE), ("a", SENTENCE[:20]), ("b", SENTENCE[:40])):
+        sessions.commit(None, lesson(run, Session("ann", owner=owner), text))
+    sessions.close()
+    again = Sessions(tmp_path / "s", run.fingerprint)
+    assert [again.get((owner, "ann")).learned for owner in ("", "a", "b")] == [len(SENTENCE), 20, 40]
+    assert [name for name, _ in again.list("a")] == ["ann"] and again.list("c") == []
+
+
+def test_memory_holds_the_last_used_sessions_the_disk_all_but_the_old_ones(run, tmp_path):
     sessions = Sessions(tmp_path / "s", run.fingerprint, limit=2, days=1)
-    for age, name in ((0, "new"), (100, "middle"), (200, "old"), (90_000, "ancient")):
+    for age, name in ((90_000, "ancient"), (200, "old"), (100, "middle"), (0, "new")):
         session = learned(run, name)
         sessions.commit(None, Session(**{**vars(session), "used": time.time() - age}))
-    sessions.save()
+        sessions.flush()
+    assert [name for _, name in sessions.memory] == ["middle", "new"] and sessions.evicted == 2
+    assert [name for name, _ in sessions.list()] == ["new", "middle", "old", "ancient"]
+    old = sessions.get(("", "old"))  # from the disk, and back into memory
+    assert same(old.place, learned(run).place) and [name for _, name in sessions.memory] == ["new", "old"]
+    assert sessions.sweep() == 1
     again = Sessions(tmp_path / "s", run.fingerprint, limit=2, days=1)
-    assert [session.name for session in again.list()] == ["new", "middle"]
-    assert again.delete("new") and not again.delete("new")
-    assert [session.name for session in Sessions(tmp_path / "s", run.fingerprint).list()] == ["middle"]
+    assert [name for name, _ in again.list()] == ["new", "middle", "old"] and not again.memory
+    again.touch(again.get(("", "middle")))
+    assert again.delete(("", "new")) and not again.delete(("", "new"))
+    assert [name for name, _ in Sessions(tmp_path / "s", run.fingerprint).list()] == ["middle", "old"]
+
+
+def test_no_bound_is_no_bound(run, tmp_path):
+    sessions = Sessions(tmp_path / "s", run.fingerprint, limit=0, days=0)
+    for i in range(40):
+        sessions.commit(None, Session(f"user {i}", used=1.0))
+    sessions.flush()
+    assert len(sessions.memory) == 40 and sessions.sweep() == 0
 
 
 def test_a_kill_while_saving_loses_no_earlier_state(run, tmp_path):
@@ -234,8 +313,9 @@ def test_a_kill_while_saving_loses_no_earlier_state(run, tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
-        found, = Sessions(folder, run.fingerprint).list()
-        assert same(found.place, learned(run).place)
+        sessions = Sessions(folder, run.fingerprint)
+        assert [name for name, _ in sessions.list()] == ["ann"]
+        assert same(sessions.get(("", "ann")).place, learned(run).place)
 
 
 # the console ------------------------------------------------------------------------------------------------
@@ -259,9 +339,9 @@ def test_a_pipe_gets_answers_without_prompt_or_colours_and_bytes_that_are_no_tex
 def test_what_was_learned_survives_a_restart_when_saved(run):
     first = talk(run, b"/learn on\nremember this\n/save ann\n")
     assert b"ann is saved" in first.stdout and not first.stderr
-    again = talk(run, b"/load ann\n/load nobody\n/nonsense\n")
+    again = talk(run, b"/load ann\n/load nobody\n/lern on\n")
     assert b"ann is loaded, " in again.stdout and again.returncode == 1
-    assert b"no session 'nobody'" in again.stderr and b"/learn on|off" in again.stderr
+    assert b"no session 'nobody'" in again.stderr and b"did you mean 'learn'" in again.stderr
 
 
 def test_a_run_that_vanished_is_no_reason_to_lose_what_was_learned(run):
@@ -290,40 +370,175 @@ def test_an_answer_that_is_broken_off_is_heard_as_far_as_it_came(run):
     assert "\x1b[97;48;5;" in talker.surprise()
 
 
-def test_ctrl_c_in_mid_answer_stops_the_answer_and_not_the_chat(run):
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "apps.chat", run.folder, "--max-tokens", "100000", "--temperature", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-    os.close(slave)
-    seen = b""
+HEARD = [sys.executable, "-c", "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]  # Python that hears Ctrl+C in the background, too
 
-    def until(word: bytes) -> None:
-        nonlocal seen
-        end = time.monotonic() + 60
-        while word not in seen:
-            assert time.monotonic() < end, seen
-            if select.select([master], [], [], 1)[0]:
-                seen += os.read(master, 4096)
-    try:
-        until(b"> ")
-        seen = b""
-        os.write(master, b"hello\n")
-        until(b"hello\r\n")
-        echoed = len(seen)
-        while len(seen) == echoed:  # until the answer has begun, however long the first one takes to compile
-            seen += os.read(master, 4096)
-        process.send_signal(signal.SIGINT)
-        until(b"(stopped)")
-        seen = b""
-        os.write(master, b"/learn on\n")
-        until(b"learning is on")
-        os.write(master, b"/quit\n")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(master)
+
+class Terminal:
+    """A chat in a terminal of its own."""
+
+    def __init__(self, run: Run, *flags: str):
+        self.master, slave = pty.openpty()
+        command = [*HEARD, "-m", "apps.chat", str(run.folder), *flags]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
+                                        start_new_session=True, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
+        os.close(slave)
+        self.seen = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def until(self, word: bytes) -> bytes:
+        """What it has said up to a word, and has not been asked for before."""
+        end = time.monotonic() + 90
+        while word not in self.seen:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.master], [], [], 1)[0]:
+                self.seen += os.read(self.master, 4096)
+        said, _, self.seen = self.seen.partition(word)
+        return said
+
+    def more(self) -> None:
+        """Wait for one more piece of output, however long the first one takes to compile."""
+        self.seen = os.read(self.master, 4096)
+
+
+def test_ctrl_c_in_mid_answer_stops_the_answer_and_not_the_chat(run):
+    with Terminal(run, "--max-tokens", "100000", "--temperature", "0") as terminal:
+        assert b" parameters" in terminal.until(b"> ")
+        terminal.type(b"hello\n")
+        terminal.until(b"hello\r\n")
+        if not terminal.seen:
+            terminal.more()
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until(b"(stopped)")
+        terminal.type(b"/learn on\n")
+        terminal.until(b"learning is on")
+        terminal.type(b"/quit\n")
+        assert terminal.process.wait(30) == 0
+
+
+def test_lines_typed_ahead_while_it_answers_are_messages_of_their_own_in_order(run):
+    with Terminal(run, "--max-tokens", "300", "--temperature", "0") as terminal:
+        terminal.until(b"> ")
+        terminal.type(b"first\n")
+        terminal.until(b"first\r\n")
+        if not terminal.seen:
+            terminal.more()  # the answer has begun
+        terminal.type(b"second\n/learn on\nthird\n/quit\n")
+        words = (b"learning off", b"learning off", b"learning is on", b"learning on")
+        answered = [terminal.until(word) for word in words]
+        assert all(text.count(b"bytes learned") == 1 for text in answered[:2])
+        assert terminal.process.wait(60) == 0
+
+
+def test_a_paste_is_one_message_even_where_it_begins_with_a_stroke(run):
+    with Terminal(run, "--max-tokens", "5", "--seed", "1") as terminal:
+        terminal.until(b"> ")
+        terminal.type(b"/learn off is a line\n/quit is another\nthe last\n")
+        terminal.until(b"bytes learned")
+        terminal.type(b"/surprise\n")
+        said = terminal.until(b"bits per byte of")
+        assert b"/quit is another" in said
+        assert len(b"user: /learn off is a line\n/quit is another\nthe last\nassistant: ") <= int(
+            terminal.until(b" bytes"))
+
+
+@pytest.mark.parametrize("line, command", [
+    (b"/learn on", "/learn on"), (b"/quit", "/quit"), (b" /help ", "/help"), (b"/usr/bin/python is broken", ""),
+    (b"//learn on", ""), (b"/quit\nand more", ""), (b"hello /quit", ""), (b"/", "")])
+def test_what_is_a_command_and_what_a_message(line, command):
+    assert chat.command_in(line) == command
+    with pytest.raises(ValueError, match="did you mean 'learn'"):
+        chat.command_in(b"/lern on")
 
 
 def test_what_is_no_text_is_shown_as_an_escape_and_cannot_steer_the_terminal():
     assert chat.visible("é\n\x1b[2J\x00") == "é\n\\x1b[2J\\x00"
+
+
+@given(st.lists(st.text("ab \n\t", max_size=9), max_size=6), st.booleans())
+def test_blank_lines_in_a_row_are_one_and_none_is_at_the_end(parts, within):
+    shown = chat.Squeezed(within)
+    text, whole = "".join(map(shown.feed, parts)), "".join(parts)
+    assert text == text.rstrip() and text.split() == whole.split()
+    assert not re.search(r"\n[ \t]*\n[ \t]*\n", text)
+    if not within:
+        assert text == text.lstrip()
+    for line in (line for line in text.split("\n") if line.strip()):
+        assert line in whole  # indented as it was
+
+
+def test_the_chat_begins_with_what_the_model_is_and_what_to_try(run):
+    talker = chat.Chat(run, chat.parser().parse_args([]), colours=False)
+    assert talker.introduction().startswith(f"run: {hope.count(run.model.config):,} parameters.\nIt continues texts")
+    training = {"data": [], "random_data": False}
+    (run.folder / "config.json").write_text(json.dumps({"preset": "nano", "training": training}), encoding="utf-8")
+    lines = [{"step": 499, "loss": 1.5, "bits_per_byte": 2.2}, {"step": 500, "loss": 1.4, "bits_per_byte": 2.0}]
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert "500 steps on Python's documentation and library, 2.10 bits per byte in training" in talker.introduction()
+    assert "such as `def main(`" in talker.introduction()
+    with open(run.folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({"step": 500, "validation_bits_per_byte": {"this run": 1.96, "gzip": 2.7}}))
+    assert "1.96 bits per byte of text it has not seen" in talker.introduction()
+    training["data"] = ["/home/ann/tales.txt", "/home/ann/more.txt"]
+    (run.folder / "config.json").write_text(json.dumps({"preset": "nano", "training": training}), encoding="utf-8")
+    (run.folder / "sample.txt").write_text("step 100: x ▶ y\n\nstep 500: Once upon a time there\n\nwas ▶ a bee\n\n",
+                                           encoding="utf-8")
+    assert "500 steps on tales.txt and 1 more" in talker.introduction()
+    assert "such as `Once upon a time`" in talker.introduction()
+
+
+def test_a_text_is_completed_as_it_stands(run):
+    talker = chat.Chat(run, chat.parser().parse_args(["--complete", "--max-tokens", "20", "--temperature", "0"]), False)
+    "".join(talker.say(b"def main"))
+    heard = bytes(token.byte for piece in talker.last for token in piece.tokens)
+    place = list(read(run.model, Place(), b"def main"))[-1].place
+    expected = b""
+    for _ in range(20):
+        (logits, state), = predict(run.model, [place])
+        token = int(np.argmax(logits))
+        if token == END:
+            break
+        expected += bytes([token])
+        place = Place(state, token)
+    assert heard == b"def main" + expected + b"\n"
+    assert talker.command("/complete off") == "lines are messages"
+    "".join(talker.say(b"hello"))
+    assert bytes(token.byte for piece in talker.last for token in piece.tokens).startswith(b"user: hello\nassistant: ")
+
+
+def test_the_last_message_can_be_undone_and_saved_sessions_are_listed(run):
+    talker = chat.Chat(run, chat.parser().parse_args(["--learn", "--max-tokens", "3"]), colours=False)
+    assert "no session is saved" in talker.command("/sessions")
+    "".join(talker.say(b"hello"))
+    first = talker.session
+    "".join(talker.say(b"and more"))
+    assert talker.command("/undo") == "the last message is undone" and talker.session is first
+    assert talker.command("/undo") == "there is nothing to undo"
+    talker.command("/save ann")
+    assert talker.command("/sessions").startswith(f"ann: {first.learned} bytes learned, 20")
+    talker.command("/reset")
+    talker.command("/undo")
+    assert same(talker.session.place, first.place) and not talker.saved
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("command", ["apps.chat --help", "apps.serve --help", "apps.evaluate --help", "apps.chat RUN"])
+def test_what_a_console_cannot_show_is_escaped(run, command, encoding):
+    words = [str(run.folder) if word == "RUN" else word for word in command.split()]
+    said, env = "\ufeffhello ▶ é\n/surprise\n".encode(), {**os.environ, "PYTHONIOENCODING": encoding}
+    found = subprocess.run([sys.executable, "-m", *words, *["--max-tokens", "2"] * ("RUN" in command)], cwd=ROOT,
+                           env=env, input=said, capture_output=True, timeout=60)
+    assert found.returncode == 0 and found.stdout and b"Traceback" not in found.stderr
+    found.stdout.decode(encoding)
+    if "RUN" in command:
+        assert b"user: hello" in found.stdout  # without the byte order mark

@@ -1,17 +1,18 @@
 """What the evaluation measures is what it says it measures."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 import hope
-from apps import claims, evaluate
+from apps import claims, evaluate, optimisers, questions
 from apps.claims.study import SWEEP, Study, alike, equal, interval, looking_back, verdict
 from apps.evaluate import Reader, learn_on, main, share_right, stream, transfer, with_levels
 from config import Config
-from data import IGNORE
+from data import IGNORE, encode
 from hope import Hope, State, count
 
 CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
@@ -189,7 +190,7 @@ def test_text_counts_every_byte_once_and_off_ignores_the_past(run, tmp_path):
     reader = Reader(hope.load(run / "checkpoint.npz")[0], "off")
     nats = []
     for text in ("abcdefgh" * 40, "hgfedcba" * 40):
-        read = evaluate.encode(text)[None]
+        read = encode(text)[None]
         nats += [reader.step(read[:, t:t + 33])[0] for t in range(0, 319, 32)]
     assert found["off"]["bits per byte"] == pytest.approx(np.mean(np.hstack(nats)) / evaluate.BIT, rel=1e-5)
     assert found["off"]["state bytes"] == 0 < found["memory"]["state bytes"]
@@ -198,7 +199,7 @@ def test_text_counts_every_byte_once_and_off_ignores_the_past(run, tmp_path):
 def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
     m = hope.load(run / "checkpoint.npz")[0]
     context, choices = "x" * 40, ["ab", "cdef", "g"]  # longer than a segment
-    whole = [Reader(m, segment=64).step(evaluate.encode(context + c)[None])[0][0, -len(c):] for c in choices]
+    whole = [Reader(m, segment=64).step(encode(context + c)[None])[0][0, -len(c):] for c in choices]
     plain, per_byte = np.argmin([n.sum() for n in whole]), np.argmin([n.mean() for n in whole])
     for answer, name in ((plain, "plain"), (per_byte, "per byte")):
         line = {"context": context, "choices": choices, "answer": int(answer)}
@@ -217,6 +218,10 @@ def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
     (("forgetting", "--tasks", __file__), "two files"),
     (("multiple-choice",), "--questions"),
     (("multiple-choice", "--questions", "/nowhere.jsonl"), "/nowhere.jsonl cannot be read"),
+    ((), "which task? choose from text"),
+    (("optimisers", "--optimizers", "adamv"), "did you mean 'adamw'"),
+    (("optimisers", "--preset", "tinny"), "did you mean 'tiny'"),
+    (("optimisers", "--rates", "0,1"), "--rates"),
     (("claims", "recal"), "did you mean 'recall'"),
     (("claims", "--quick"), "--out"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
@@ -231,14 +236,71 @@ def test_a_missing_run_is_said(tmp_path, capsys):
     assert "no checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"choices": []}',
-                                  '{"context": "a", "choices": ["b"], "answer": 0}',
-                                  '{"context": "a", "choices": ["b", "c"], "answer": 2}'])
-def test_a_line_that_is_no_question_is_named(tmp_path, line):
-    (tmp_path / "q.jsonl").write_text('{"context": "a", "choices": ["b", "c"], "answer": 1}\n' + line,
-                                      encoding="utf-8")
-    with pytest.raises(ValueError, match="question 2"):
-        list(evaluate.questions(tmp_path / "q.jsonl"))
+GOOD = '{"context": "a", "choices": ["b", "c"], "answer": 1}'
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{", "Expecting property name"), ("[]", "a question is an object"), ('{"choices": []}', "context is None"),
+    (GOOD.replace(', "c"', ""), "choices is"), (GOOD.replace('"c"', "5"), "choices is"),
+    (GOOD.replace('"c"', '""'), "choices is"), (GOOD.replace("1}", "2}"), "answer is 2"),
+    (GOOD.replace("1}", "true}"), "answer is True"), (GOOD.replace("1}", "-1}"), "answer is -1")])
+def test_a_line_that_is_no_question_is_named_by_its_number_in_the_file(tmp_path, line, message):
+    (tmp_path / "q.jsonl").write_text(f"{GOOD}\n\n{line}", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"q.jsonl, line 3: {message}"):
+        list(questions.questions(tmp_path / "q.jsonl"))
+
+
+def test_a_byte_order_mark_and_a_line_separator_inside_a_text_are_read(tmp_path):
+    text = GOOD.replace('"a"', '"a\u2028b"')
+    (tmp_path / "q.jsonl").write_text(text, encoding="utf-8-sig")
+    assert list(questions.questions(tmp_path / "q.jsonl")) == [("a\u2028b", ["b", "c"], 1)]
+
+
+def test_every_row_of_forgetting_begins_at_its_own_start(run, tmp_path):
+    asked_for = ("forgetting", "--tasks", __file__, evaluate.__file__, "--steps", 3, "--lr", 0.05, "--batch", 2)
+    found = []
+    for chunks in (("1,2",), ("1", "1,2"), ("1,2", "1,2")):
+        assert asked(run, tmp_path, *asked_for, "--chunks", *chunks) == 0
+        kept = json.loads((tmp_path / "forgetting.json").read_text(encoding="utf-8"))["results"]
+        found.append(kept["1,2 from the run's weights"]["matrix"])
+    assert found[0] == found[1] == found[2]  # whatever was trained before it
+    assert "1 from new weights" in json.dumps(list(asked_keys(run, tmp_path, asked_for)))
+
+
+def asked_keys(run, out, asked_for):
+    asked(run, out, *asked_for, "--chunks", "1")
+    return json.loads((out / "forgetting.json").read_text(encoding="utf-8"))["results"]
+
+
+def test_optimisers_are_compared_at_the_best_of_their_rates(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat; " * 400, encoding="utf-8")
+    assert main(["optimisers", "--preset", "tiny", "--optimizers", "adamw", "sgd", "--rates", "1e-9,1e-3,1e12",
+                 "--seeds", "2", "--steps", "3", "--files", str(tmp_path / "text.txt"), "--out", str(tmp_path),
+                 "--quiet"]) == 0
+    kept = json.loads((tmp_path / "optimisers.json").read_text(encoding="utf-8"))["results"]["optimisers"]
+    for name in ("adamw", "sgd"):
+        its = kept[name]
+        assert its["rate"] == 1e-3 and not its["edge"] and list(its["sweep"]) == ["1e-09", "0.001", "1e+12"]
+        assert len(its["bits per byte"]) == 2 and len({tuple(losses) for losses in its["losses"]}) == 2
+    assert (tmp_path / "optimisers.png").read_bytes().startswith(b"\x89PNG") and "sgd" in capsys.readouterr().out
+
+
+def test_a_best_rate_at_the_end_of_its_sweep_is_marked_and_a_run_that_diverges_is_not_chosen(monkeypatch):
+    losses = {0.1: [3.0], 1.0: [2.0], 10.0: [float("nan")]}
+    monkeypatch.setattr(optimisers, "trained", lambda *known: (losses[known[4]], 1.0, 1.0))
+    given = evaluate.parser().parse_args(["optimisers", "--optimizers", "sgd", "--rates", "0.1,1", "--quiet"])
+    assert optimisers.compare(given)["results"]["optimisers"]["sgd"]["edge"]
+    given.rates = (0.1, 1.0, 10.0)
+    found = optimisers.compare(given)["results"]["optimisers"]["sgd"]
+    assert found["rate"] == 1.0 and not found["edge"]
+
+
+def test_the_list_of_tasks_has_minutes_for_each(run, capsys):
+    assert main(["--list", "--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    for task in (*evaluate.TASKS, "optimisers", "claims"):
+        line, = [line for line in said.splitlines() if line.startswith(f"{task} ")]
+        assert re.search(r" [\d.]+ (seconds|minutes|hours)", line) or task in ("optimisers", "claims")
 
 
 # learning while reading, and training in the midst of it ----------------------------------------------------

@@ -31,6 +31,9 @@ SHORTENED = {  # as the pages have it → what runs here; all other commands run
     "python -m apps.chat": "python -m apps.chat --help",  # they wait for a person, and for other packages
     "pip install -r apps/requirements.txt": "",
     "python -m apps.serve": "",
+    "python -m apps.demonstration": "python -m apps.demonstration --help",
+    "python -m apps.evaluate optimisers --preset tiny --optimizers adamw muon --rates 0.003,0.01,0.03,0.1 --seeds 3":
+        "python -m apps.evaluate optimisers --preset tiny --optimizers adamw muon --rates 0.003 --seeds 1 --steps 2",
     "python -m pytest tests/test_autograd.py -k central_differences":
         "python -m pytest tests/test_autograd.py -k central_differences --collect-only",  # the other tests run it
     "python -m pytest": "python -m pytest tests/test_layers.py",

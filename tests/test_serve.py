@@ -1,11 +1,15 @@
 """The server, as clients see it: OpenAI's shapes, streams, sessions that learn, many at once, errors."""
 
 # ruff: noqa: E402  what may be missing is imported after it was found not to be
+import asyncio
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,8 +31,11 @@ import httpx
 import uvicorn
 
 from apps import evaluate, serve
+from apps.answers import spelled
+from apps.app import create
 from apps.engine import Engine
-from apps.runs import Run, conversation
+from apps.gate import is_ours
+from apps.runs import Place, Run, conversation, predict, read
 from apps.sessions import Sessions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +43,10 @@ pytestmark = pytest.mark.filterwarnings("default")  # those of other people's pa
 SMALL = Config(width=16, layers=1, heads=2, segment=16, hidden=16, chunks=(1, 2), memory_chunk=8, projection_chunk=4)
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", 10))  # per operation, right ones and wrong ones
 HELLO = [{"role": "user", "content": "hello"}]
+
+
+def read_to_end(run: Run, text: bytes) -> Place:
+    return list(read(run.model, Place(last=None), text))[-1].place
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +62,12 @@ class Running(uvicorn.Server):
 
     def __init__(self, run: Run, folder: Path, rows: int = 32, waiting: int = 128, **options):
         self.engine = Engine(run, Sessions(folder, run.fingerprint), rows, waiting)
-        self.app = serve.create(self.engine, **options)
+        self.app = create(self.engine, **options)
         super().__init__(uvicorn.Config(self.app, port=0, log_level="critical", timeout_graceful_shutdown=5))
+
+    async def startup(self, sockets=None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def __enter__(self):
         self.thread = threading.Thread(target=self.run)
@@ -95,12 +110,15 @@ def server(run, tmp_path_factory):
 # OpenAI's shapes --------------------------------------------------------------------------------------------
 
 
-def test_models_lists_the_run_and_an_unknown_or_missing_model_name_is_tolerated(server):
+def test_models_lists_the_run_which_is_meant_by_its_name_or_by_none(server):
     assert [model["id"] for model in server.client.get("/v1/models").json()["data"]] == ["small"]
     assert server.client.get("/v1/models/small").json()["object"] == "model"
-    assert server.client.get("/v1/models/gpt-9").status_code == 404
-    for name in ({}, {"model": None}, {"model": "gpt-9"}):
+    for name in ({}, {"model": None}, {"model": "small"}):
         assert server.ok("/v1/completions", prompt="a", max_tokens=1, **name)["model"] == "small"
+    for answer in (server.client.get("/v1/models/gpt-9"), server.post("/v1/completions", prompt="a", model="gpt-9"),
+                   server.post("/v1/chat/completions", messages=HELLO, model="gpt-9", stream=True)):
+        error = answer.json()["error"]
+        assert answer.status_code == 404 and error["code"] == "model_not_found" and "'small'" in error["message"]
 
 
 def test_a_chat_answer_has_openai_s_shape(server):
@@ -133,8 +151,31 @@ def test_a_seed_repeats_an_answer_and_temperature_zero_needs_none(server):
     asked = {"prompt": "once", "max_tokens": 20}
     texts = [server.ok("/v1/completions", **asked, **more)["choices"][0]["text"] for more in
              ({"seed": 5}, {"seed": 5}, {"seed": -5}, {"temperature": 0}, {"temperature": 0, "seed": 9},
-              {"top_p": 1e-9})]
-    assert texts[0] == texts[1] != texts[2] and texts[3] == texts[4] == texts[5]
+              {"top_p": 1e-9}, {"top_p": 0}, {"temperature": 5e-324}, {"temperature": 1e-9, "top_p": 0.5})]
+    assert texts[0] == texts[1] != texts[2] and len(set(texts[3:])) == 1
+
+
+def test_penalties_and_biases_are_added_to_the_logits(server, run):
+    asked = {"prompt": "x", "max_tokens": 40, "temperature": 0, "logprobs": 0}
+
+    def tokens(**more):
+        return server.ok("/v1/completions", **asked, **more)["choices"][0]["logprobs"]["tokens"]
+    plain = tokens()
+    assert len(set(tokens(presence_penalty=2))) > len(set(plain))
+    assert len(set(tokens(frequency_penalty=2))) > len(set(plain))
+    assert set(tokens(logit_bias={"65": 100})) == {"A"}
+    assert tokens(presence_penalty=0, frequency_penalty=0.0, logit_bias={}) == plain
+    once = tokens(logit_bias={"65": 3.0, "66": 2.0}, frequency_penalty=-2)
+    place, counts, expected = read_to_end(run, b"x"), np.zeros(256), []
+    bias = np.zeros(256)
+    bias[65:67] = 3, 2
+    for _ in range(40):
+        (logits, state), = predict(run.model, [place])
+        token = int(np.argmax(logits + bias + 2 * counts))
+        counts[token] += 1
+        expected.append(spelled(token))
+        place = Place(state, token)
+    assert once == expected
 
 
 def test_prompts_times_n_choices_come_in_order_and_differ_by_seed(server):
@@ -214,11 +255,14 @@ def test_tokens_there_and_back(server):
     ("/v1/chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "messages"),
     ("/v1/chat/completions", {"messages": HELLO, "temperature": "hot"}, "temperature"),
     ("/v1/chat/completions", {"messages": HELLO, "temperature": 3}, "temperature"),
-    ("/v1/chat/completions", {"messages": HELLO, "stream": True, "top_p": 0}, "top_p"),
-    ("/v1/chat/completions", {"messages": HELLO, "stream": True, "tools": [{"type": "function"}]}, None),
+    ("/v1/chat/completions", {"messages": HELLO, "stream": True, "top_p": -0.1}, "top_p"),
+    ("/v1/chat/completions", {"messages": HELLO, "stream": True, "tools": [{"type": "function"}]}, "tools"),
+    ("/v1/chat/completions", {"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    ("/v1/completions", {"prompt": "x", "logit_bias": {"300": 1}}, None),
+    ("/v1/completions", {"prompt": "x", "frequency_penalty": 3}, "frequency_penalty"),
+    ("/v1/completions", {"prompt": "x", "user": ""}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True, "user": "a", "n": 2}, None),
-    ("/v1/chat/completions", {"messages": HELLO, "user": "../../etc/passwd"}, "user"),
     ("/v1/completions", {"prompt": [1, 2, 256]}, "prompt"),
     ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
     ("/v1/completions", {"prompt": "x", "n": 0}, "n"),
@@ -258,7 +302,7 @@ def test_a_body_over_the_limit_is_refused_whether_or_not_it_tells_its_length(run
 
 
 def test_a_key_is_asked_for_everywhere_but_at_the_page(run, tmp_path):
-    with Running(run, tmp_path, key="open sesame") as server:
+    with Running(run, tmp_path, keys=["open sesame", "another"]) as server:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "open sesame"}):
             answer = server.client.get("/v1/models", headers=headers)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
@@ -266,10 +310,144 @@ def test_a_key_is_asked_for_everywhere_but_at_the_page(run, tmp_path):
         assert server.client.get("/").status_code == 200
 
 
+def test_every_key_has_sessions_of_its_own(run, tmp_path):
+    with Running(run, tmp_path, keys=["one", "two"]) as server:
+        ann, bob = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+        server.ok("/v1/read", ann, text="hello", user="notes", learn=True)
+        assert server.client.get("/v1/sessions", headers=bob).json()["data"] == []
+        assert server.client.get("/v1/sessions/notes", headers=bob).status_code == 404
+        assert server.client.delete("/v1/sessions/notes", headers=bob).status_code == 404
+        server.ok("/v1/read", bob, text="hello there", user="notes", learn=True)
+        assert [server.client.get("/v1/sessions/notes", headers=its).json()["learned"] for its in (ann, bob)] == [5, 11]
+
+
+@pytest.mark.parametrize("host, ours", [
+    ("localhost", True), ("127.0.0.1:80", True), ("[::1]:8000", True), ("[::1]", True), ("10.2.3.4:8000", True),
+    ("hope.localhost", True), ("Models.Example.org:1", True), ("evil.example", False), ("", False),
+    ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("models.example.org.evil.example", False)])
+def test_a_name_that_is_not_this_server_s_is_refused(run, tmp_path, host, ours):
+    assert is_ours(host, ["models.example.org"]) is ours and is_ours(host, ["*"])
+
+
+def test_what_a_page_elsewhere_sends_changes_nothing(server):
+    """A page whose name leads to this machine, and one of another origin, with what needs no question beforehand."""
+    body = json.dumps({"text": "hello", "user": "victim", "learn": True})
+    for headers, status in (({"host": "evil.example", "content-type": "application/json"}, 421),
+                            ({"origin": "http://evil.example", "content-type": "application/json"}, 403),
+                            ({"origin": "null", "content-type": "application/json"}, 403),
+                            ({"origin": "http://evil.example"}, 403), ({}, 415), ({"content-type": "text/plain"}, 415)):
+        answer = server.client.post("/v1/read", content=body, headers=headers)
+        assert answer.status_code == status and answer.json()["error"]["message"], headers
+    assert server.client.delete("/v1/sessions/eve", headers={"origin": "http://evil.example"}).status_code == 403
+    assert "error" in session(server, "victim")
+    own = {"origin": server.url, "content-type": "application/json; charset=utf-8"}
+    assert server.client.post("/v1/read", content=body.replace("true", "false"), headers=own).status_code == 200
+
+
+@pytest.mark.parametrize("path, use", [
+    ("/v1/responses", "/v1/chat/completions"), ("/completions", "/v1/completions"), ("/v1/model", "/v1/models"),
+    ("/chat/completions", "/v1/chat/completions"), ("/v1/embeddings", "no embeddings"), ("/api/chat", "/v1/chat"),
+    ("/v1/chat/completion", "/v1/chat/completions"), ("/wp-login.php", "GET /docs")])
+def test_a_path_that_is_not_there_names_the_one_to_use(server, path, use):
+    answer = server.post(path, input="hello")
+    assert answer.status_code == 404 and use in answer.json()["error"]["message"]
+
+
+def test_head_is_get_without_a_body_and_every_answer_has_headers_that_protect(server):
+    for path in ("/", "/health", "/ready", "/docs", "/metrics", "/v1/models", "/page/page.js", "/nowhere"):
+        got, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert int(head.headers["content-length"]) == len(got.content) or path == "/metrics"  # which has counted it
+        for answer in (got, head):
+            assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["x-request-id"]
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'") and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in server.client.get("/").headers["content-security-policy"]
+    asked = server.client.get("/health", headers={"x-request-id": "trace-7/a"})
+    assert asked.headers["x-request-id"] == "trace-7/a"
+    assert server.client.get("/health", headers={"x-request-id": "a b\tc"}).headers["x-request-id"] != "a b\tc"
+
+
+def test_the_reference_has_every_path_and_field(server):
+    page = server.client.get("/docs").text
+    for path, methods in server.client.get("/openapi.json").json()["paths"].items():
+        assert all(f"<code>{method.upper()} {path}</code>" in page for method in methods)
+    for words in ("frequency_penalty", "from -2 to 2", "curl http", "all, memory, levels, last", "Let the session"):
+        assert words in page
+
+
+def test_counts_are_in_the_format_of_prometheus(run, tmp_path):
+    line = re.compile(r"(hope_\w+?)(?:_bucket|_sum|_count)?(?:\{\w+=\"[^\"]*\"(?:,\w+=\"[^\"]*\")*\})? [-+.\de]+")
+    with Running(run, tmp_path) as server:
+        server.ok("/v1/completions", prompt="abc", max_tokens=4, logit_bias={"65": 100})
+        server.ok("/v1/read", text="hello", user="ann", learn=True)
+        server.client.get("/v1/sessions/ann")
+        server.client.get("/nowhere")
+        found = server.client.get("/metrics")
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", found.text, re.M))
+    assert all(line.fullmatch(row)[1] in kinds for row in found.text.splitlines() if not row.startswith("#"))
+    for row in ("hope_drawn_tokens_total 4", "hope_read_tokens_total 8", "hope_lessons_total 1", "hope_ready 1",
+                'hope_requests_total{method="POST",path="/v1/completions",status="200"} 1',
+                'hope_requests_total{method="GET",path="/v1/sessions/{name}",status="200"} 1',
+                'hope_requests_total{method="GET",path="other",status="404"} 1', 'hope_sessions{where="disk"} 1',
+                "hope_request_seconds_count 4", 'hope_request_seconds_bucket{le="+Inf"} 4'):
+        assert row in found.text.splitlines(), row
+
+
+def test_it_is_not_ready_while_sessions_cannot_be_saved_and_says_so_where_one_learned(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    with Running(run, tmp_path) as server:
+        assert server.client.get("/ready").json() == {"status": "ready"}
+        with monkeypatch.context() as patch:
+            patch.setattr(hope, "write_npz", full)
+            assert server.ok("/v1/read", text="hello", user="ann", learn=True)["saved"] is False
+            told = server.ok("/v1/chat/completions", messages=HELLO, max_tokens=2, user="ann", learn=True)["hope"]
+            assert told == {"learned": True, "saved": False}
+            answer = server.client.get("/ready")
+            assert answer.status_code == 503 and "No space left" in answer.json()["error"]["message"]
+            assert "hope_ready 0" in server.client.get("/metrics").text
+            assert server.client.get("/health").status_code == 200
+        learned = session(server, "ann")["learned"]
+        assert "saved" not in server.ok("/v1/read", text="hello", user="bob", learn=True)
+        end = time.monotonic() + 60
+        while server.client.get("/ready").status_code != 200:  # until it was tried once more
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    again = Sessions(tmp_path, run.fingerprint)
+    assert again.get(("", "ann")).learned == learned > 5
+
+
+def test_no_request_holds_the_others_for_long(run, tmp_path):
+    """However large it is: the event loop's thread computes for less than 50 ms at a stretch."""
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(0.002)
+            longest, before = max(longest, time.thread_time() - before), time.thread_time()
+    size = 60_000
+    with Running(run, tmp_path, longest=4) as server:
+        server.ok("/v1/completions", prompt="warm", max_tokens=1)
+        asyncio.run_coroutine_threadsafe(watch(), server.loop)
+        for body in ({"prompt": "x" * size, "echo": True, "logprobs": 2, "max_tokens": 0},
+                     {"prompt": "x" * size, "echo": True, "logprobs": 0, "max_tokens": 0, "stream": True},
+                     {"prompt": [65] * 200_000, "n": 99}, {"prompt": [[65] * 9] * 20_000}, {"prompt": ["a"] * 200_000}):
+            server.post("/v1/completions", **body)
+        assert server.ok("/tokenize", prompt="x" * 900_000)["count"] == 900_000
+        assert server.ok("/detokenize", tokens=[65] * 200_000)["prompt"] == "A" * 200_000
+        server.ok("/v1/read", text="x" * size)
+        server.ok("/v1/chat/completions", messages=HELLO * 4000, max_tokens=1)
+    assert 0 < longest < 0.05
+
+
 @pytest.mark.parametrize("origin, allowed", [("http://localhost:3000", True), ("https://chat.example.org", True),
                                              ("https://evil.example.org", False), ("http://localhost.evil.org", False)])
 def test_pages_of_this_machine_and_of_named_origins_may_ask_and_no_others(run, tmp_path, origin, allowed):
-    with Running(run, tmp_path, key="k", origins=["https://chat.example.org"]) as server:
+    with Running(run, tmp_path, keys=["k"], origins=["https://chat.example.org"]) as server:
         asked = {"origin": origin, "access-control-request-method": "POST",
                  "access-control-request-headers": "authorization,content-type,x-stainless-os"}
         before = server.client.options("/v1/chat/completions", headers=asked)
@@ -346,7 +524,7 @@ def test_states_are_isolated_and_frozen_while_scoring(server):
     taught = server.ok("/v1/completions", {"x-session": "carl"}, **score)["choices"][0]["logprobs"]["token_logprobs"]
     assert server.ok("/v1/completions", user="carl", **score)["choices"][0]["logprobs"]["token_logprobs"] == taught
     assert np.mean(taught[1:]) > np.mean(fresh[1:])
-    assert session(server, "carl") | {"used": 0} == before | {"used": 0}
+    assert session(server, "carl") | {"used": 0} == before | {"used": 0}  # and yet it was used
     other = server.ok("/v1/completions", user="dora", **score)["choices"][0]["logprobs"]["token_logprobs"]
     assert other[1:] != taught[1:]
     assert server.ok("/v1/completions", **score)["choices"][0]["logprobs"]["token_logprobs"] == fresh
@@ -430,7 +608,7 @@ def test_one_slow_client_does_not_stall_the_others(server):
     body = json.dumps({"prompt": "x", "max_tokens": 200, "stream": True}).encode()
     with contextlib.closing(socket.create_connection((address[0], int(address[1])))) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
                      b"content-length: %d\r\n\r\n%b" % (len(body), body))
         for _ in range(3):  # it never reads
             assert server.ok("/v1/completions", prompt="y", max_tokens=5)["usage"]["completion_tokens"] <= 5
@@ -439,37 +617,144 @@ def test_one_slow_client_does_not_stall_the_others(server):
 # the process ------------------------------------------------------------------------------------------------
 
 
-def test_the_process_ends_cleanly_in_mid_stream_keeps_sessions_and_logs_no_contents(run, tmp_path):
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "apps.serve", run.folder, "--port", str(port), "--max-tokens", "100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               env={**os.environ, "HOPE_API_KEY": ""})
-    try:
-        client, url = httpx.Client(timeout=60), f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            with contextlib.suppress(httpx.TransportError):
-                client.get(url + "/health")
-                break
-            time.sleep(0.1)
-        client.post(url + "/v1/read", json={"text": "confidential", "user": "kim", "learn": True}).raise_for_status()
+class Process:
+    """`python -m apps.serve` as a process, on a free port."""
+
+    def __init__(self, run: Run, *flags: object, **more: str):
+        env = {**os.environ, "HOPE_API_KEY": "", **more}
+        command = [sys.executable, "-m", "apps.serve", str(run.folder), "--port", "0", *map(str, flags)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+
+    def __enter__(self):
+        said = ""
+        while not (found := re.search(r"https?://\S+(?=  )", said)):  # kernels may have to be compiled first
+            line = self.process.stdout.readline().decode()
+            assert line, said
+            said += line
+        self.url = found[0]
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self, number: int) -> tuple[int, str]:
+        """Send a signal; returns the process's code and what it said since its first line."""
+        self.process.send_signal(number)
+        out = self.process.communicate(timeout=60)[0].decode()
+        return self.process.returncode, out
+
+
+def test_the_process_ends_cleanly_in_mid_stream_keeps_sessions_and_logs_no_contents(run):
+    with Process(run, "--max-tokens", 100000) as server:
+        asked = {"text": "confidential", "user": "kim / 7", "learn": True}
+        server.client.post("/v1/read", json=asked).raise_for_status()
+        assert server.client.get("/v1/sessions/kim%20%2F%207").json()["learned"] == len("confidential")
         asked = {"prompt": "confidential", "max_tokens": 100000, "stream": True, "temperature": 0,
                  "stop": ["confidential"]}  # the likeliest bytes go round in circles, and never end
-        with client.stream("POST", url + "/v1/completions", json=asked) as answer:
-            lines = answer.iter_lines()
+        with server.client.stream("POST", "/v1/completions", json=asked) as answer:
+            lines, number = answer.iter_lines(), answer.headers["x-request-id"]
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert "shutting down" in rest[-2] and rest[-1] == "data: [DONE]"
-        out = process.communicate(timeout=60)[0].decode()
-        assert process.returncode in (0, -signal.SIGTERM) and "confidential" not in out and "Traceback" not in out
-        client.close()
-    finally:
-        process.kill()
-        process.wait()
-    found = Sessions(run.folder / "sessions" / "serve", run.fingerprint).get("kim")
+        code, out = server.end(0)
+    assert code == 0 and "confidential" not in out and "kim" not in out and "Traceback" not in out
+    assert re.search(rf"^\S+ {number} 127.0.0.1 POST /v1/completions 200 \d+ ms \d+ bytes$", out, re.M)
+    assert "GET /v1/sessions/{name} 200" in out and out.splitlines()[-1].startswith("ended; sessions kept in")
+    found = Sessions(run.folder / "sessions" / "serve", run.fingerprint).get(("", "kim / 7"))
     assert found is not None and found.learned == len("confidential")
+
+
+def test_ctrl_c_ends_it_with_one_line(run, tmp_path):
+    with Process(run, "--session-folder", tmp_path) as server:
+        server.client.get("/health")
+        code, out = server.end(signal.SIGINT)
+    assert code == 130 and out.splitlines()[1:] == [f"stopped; sessions kept in {tmp_path}: 0"]
+
+
+def test_what_is_said_to_be_learned_survives_kill_9(run, tmp_path):
+    with Process(run, "--session-folder", tmp_path, "--quiet") as server:
+        for text in ("one", "and two"):
+            assert server.client.post("/v1/read", json={"text": text, "user": "ann", "learn": True}).json()["learned"]
+        assert server.end(signal.SIGKILL)[1] == ""
+    assert Sessions(tmp_path, run.fingerprint).get(("", "ann")).learned == len("oneand two")
+
+
+def test_two_servers_do_not_share_the_sessions_of_a_run(run, tmp_path):
+    with Process(run, "--session-folder", tmp_path):
+        second = subprocess.run([sys.executable, "-m", "apps.serve", run.folder, "--port", "0", "--session-folder",
+                                 tmp_path], cwd=ROOT, capture_output=True, timeout=60)
+    assert second.returncode == 2 and second.stderr.decode().count("\n") == 1
+    assert "another process is serving sessions in" in second.stderr.decode()
+
+
+def test_it_is_served_by_tls(run, tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl is installed to make a certificate")
+    pem = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                    "-keyout", pem[0], "-out", pem[1], "-days", "2", "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    with Process(run, "--session-folder", tmp_path / "s", "--ssl-keyfile", pem[0], "--ssl-certfile", pem[1]) as server:
+        assert server.url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(pem[1]))
+        assert httpx.get(server.url + "/ready", verify=trusted).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--rows", "0"], "--rows: 0 is less than 1"), (["--port", "99999"], "99999 is not between 0 and 65,535"),
+    (["--rows", "many"], "invalid whole number value: 'many'"), (["--host", "0.0.0.0"], "no key is asked for"),
+    (["--host", "::"], "give --api-key KEY, or --open"),
+    (["--host", "no.such.host.invalid", "--open"], "cannot listen"),
+    (["--api-key-file", "/nowhere"], "/nowhere cannot be read"), (["--api-key", "ä"], "no header can carry"),
+    (["--ssl-keyfile", __file__], "needs --ssl-certfile"), (["--ssl-certfile", __file__], "in PEM"),
+    (["--session-folder", "/proc/no"], "choose another --session-folder"), (["--prot", "1"], "unrecognized"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_cannot_be_served_is_said_in_one_line(run, tmp_path, capsys, flags, message):
+    folder = [] if "--session-folder" in flags else ["--session-folder", str(tmp_path)]
+    port = [] if "--port" in flags else ["--port", "0"]
+    assert serve.main([str(run.folder), *folder, *port, *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_keys_come_from_flags_a_file_and_a_variable(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("three\nfour\n\n", encoding="utf-8")
+    monkeypatch.setenv("HOPE_API_KEY", "five")
+    monkeypatch.setenv("MINE", "six")
+    flags = ["--host", "0.0.0.0", "--api-key", "one", "--api-key", "two", "--api-key-file", str(tmp_path / "keys")]
+    for again in ([], ["--api-key", "one"]):
+        given = serve.parser().parse_args([*flags, *again])
+        assert serve.keys(given) == ["one", "two", "three", "four", "five"]
+    assert serve.keys(serve.parser().parse_args(["--api-key-env", "MINE"])) == ["six"]
+    monkeypatch.delenv("HOPE_API_KEY")
+    assert serve.keys(serve.parser().parse_args([])) == serve.keys(serve.parser().parse_args(["--host", "::1"])) == []
+
+
+@pytest.mark.parametrize("host, shown", [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:"),
+                                         ("0.0.0.0", "http://127.0.0.1:"), ("localhost", "http://")])
+def test_the_address_that_is_shown_is_one_that_a_browser_opens(host, shown):
+    try:
+        listening = serve.listen(host, 0)
+    except ValueError:
+        pytest.skip(f"this machine has no {host}")
+    with contextlib.closing(listening):
+        assert serve.address_of(listening, False).startswith(shown)
+        with pytest.raises(ValueError, match=r"cannot listen at .*in use"):
+            serve.listen(host, listening.getsockname()[1])
+
+
+def test_help_needs_none_of_the_server_s_packages(tmp_path):
+    for name in ("uvicorn", "fastapi", "pydantic", "starlette"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')", encoding="utf-8")
+    for flags, code, words in ((["--help"], 0, "--allowed-host"), ([], 2, "pip install -r apps/requirements.txt")):
+        found = subprocess.run([sys.executable, "-m", "apps.serve", *flags], cwd=ROOT, capture_output=True,
+                               env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60)
+        assert found.returncode == code and words in (found.stdout + found.stderr).decode()
+        assert b"Traceback" not in found.stderr
 
 
 @pytest.mark.slow

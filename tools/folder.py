@@ -77,8 +77,8 @@ def taken(folder: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process trains in this folder, as far as the system has such locks; ValueError if one does."""
+def locked(folder: Path, doing: str = "training") -> Iterator[None]:
+    """Within, no other process does this in the folder, as far as the system has such locks; ValueError if one does."""
     if not fcntl or not folder.is_dir():
         yield
         return
@@ -88,7 +88,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"another process is training in {folder}; wait for it, or stop it") from None
+                raise ValueError(f"another process is {doing} in {folder}; wait for it, or stop it") from None
         yield
     finally:
         os.close(handle)

@@ -1,0 +1,346 @@
+"""What does the server answer?  The application: a page, OpenAI's interface, reading, sessions, health and counts.
+
+    app = create(engine)      for any ASGI server; it starts the engine, and saves the sessions at the end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import gc
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import hope
+from apps import reference
+from apps.about import About, facts
+from apps.answers import Answer, Feed, answered, raw, sse, watched
+from apps.engine import Done, Engine
+from apps.gate import LOCAL, Gate, Rules, refusal
+from apps.record import Record, problem
+from apps.runs import END, LEARN, TEMPLATE, TURN, Place, distances, process_bytes
+from apps.schemas import (
+    Asked,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ErrorBody,
+    Name,
+    ReadRequest,
+    Refused,
+    ResetRequest,
+    TokenizeRequest,
+    Unsupported,
+    spoken,
+)
+from apps.sessions import Key
+
+RETRY_EVERY = 5.0  # seconds until what could not be saved is tried once more
+SWEEP_EVERY = 3600.0  # seconds between two looks for sessions that nobody has used for long
+PAGE = Path(__file__).parent / "page"
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+POLICY = ("default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+Named = Annotated[Name | None, Header(alias="X-Session")]
+Retry = Annotated[str | None, Header(alias="X-Stainless-Retry-Count")]
+Once = Annotated[str | None, Header(alias="Idempotency-Key")]
+ELSEWHERE = {  # what other servers and newer interfaces have, and what is nearest to it here
+    "/v1/responses": "/v1/chat/completions", "/responses": "/v1/chat/completions", "/api/chat": "/v1/chat/completions",
+    "/v1/messages": "/v1/chat/completions", "/api/generate": "/v1/completions", "/generate": "/v1/completions",
+    "/completion": "/v1/completions", "/infill": "/v1/completions", "/models": "/v1/models", "/api/tags": "/v1/models"}
+
+
+def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
+           body_limit: int = 1 << 20, longest: int = 4096, verbose: bool = False, log: bool = False,
+           address: str = "http://127.0.0.1:8000") -> Record:
+    """The application around an engine, which it starts and stops; at the end all sessions are saved."""
+    run, sessions, config = engine.run, engine.sessions, engine.run.model.config
+    trained, started = About.of(run.folder), int(time.time())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def every(seconds: float, what: Any) -> None:
+            while True:
+                await asyncio.to_thread(what)
+                await asyncio.sleep(seconds)
+
+        def sweep() -> None:
+            if gone := sessions.sweep():
+                print(f"apps.serve: removed {gone} sessions that were not used for {sessions.days:g} days", flush=True)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector looks at requests only, and holds them for no time
+        engine.start()
+        chores = [asyncio.create_task(every(RETRY_EVERY, sessions.retry)),
+                  asyncio.create_task(every(SWEEP_EVERY, sweep))]
+        yield
+        for chore in chores:
+            chore.cancel()
+        await asyncio.to_thread(engine.join)
+        await asyncio.to_thread(sessions.close)
+
+    errors: dict[int | str, Any] = {status: {"model": ErrorBody}
+                                    for status in (400, 401, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503)}
+    app = FastAPI(title="Hope", version="1", lifespan=lifespan, responses=errors, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, rules=Rules(tuple(keys), tuple(hosts), tuple(origins), body_limit))
+    app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_origin_regex=LOCAL, allow_methods=["*"],
+                       allow_headers=["*"], expose_headers=["retry-after", "x-request-id"])
+    record = Record(app, engine, log)
+
+    # errors -------------------------------------------------------------------------------------------------
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return refusal(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        found = max(error.errors(), key=lambda one: len(one["loc"]))  # of a choice, what came closest
+        where = [str(part) for part in found["loc"][1:] if not re.search(r"\W|^(str|int)$", str(part))]
+        cause = found.get("ctx", {}).get("error")
+        if isinstance(cause, Unsupported):
+            where = [cause.name]
+            return refusal(Refused(400, str(cause), param=cause.name, code="unsupported_parameter"))
+        message = found["msg"].removeprefix("Value error, ")
+        return refusal(Refused(400, ": ".join([".".join(where), message] if where else [message]),
+                               param=where[0] if where else None))
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        message = nowhere(request.url.path) if error.status_code == 404 else str(error.detail)
+        return JSONResponse(Refused(error.status_code, message).body, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return refusal(Refused(500, f"{type(error).__name__}: {error}"))
+
+    def nowhere(path: str) -> str:
+        """What to say of a path that is none of ours."""
+        paths = list(described["paths"])
+        there = ELSEWHERE.get(path.rstrip("/")) or next(iter(
+            [one for one in paths if one == "/v1" + path] or difflib.get_close_matches(path, paths, 1, 0.8)), "")
+        if "embedding" in path:
+            return "this model gives no embeddings; GET /docs tells what can be asked"
+        return f"there is nothing at {path}; " + (f"use {there}" if there else "GET /docs tells what can be asked")
+
+    # the page, and what there is ----------------------------------------------------------------------------
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> Response:
+        """The page."""
+        return await part("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        """What the page is made of."""
+        if name not in {path.name for path in PAGE.iterdir()}:
+            raise Refused(404, f"the page has no part {name!r}")
+        text = (PAGE / name).read_text(encoding="utf-8")
+        return Response(text, media_type=KINDS[Path(name).suffix],
+                        headers={"content-security-policy": POLICY, "cache-control": "no-cache"})
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Whether the process answers."""
+        return {"status": "ok", "running": len(engine.turns), "waiting": len(engine.queue)}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """Whether it should be asked: 503 while sessions cannot be saved, or at the end."""
+        if why := problem(engine):
+            raise Refused(503, why, code="not_ready")
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counts, in the text format of Prometheus."""
+        return Response(record.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", response_class=HTMLResponse)
+    async def docs() -> Response:
+        """This page."""
+        text = reference.page(described, f"Hope, {run.name}", address)
+        return HTMLResponse(text, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
+                                                                      "frame-ancestors 'none'"})
+
+    def about() -> dict[str, Any]:
+        return {"id": run.name, "object": "model", "created": started, "owned_by": "hope", "max_model_len": None,
+                "hope": {"parameters": hope.count(config), "mixer": config.mixer, "chunks": list(config.chunks),
+                         "segment": config.segment, "tick": LEARN, "trained": facts(trained),
+                         "process_bytes": process_bytes(), "batch_padding": engine.padding}}
+
+    def known(name: str | None) -> None:
+        """Refused unless it is this server's model; none means that."""
+        if name and name != run.name:
+            raise Refused(404, f"there is no model {name!r}; the only one is {run.name!r}", param="model",
+                          code="model_not_found")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [about()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """The model of this name."""
+        known(name)
+        return about()
+
+    # tokens -------------------------------------------------------------------------------------------------
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        """Tokens are bytes."""
+        return {"tokenizer_class": "bytes", "vocab_size": 256, "bos_token": None, "eos_token": chr(END),
+                "pad_token": chr(END), "chat_template": TEMPLATE}
+
+    @app.post("/tokenize")
+    async def tokenize(asked: TokenizeRequest) -> Response:
+        """The bytes of a text, or of a conversation as the model sees it."""
+        tokens = list((spoken(asked.messages or []) if asked.prompt is None else asked.prompt).encode())
+        return await answered({"tokens": tokens, "count": len(tokens), "max_model_len": None})
+
+    @app.post("/detokenize")
+    async def detokenize(asked: DetokenizeRequest) -> Response:
+        """The text of bytes."""
+        return await answered({"prompt": bytes(asked.tokens).decode("utf-8", "replace")})
+
+    # writing ------------------------------------------------------------------------------------------------
+
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    streams: dict[int | str, Any] = {200: {"content": {"application/json": {},
+                                                       "text/event-stream": {"schema": event}}}}
+
+    def session_of(request: Request, asked: Asked | ReadRequest, named: str | None) -> Key | None:
+        name = named or asked.user or ""
+        if asked.learn and not name:
+            raise Refused(400, "learning needs a session: name one in `user` or in the header X-Session",
+                          param="user")
+        return (request.scope["owner"], name) if name else None
+
+    def streamed(events: AsyncIterator[str]) -> Response:
+        return StreamingResponse(events, media_type="text/event-stream",
+                                 headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+
+    async def respond(request: Request, asked: ChatRequest | CompletionRequest, named: str | None,
+                      retried: str | None, once: str | None, prompts: Sequence[bytes], default: int, top: int,
+                      stops: list[bytes]) -> Response:
+        """Check what the description cannot say, hand in the jobs, answer in the way that was asked for."""
+        known(asked.model)
+        limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
+        given = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        session = session_of(request, asked, named)
+        body = await request.body()
+        if verbose:
+            print(body.decode("utf-8", "replace"), flush=True)
+        common = {"session": session, "learn": asked.learn, "trace": asked.trace, "top": top,
+                  "count": min(default if limit is None else limit, longest),
+                  "temperature": 1.0 if asked.temperature is None else asked.temperature,
+                  "top_p": 1.0 if asked.top_p is None else asked.top_p, "top_k": asked.top_k or 0,
+                  "frequency": asked.frequency_penalty or 0.0, "presence": asked.presence_penalty or 0.0,
+                  "bias": {int(token): value for token, value in (asked.logit_bias or {}).items()},
+                  "stops": [*stops, *(stop.encode() for stop in given)],
+                  "key": once or hashlib.sha256(body).hexdigest(), "retry": bool(once) or (retried or "0") != "0"}
+        seed = secrets.randbits(64) if asked.seed is None else asked.seed % 2**64
+        completing = isinstance(asked, CompletionRequest)
+        scoring = isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
+        start = Place(last=None) if completing and not session else Place()
+        feed = Feed(engine).submit([
+            {"prompt": prompt, "seed": [seed, i], "place": start, "aside": bool(scoring), **common}
+            for prompt in prompts for i in range(asked.n or 1)])
+        answer = Answer(asked, run, feed, prompts)
+        return streamed(answer.stream()) if asked.stream else await answered(await answer.whole(request))
+
+    @app.post("/v1/chat/completions", responses=streams)
+    async def chat(request: Request, asked: ChatRequest, named: Named = None, retried: Retry = None,
+                   once: Once = None) -> Response:
+        """Answer the last message of a conversation."""
+        top, prompt = (asked.top_logprobs or 0) if asked.logprobs else 0, spoken(asked.messages).encode()
+        return await respond(request, asked, named, retried, once, [prompt], 256, top, [TURN])
+
+    @app.post("/v1/completions", responses=streams)
+    async def completions(request: Request, asked: CompletionRequest, named: Named = None, retried: Retry = None,
+                          once: Once = None) -> Response:
+        """Go on with a text, or with each of several; with `echo` and `logprobs` score it."""
+        return await respond(request, asked, named, retried, once, asked.prompts, 16, asked.logprobs or 0, [])
+
+    # reading and sessions -----------------------------------------------------------------------------------
+
+    @app.post("/v1/read", responses=streams)
+    async def read(request: Request, asked: ReadRequest, named: Named = None) -> Response:
+        """Read a text and tell how surprising each byte was; with `learn`, learn from it."""
+        feed = Feed(engine).submit([{"prompt": asked.text.encode(), "session": session_of(request, asked, named),
+                                     "aside": True, "learn": asked.learn, "trace": True}])
+        total, count = 0.0, 0
+
+        def told(found: Any) -> dict[str, Any]:
+            nonlocal total, count
+            if isinstance(found, Done):
+                return {"bytes": count, "bits_per_byte": total / count, "learned": found.learned,
+                        **({} if found.saved else {"saved": False})}
+            bits = [token.bits for token in found.tokens if token.bits is not None]
+            total, count = total + sum(bits), count + len(bits)
+            return watched(found)
+
+        async def stream() -> AsyncIterator[str]:
+            try:
+                async for _, found in feed.events():
+                    yield sse(told(found))
+            except Refused as refused:
+                yield sse(refused.body)
+            yield "data: [DONE]\n\n"
+        if asked.stream:
+            return streamed(stream())
+        *pieces, end = [raw(told(found)) async for _, found in feed.until_gone(request)]
+        return await answered({**json.loads(end), "pieces": pieces})
+
+    def shown(name: str, found: dict[str, Any] | None) -> dict[str, Any]:
+        if found is None:
+            raise Refused(404, "there is no such session", code="session_not_found")
+        return {"id": name, "object": "session", **found}
+
+    @app.get("/v1/sessions")
+    async def listed(request: Request) -> dict[str, Any]:
+        """All sessions of this key, the last used first."""
+        return {"object": "list", "data": [shown(*one) for one in sessions.list(request.scope["owner"])]}
+
+    @app.get("/v1/sessions/{name:path}")
+    async def one(request: Request, name: Name) -> dict[str, Any]:
+        """A session, and how far each of its memories has drifted."""
+        session = await asyncio.to_thread(sessions.get, (request.scope["owner"], name))
+        found, state = shown(name, session.about() if session else None), session.place.state if session else None
+        return found | {"drift": await asyncio.to_thread(distances, run.model, state)}
+
+    @app.post("/v1/sessions/{name:path}")
+    async def reset(request: Request, name: Name, asked: ResetRequest) -> dict[str, Any]:
+        """Let a session forget its memories, what its levels learned, or both; or undo its last change."""
+        key = request.scope["owner"], name
+        try:
+            saved = await asyncio.to_thread(sessions.reset, key, asked.reset)
+        except LookupError as error:
+            raise Refused(409, str(error), code="nothing_to_undo") from None
+        if saved:
+            await asyncio.wrap_future(saved)
+        session = await asyncio.to_thread(sessions.get, key)
+        return shown(name, session.about() if session else None)
+
+    @app.delete("/v1/sessions/{name:path}")
+    async def delete(request: Request, name: Name) -> dict[str, Any]:
+        """Forget a session altogether."""
+        if not await asyncio.to_thread(sessions.delete, (request.scope["owner"], name)):
+            shown(name, None)
+        return {"id": name, "object": "session", "deleted": True}
+    described = app.openapi()  # made once, now: it takes a moment
+    return record

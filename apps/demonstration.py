@@ -1,0 +1,95 @@
+"""What does a trained model say, before anybody has trained one?  The small run that ships with the project.
+
+    python -m apps.demonstration             train it anew, and keep it in apps/demo/
+    python -m apps.demonstration --run RUN   keep this run there instead
+
+It keeps the weights in half precision, if their predictions stay what they were, and of the run's records what tells
+about it: settings, the last lines of the log, the last sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import hope
+import train
+from apps.runs import DEMO
+from autograd import no_grad
+from data import Corpus, fixed
+from hope import Hope
+from tools import console
+from tools.command import Parser
+from tools.folder import log_lines, read_json, write_text
+
+FLAGS = ("--preset nano --width 128 --layers 3 --heads 2 --hidden 128 --memory-hidden 16 --segment 256 --batch 8 "
+         "--steps 800 --warmup 40 --checkpoint-every 200 --sample-every 0 --out").split()
+LARGEST = 3_000_000  # bytes
+APART = 0.002  # bits per byte that half precision may cost
+
+
+def bits_per_byte(model: Hope) -> float:
+    """Of text that Python brings along and the run has not seen."""
+    with no_grad():
+        losses = [model.loss(tokens)[0].item()
+                  for tokens in fixed(Corpus.default().split("validation"), 4, model.config.segment, 16)]
+    return float(np.mean(losses)) / math.log(2)
+
+
+def keep(run: Path, folder: Path) -> str:
+    """Write a run's checkpoint in half precision and its records; ValueError if that would lose too much."""
+    model = hope.load(run / "checkpoint.npz")[0]
+    exact = bits_per_byte(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / "beside.npz"
+    try:
+        hope.save(beside, model.astype(np.float16))
+        half, size = bits_per_byte(hope.load(beside)[0]), beside.stat().st_size
+        if not (half - exact < APART and size <= LARGEST):
+            raise ValueError(f"{run} cannot be shipped: {size:,} bytes of at most {LARGEST:,}, {half:.4f} bits per "
+                             f"byte in half precision after {exact:.4f}")
+        beside.replace(folder / "checkpoint.npz")
+    finally:
+        beside.unlink(missing_ok=True)
+    about = read_json(run / "config.json")
+    about["data"] = {name: value for name, value in about["data"].items() if name != "documents"}
+    about["training"] |= {"out": "", "origin": ""}
+    write_text(folder / "config.json", json.dumps(about, indent=1))
+    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log_lines(run)[-2:]))
+    sample = (run / "sample.txt").read_text(encoding="utf-8").strip().split("\n\nstep ")[-1]
+    write_text(folder / "sample.txt", f"step {sample.removeprefix('step ')}\n\n")
+    return f"{folder}: {size:,} bytes, {half:.4f} bits per byte in half precision, {exact:.4f} before"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns 0, 2 for bad input, or what the training returned if it did not end."""
+    console.ready()
+    made = Parser(prog="python -m apps.demonstration", description=__doc__, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--run", default="", help="keep this run instead of a new one")
+    made.add_argument("--out", default=str(DEMO), help="where [apps/demo]")
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        given = made.parse_args(arguments)
+        run = Path(given.run or scratch / "run")
+        if not given.run and (code := train.main([*FLAGS, str(run)])):
+            return code
+        print(keep(run, Path(given.out)))
+    except (ValueError, OSError) as error:
+        print(f"apps.demonstration: error: {console.reason(error)}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(scratch)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -271,8 +271,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# With β near 0 the write is done at once, and then fades. With β = 0.8 it goes on for a dozen tokens, and adds up to
-# about 1/(1 − β) = 5 times as much.
+# With β near 0 the write is done at once, and then fades. With β = 0.8 it goes on for a dozen tokens; without the
+# fading it would add up to 1/(1 − β) = 5 times as much.
 #
 # ### Exercise 4.5: a write with momentum
 #
@@ -304,7 +304,8 @@ for name, step, label in (("delta", proximal, "delta, 1 − η"), ("signed", pro
                           ("dgd-l2", proximal, "DGD on the squared error, exact step"),
                           ("dgd-l2", printed, "… with the step as printed")):
     log_a, b, c = RULES[name](Tensor(0 * etas), Tensor(etas), step)
-    plt.plot(etas, np.exp(np.asarray(log_a + 0 * one)) - np.asarray(b + 0 * one), label=label)
+    a, b = np.exp((one * 0 + log_a).data), (one * 0 + b).data
+    plt.plot(etas, a - b, ":" if step is printed else "-", linewidth=2, label=label)
 plt.axhline(0, color="grey", linewidth=0.5)
 plt.xlabel("η")
 plt.ylabel("eigenvalue along the key")
@@ -330,7 +331,7 @@ for name in ("delta", "signed"):
 plt.plot(np.arange(24), 1 - 2 * (np.cumsum(bits) % 2), "k.", label="parity: 1 for even, −1 for odd")
 plt.xticks(np.arange(24), bits)
 plt.xlabel("bit")
-plt.legend()
+plt.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
 plt.show()
 
 # %% [markdown]

@@ -441,11 +441,11 @@ def sigma(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
 
 
-@functools.lru_cache(maxsize=1)
-def mixer() -> titans.SelfModifyingTitans:
-    """One network of two layers that learns while it reads, from values that are given: D = 4, h = 6."""
+@functools.lru_cache(maxsize=2)
+def mixer(targets: str = "value") -> titans.SelfModifyingTitans:
+    """One network of two layers that learns while it reads, from values that are given or self-made: D = 4, h = 6."""
     config = Config(width=4, layers=1, heads=1, segment=8, hidden=4, mixer="plain-titans", adaptive=("memory",),
-                    targets="value", memory="mlp", memory_hidden=6, objective="l2", error_power=2.0, reads="exact",
+                    targets=targets, memory="mlp", memory_hidden=6, objective="l2", error_power=2.0, reads="exact",
                     memory_chunk=1, projection_chunk=1, eta_max=1.0, eta_start=0.5, momentum=False,
                     retention="initial", step="proximal", form="recurrent")
     return titans.SelfModifyingTitans(np.random.default_rng(0), config).astype(np.float64)
@@ -560,3 +560,78 @@ def parity_write(S: np.ndarray, k: np.ndarray, bit: int) -> np.ndarray:
     """S(I − b k kᵀ) with the b that turns S k over for a 1, and leaves it for a 0"""
     log_a, b, c = memory.RULES["signed"](None, float(bit))
     return family(S, k, np.zeros(len(S)), k, np.exp(log_a), b, 0 * c)[1]
+
+
+# 5. Every projection a memory -------------------------------------------------------------------------------
+
+
+def network_says(W2: np.ndarray, W1: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return x + W1 @ sigma(W2 @ x)
+
+
+def rms(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x * x) + 1e-6)
+
+
+@exercise(5, lambda rng: (*network(rng), unit(normal(rng, 4)), normal(rng, 4)), {
+    "it were what the memory says of the key; the target is what it makes of the value":
+        lambda W2, W1, k, v: rms(network_says(W2, W1, k)),
+    "its scale were left as it came: such a target feeds on itself": lambda W2, W1, k, v: network_says(W2, W1, v),
+    "it had length 1 where RMS 1 is wanted": lambda W2, W1, k, v: unit(network_says(W2, W1, v)),
+    "it were the value itself: those are plain Titans": lambda W2, W1, k, v: v,
+}, tolerance=1e-5)
+def self_target(W2: np.ndarray, W1: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """v̂ = M(v), brought to an RMS of 1 [A 84]"""
+    return mixer("self").target("memory", [Tensor(W2), Tensor(W1)], Tensor(v[None])).data[0]
+
+
+@exercise(5, lambda rng: (normal(rng, 3, 4), normal(rng, 3, 4), rng.uniform(0.5, 0.99)), {
+    "all of M faded: so does what training has found": lambda M, M0, alpha: alpha * M,
+    "M and M₀ (or α and 1 − α) had changed places": lambda M, M0, alpha: M + alpha * (M0 - M),
+    "the initial state were left out at the end": lambda M, M0, alpha: alpha * (M - M0),
+})
+def pull_to_start(M: np.ndarray, M0: np.ndarray, alpha: float) -> np.ndarray:
+    """M after one token of retention that leads back to M₀"""
+    zero, nothing = Tensor(np.zeros((1, 1, 1, 4))), Tensor(np.zeros((1, 1, 1, 3)))
+    gates = {"alpha": Tensor(np.full((1, 1, 1), np.log(alpha))), "eta": Tensor(np.zeros((1, 1, 1)))}
+    return M0 + mixer().write(Tensor((M - M0)[None, None]), None, Tensor(M0[None]), zero, nothing, gates)[1].data[0, 0]
+
+
+@exercise(5, lambda rng: (rng.uniform(0.5, 0.999),), {
+    "the sign were the other way round": lambda alpha: np.log(2) / np.log(alpha),
+    "it were the mean age, 1/(1 − α)": lambda alpha: 1 / (1 - alpha),
+    "it were the time to fall to 1/e and not to a half": lambda alpha: -1 / np.log(alpha),
+    "half of α were taken and not half of what is there": lambda alpha: 0.5 / (1 - alpha),
+})
+def half_life(alpha: float) -> float:
+    """After how many tokens a half is left, α = 2^(−1/half-life)"""
+    return -1 / np.log2(alpha)
+
+
+@exercise(5, lambda rng: (rng.uniform(-3, 3), 0.4, rng.uniform(0.01, 0.3)), {
+    "a gate of 0 gave half of η_max; it should give η_start": lambda gate, most, start: most / (1 + np.exp(-gate)),
+    "the bias were the logit of η_start, and not of its share of η_max":
+        lambda gate, most, start: most / (1 + np.exp(-gate) * (1 - start) / start),
+    "η_max were missing": lambda gate, most, start: 1 / (1 + np.exp(-gate) * (most / start - 1)),
+    "the bias were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
+})
+def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
+    """η = η_max·sigmoid(gate + b), with the b that makes it η_start at a gate of 0"""
+    share = eta_start / eta_max
+    return (autograd.sigmoid(Tensor(np.array(gate + np.log(share / (1 - share))))) * eta_max).data
+
+
+@exercise(5, lambda rng: (rng.uniform(0.02, 0.5), int(rng.integers(2, 9))), {
+    "the error were looked at anew at every token": lambda eta, C: (1 - 2 * eta) ** C,
+    "only the forgetting along k counted": lambda eta, C: (1 - eta) ** C,
+    "only the frozen error counted": lambda eta, C: 1 - eta * C,
+})
+def swing_factor(eta: float, C: int) -> float:
+    """By what a repeated pair's distance from rest is multiplied in a chunk of C tokens"""
+    M, away = 1.0, []
+    for _ in range(2):
+        away.append(M - 0.5)  # a key of 1, the value 1: it rests at ½
+        error = M - 1.0
+        for _ in range(C):
+            M = M * (1 - eta) - eta * error
+    return away[1] / away[0]

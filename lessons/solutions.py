@@ -122,3 +122,29 @@ def momentum_write(S, N, k, v, alpha, beta, eta):
 
 def parity_write(S, k, bit):
     return S - 2 * bit * np.outer(S @ k, k)
+
+
+# 5. Every projection a memory -------------------------------------------------------------------------------
+
+
+def self_target(W2, W1, k, v):
+    made = memory_read(W2, W1, v)
+    return made / np.sqrt(np.mean(made * made))
+
+
+def pull_to_start(M, M0, alpha):
+    return M0 + alpha * (M - M0)
+
+
+def half_life(alpha):
+    return np.log(0.5) / np.log(alpha)
+
+
+def bounded_rate(gate, eta_max, eta_start):
+    share = eta_start / eta_max
+    b = np.log(share / (1 - share))
+    return eta_max / (1 + np.exp(-(gate + b)))
+
+
+def swing_factor(eta, C):
+    return 2 * (1 - eta) ** C - 1

@@ -184,6 +184,48 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+# 0. Quickstart ----------------------------------------------------------------------------------------------
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return autograd.softmax(Tensor(logits)).data
+
+
+@exercise(0, lambda rng: (rng.dirichlet(np.ones(8), 5), rng.integers(8, size=5)), {
+    "it were in nats; a bit is log 2 of them": lambda p, t: -np.mean(np.log(p[np.arange(len(t)), t])),
+    "the bytes were added up and not averaged": lambda p, t: -np.sum(np.log2(p[np.arange(len(t)), t])),
+    "the mean were taken before the logarithm": lambda p, t: -np.log2(np.mean(p[np.arange(len(t)), t])),
+    "all bytes counted, and not only those that came": lambda p, t: -np.mean(np.log2(p)),
+    "it were the entropy of the guesses: what came was not looked at":
+        lambda p, t: -np.mean(np.sum(p * np.log2(p), axis=1)),
+})
+def bits_per_byte(p: np.ndarray, targets: np.ndarray) -> float:
+    """−log₂ of the probability of what came, on average.  p (T,V), targets (T,)"""
+    return layers.cross_entropy(Tensor(np.log(p)), targets).item() / np.log(2)
+
+
+@exercise(0, lambda rng: (normal(rng, 6), rng.uniform(0.3, 3)), {
+    "it were multiplied by the temperature and not divided": lambda z, t: softmax(z * t),
+    "the temperature came after the exponential: that is no temperature": lambda z, t: softmax(z),
+    "the shares did not add up to 1": lambda z, t: np.exp(z / t),
+    "logits were divided by their sum, without an exponential": lambda z, t: z / t / np.sum(z / t),
+})
+def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities of logits at a temperature.  (V,) → (V,)"""
+    return softmax(logits / temperature)
+
+
+@exercise(0, lambda rng: ((np.tanh, np.exp, lambda x: x ** 3)[rng.integers(3)], rng.uniform(-1, 1), 1e-2), {
+    "it were pushed to one side only": lambda f, x, e: (f(x + e) - f(x)) / e,
+    "the two pushes together were taken for one: they are 2ε apart": lambda f, x, e: (f(x + e) - f(x - e)) / e,
+    "the two sides had changed places": lambda f, x, e: (f(x - e) - f(x + e)) / (2 * e),
+    "it were not divided by how far the two are apart": lambda f, x, e: f(x + e) - f(x - e),
+}, tolerance=1e-7)
+def central_difference(f: Callable, x: float, eps: float) -> float:
+    """(f(x + ε) − f(x − ε))/2ε"""
+    return (f(x + eps) - f(x - eps)) / (2 * eps)
+
+
 # 1. A gradient finds its way back ---------------------------------------------------------------------------
 
 
@@ -635,3 +677,79 @@ def swing_factor(eta: float, C: int) -> float:
         for _ in range(C):
             M = M * (1 - eta) - eta * error
     return away[1] / away[0]
+
+
+# 7. Optimisers as memories ----------------------------------------------------------------------------------
+
+
+@exercise(7, lambda rng: (normal(rng, 3, 4), rng.uniform(0.1, 2, (3, 4)), normal(rng, 3, 4), rng.uniform(0.1, 1)), {
+    "it were divided by V and not by its root": lambda W, V, g, eta: (W - eta * g / (V + g * g), V + g * g),
+    "the root were of the V of before this gradient": lambda W, V, g, eta: (W - eta * g / np.sqrt(V), V + g * g),
+    "V were a sum of |g| and not of g²":
+        lambda W, V, g, eta: (W - eta * g / np.sqrt(V + np.abs(g)), V + np.abs(g)),
+    "V began anew with every gradient": lambda W, V, g, eta: (W - eta * np.sign(g), g * g),
+})
+def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """(W, V) after V ← V + g², W ← W − η g/√V [A 101–105]"""
+    p = layers.Parameter(W.copy())
+    optimizer = optimizers.build("adagrad", [p], eta)
+    optimizer.state[0]["v"], p.grad = V, g
+    optimizer.step()
+    return p.data, optimizer.state[0]["v"]
+
+
+@exercise(7, lambda rng: (normal(rng, 3, 4), normal(rng, 3, 4), rng.uniform(0.5, 0.95)), {
+    "it did not look ahead: the direction is m itself":
+        lambda m, g, mu: (mu * m + (1 - mu) * g, mu * m + (1 - mu) * g),
+    "it looked ahead from the m of before this gradient":
+        lambda m, g, mu: (mu * m + (1 - mu) * g, m),
+    "m were no average: the new gradient counts 1 − μ":
+        lambda m, g, mu: (g + mu * (mu * m + g), mu * m + g),
+})
+def look_ahead(m: np.ndarray, g: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
+    """(direction, m): m ← μ m + (1 − μ) g, and what m would be if g came once more"""
+    state: dict = {"m": m}
+    m = optimizers.hebbian(state, "m", g, mu, 1 - mu)
+    return optimizers.hebbian(state, "m", g, mu, 1 - mu), m
+
+
+@exercise(7, lambda rng: (normal(rng, 3, 4) / 4,), {
+    "numbers were cubed one by one; it is X Xᵀ X": lambda X: 1.5 * X - 0.5 * X ** 3,
+    "it went up and not down": lambda X: 0.5 * X + 0.5 * X @ X.T @ X,
+    "the step were 1 and not ½": lambda X: 2 * X - X @ X.T @ X,
+    "the identity were forgotten: only X Xᵀ X was taken away": lambda X: X - 0.5 * X @ X.T @ X,
+})
+def newton_schulz_step(X: np.ndarray) -> np.ndarray:
+    """X after a step of ½ down the gradient of ¼‖X Xᵀ − I‖², which is (X Xᵀ − I) X [A 43]"""
+    leaf = Tensor(X, requires_grad=True)
+    gram = leaf @ leaf.mT - np.eye(len(X))
+    return X - 0.5 * grad(autograd.sum(gram * gram) * 0.25, [leaf])[0].data
+
+
+def slow(gradients: np.ndarray, f: int, beta: float, first: int = 0, share: float | None = None) -> np.ndarray:
+    M = np.zeros_like(gradients[0])
+    for end in range(f, len(gradients) + 1, f):
+        M = beta * M + (1 - beta if share is None else share) * np.sum(gradients[max(0, end - f - first):end], axis=0)
+    return M
+
+
+def every_step(gradients: np.ndarray, beta: float) -> np.ndarray:
+    return functools.reduce(lambda M, g: beta * M + (1 - beta) * g, gradients, np.zeros_like(gradients[0]))
+
+
+@exercise(7, lambda rng: (normal(rng, 14, 2, 3), 4, rng.uniform(0.5, 0.9)), {
+    "it moved at every step; it moves at every f-th": lambda gs, f, beta: every_step(gs, beta),
+    "a window had f + 1 gradients, as the paper prints it": lambda gs, f, beta: slow(gs, f, beta, first=1),
+    "the window that is not over had been written, too":
+        lambda gs, f, beta: beta * slow(gs, f, beta) + (1 - beta) * np.sum(gs[len(gs) // f * f:], axis=0),
+    "windows were added with weight 1: that is no average": lambda gs, f, beta: slow(gs, f, beta, share=1.0),
+    "a window counted by its mean; here it is the sum": lambda gs, f, beta: slow(gs, f, beta) / f,
+})
+def slow_memory(gradients: np.ndarray, f: int, beta: float) -> np.ndarray:
+    """M₂ after all gradients: every f steps M₂ ← β M₂ + (1 − β) Σ_{last f} g [A 75].  gradients (t,out,in)"""
+    p = layers.Parameter(np.zeros(gradients[0].shape))
+    optimizer = optimizers.build("m3", [p], 1e-3, beta3=beta, slow_period=f)
+    for g in gradients:
+        p.grad = g
+        optimizer.step()
+    return optimizer.state[0]["slow"]

@@ -11,6 +11,22 @@ import numpy as np
 
 from autograd import Tensor, grad
 
+# 0. Quickstart ----------------------------------------------------------------------------------------------
+
+
+def bits_per_byte(p, targets):
+    return -np.mean(np.log2(p[np.arange(len(targets)), targets]))
+
+
+def tempered(logits, temperature):
+    p = np.exp(logits / temperature)
+    return p / np.sum(p)
+
+
+def central_difference(f, x, eps):
+    return (f(x + eps) - f(x - eps)) / (2 * eps)
+
+
 # 1. A gradient finds its way back ---------------------------------------------------------------------------
 
 
@@ -148,3 +164,27 @@ def bounded_rate(gate, eta_max, eta_start):
 
 def swing_factor(eta, C):
     return 2 * (1 - eta) ** C - 1
+
+
+# 7. Optimisers as memories ----------------------------------------------------------------------------------
+
+
+def adagrad_step(W, V, g, eta):
+    V = V + g * g
+    return W - eta * g / np.sqrt(V), V
+
+
+def look_ahead(m, g, mu):
+    m = mu * m + (1 - mu) * g
+    return mu * m + (1 - mu) * g, m
+
+
+def newton_schulz_step(X):
+    return X - 0.5 * (X @ X.T - np.eye(len(X))) @ X
+
+
+def slow_memory(gradients, f, beta):
+    M = 0 * gradients[0]
+    for end in range(f, len(gradients) + 1, f):
+        M = beta * M + (1 - beta) * np.sum(gradients[end - f:end], axis=0)
+    return M

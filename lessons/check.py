@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: dealing them out takes longer than the work
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
@@ -38,7 +39,7 @@ from config import Config  # noqa: E402
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True,
                      "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
 
-TRIALS = 5  # random inputs that an answer has to be right on
+TRIALS = 8  # random inputs that an answer has to be right on
 
 # The judge ------------------------------------------------------------------------------------------------
 
@@ -753,3 +754,48 @@ def slow_memory(gradients: np.ndarray, f: int, beta: float) -> np.ndarray:
         p.grad = g
         optimizer.step()
     return optimizer.state[0]["slow"]
+
+
+# 9. What the paper claims, and what we could show -----------------------------------------------------------
+
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # of 95%, by the number of seeds
+
+
+def spread(values: np.ndarray, t: float | None = None, ddof: int = 1, root: bool = True) -> tuple[float, float]:
+    n = len(values)
+    width = (STUDENT[n] if t is None else t) * np.std(values, ddof=ddof) / (np.sqrt(n) if root else 1)
+    return float(np.mean(values)), float(width)
+
+
+@exercise(9, lambda rng: (rng.normal(3, 0.2, (n := int(rng.integers(3, 9)))), STUDENT[n]), {
+    "it were how far seeds scatter, and not how sure their mean is: √n is missing":
+        lambda x, t: spread(x, t, root=False),
+    "squares were averaged over n; with the mean taken from the same numbers, it is n − 1":
+        lambda x, t: spread(x, t, ddof=0),
+    "1.96 stood for Student's t, which is larger for so few seeds": lambda x, t: spread(x, 1.96),
+    "it were the whole width and not the half": lambda x, t: (spread(x, t)[0], 2 * spread(x, t)[1]),
+})
+def interval(values: np.ndarray, t: float) -> tuple[float, float]:
+    """(mean, half-width) of the 95% interval of the mean of a few numbers: t·s/√n"""
+    return spread(values, t)
+
+
+@exercise(9, lambda rng: (*(rng.normal(3, 1, (1, 5)) + rng.normal(0, 0.1, (2, 5))), STUDENT[5]), {
+    "the two were judged apart, and their widths put together: what a seed does to both is then counted as noise":
+        lambda a, b, t: (np.mean(a) - np.mean(b), np.hypot(spread(a, t)[1], spread(b, t)[1])),
+    "their widths were added": lambda a, b, t: (np.mean(a) - np.mean(b), spread(a, t)[1] + spread(b, t)[1]),
+    "it were the other way round: a − b is asked for": lambda a, b, t: spread(b - a, t),
+})
+def paired(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, float]:
+    """(mean, half-width) of the difference a − b within a seed"""
+    return spread(a - b, t)
+
+
+@exercise(9, lambda rng: (rng.choice([-1, 0, 1]) * 0.3 + rng.normal(0, 0.05), rng.uniform(0.15, 0.25)), {
+    "the width were not looked at": lambda mean, half: np.sign(mean),
+    "a no were never said": lambda mean, half: float(mean - half > 0),
+    "what is not shown were called a no": lambda mean, half: 1.0 if mean - half > 0 else -1.0,
+})
+def verdict(mean: float, half: float) -> float:
+    """1 (yes) if the interval lies above zero, −1 (no) if below, 0 (not shown) if it holds zero"""
+    return float(mean - half > 0) - float(mean + half < 0)

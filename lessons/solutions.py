@@ -188,3 +188,22 @@ def slow_memory(gradients, f, beta):
     for end in range(f, len(gradients) + 1, f):
         M = beta * M + (1 - beta) * np.sum(gradients[end - f:end], axis=0)
     return M
+
+
+# 9. What the paper claims, and what we could show -----------------------------------------------------------
+
+
+def interval(values, t):
+    return np.mean(values), t * np.std(values, ddof=1) / np.sqrt(len(values))
+
+
+def paired(a, b, t):
+    return interval(a - b, t)
+
+
+def verdict(mean, half):
+    if mean - half > 0:
+        return 1
+    if mean + half < 0:
+        return -1
+    return 0

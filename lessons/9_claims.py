@@ -57,7 +57,7 @@ for n, (word, colour) in enumerate(zip(words, ("C2", "0.8", "C3"), strict=True))
     left += width
 panel.invert_yaxis()
 panel.set_xlabel("comparisons")
-panel.legend()
+panel.legend(loc="lower right")
 plt.show()
 print("altogether: " + ", ".join(f"{word} {sum(row[n] for row in counts.values())}" for n, word in enumerate(words)))
 

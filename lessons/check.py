@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: dealing them out takes longer than the work
@@ -29,6 +30,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 import autograd  # noqa: E402
+import cms  # noqa: E402
+import hope  # noqa: E402
 import layers  # noqa: E402
 import memory  # noqa: E402
 import optimizers  # noqa: E402
@@ -680,6 +683,84 @@ def swing_factor(eta: float, C: int) -> float:
     return away[1] / away[0]
 
 
+# 6. What moves when -----------------------------------------------------------------------------------------
+
+CLOCKS = ((1, 4, 16), (1, 2, 8), (2, 6, 12), (1, 3, 9))
+
+
+def clock(rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+    """A step at which, or after which, some level moves; and chunk sizes"""
+    chunks = CLOCKS[rng.integers(len(CLOCKS))]
+    return int(rng.integers(1, 6)) * chunks[rng.integers(3)] + int(rng.integers(2)), chunks
+
+
+@exercise(6, clock, {
+    "steps were counted from 0; the first is 1": lambda i, chunks: [(i - 1) % C == 0 for C in chunks],
+    "a level moved whenever its chunk was over once": lambda i, chunks: [i >= C for C in chunks],
+    "i had to divide C; it is the other way round": lambda i, chunks: [C % i == 0 for C in chunks],
+    "those were the levels that rest": lambda i, chunks: [i % C != 0 for C in chunks],
+})
+def due_levels(i: int, chunks: tuple[int, ...]) -> list[bool]:
+    """Which levels move at step i, counted from 1: i ≡ 0 (mod C) [A 71]"""
+    return [cms.due(i, C) for C in chunks]
+
+
+def gathering(rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+    """Gradients of 24 steps, a step after the first chunk, a chunk size; every second time it is due"""
+    C = int(rng.integers(2, 5))
+    return normal(rng, 24, 3), C * int(rng.integers(2, 5)) + int(rng.integers(2)), C
+
+
+def last(gradients: np.ndarray, i: int, C: int, n: int) -> np.ndarray:
+    return np.sum(gradients[max(0, i - n):i], axis=0) * (i % C == 0)
+
+
+@exercise(6, gathering, {
+    "C + 1 gradients were added up, as the paper prints it": lambda gs, i, C: last(gs, i, C, C + 1),
+    "it were the mean; a level moves by the sum": lambda gs, i, C: last(gs, i, C, C) / C,
+    "it moved at every step, due or not": lambda gs, i, C: np.sum(gs[i - C:i], axis=0),
+    "only the last gradient counted": lambda gs, i, C: last(gs, i, C, 1),
+    "what it had moved by already were not let go": lambda gs, i, C: last(gs, i, C, i),
+    "steps counted from 0: gradients[0] is of step 1":
+        lambda gs, i, C: np.sum(gs[i - C + 1:i + 1], axis=0) * (i % C == 0),
+})
+def moved_by(gradients: np.ndarray, i: int, C: int) -> np.ndarray:
+    """What a level of chunk size C moves by at step i: the sum of its last C gradients, or nothing [A 71].  (t,n)"""
+    pending, moved = None, np.zeros(gradients.shape[1])
+    for n, g in enumerate(gradients[:i], 1):
+        pending, moved = cms.gather(pending, {"": Tensor(g)}), np.zeros(gradients.shape[1])
+        if cms.due(n, C):
+            moved, pending = -cms.move({"": Tensor(moved)}, pending, 1.0)[""].data, None
+    return moved
+
+
+@exercise(6, lambda rng: (CLOCKS[rng.integers(len(CLOCKS))],), {
+    "it were moves per step, 1/C; relative to the slowest it has f = 1": lambda chunks: [1 / C for C in chunks],
+    "the fastest had f = 1; in the paper it is the slowest": lambda chunks: [chunks[0] / C for C in chunks],
+    "they were the chunk sizes relative to the slowest": lambda chunks: [C / chunks[-1] for C in chunks],
+    "they were periods and not frequencies": lambda chunks: list(chunks),
+})
+def frequencies(chunks: tuple[int, ...]) -> list[float]:
+    """How often each level moves, relative to the slowest: f = max C/C (§7.1)"""
+    rows = cms.timetable(Config(mixer="attention", chunks=chunks), 1)
+    return [f for name, _, f, _ in rows if name.startswith("level ")]
+
+
+def falls(accuracy: np.ndarray, tasks: int) -> float:
+    return float(np.mean((np.max(accuracy, axis=0) - accuracy[-1])[:tasks]))
+
+
+@exercise(6, lambda rng: (rng.uniform(0, 1, (7, 3)),), {
+    "the task that came last counted, too; nobody had time to forget it": lambda a: falls(a, 3),
+    "it were counted from the first moment and not from the best": lambda a: np.mean((a[0] - a[-1])[:-1]),
+    "only the first task were looked at": lambda a: falls(a, 1),
+    "the tasks were added up and not averaged": lambda a: 2 * falls(a, 2),
+})
+def forgetting(accuracy: np.ndarray) -> float:
+    """How far tasks but the last have fallen from their best, on average.  (moments,tasks)"""
+    return falls(accuracy, accuracy.shape[1] - 1)
+
+
 # 7. Optimisers as memories ----------------------------------------------------------------------------------
 
 
@@ -756,6 +837,70 @@ def slow_memory(gradients: np.ndarray, f: int, beta: float) -> np.ndarray:
     return optimizer.state[0]["slow"]
 
 
+# 8. Hope, whole ---------------------------------------------------------------------------------------------
+
+
+def norm(x: Any) -> Any:
+    """Rows of RMS 1; of arrays and of tensors"""
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+def parts_of_a_block(rng: np.random.Generator) -> tuple:
+    """Tokens (5,4), a mixer, two levels and a norm: functions of rows"""
+    A, U, V = normal(rng, 4, 4), normal(rng, 2, 4, 6), normal(rng, 2, 6, 4)
+    levels = [lambda h, n=n: np.tanh(h @ U[n]) @ V[n] for n in range(2)]
+    return normal(rng, 5, 4), lambda h: h @ A, levels, norm
+
+
+def stacked(x: np.ndarray, mixer: Callable, levels: list, norm: Callable) -> np.ndarray:
+    return functools.reduce(lambda x, level: x + level(norm(x)), levels, x + mixer(norm(x)))
+
+
+@exercise(8, parts_of_a_block, {
+    "the residual connection around the mixer were forgotten": lambda x, mixer, levels, norm:
+        functools.reduce(lambda x, level: x + level(norm(x)), levels, mixer(norm(x))),
+    "the residual connections around the levels were forgotten": lambda x, mixer, levels, norm:
+        functools.reduce(lambda x, level: level(norm(x)), levels, x + mixer(norm(x))),
+    "the norm before the mixer were forgotten": lambda x, mixer, levels, norm: stacked(
+        x, lambda h: mixer(x), levels, norm),
+    "the norms before the levels were forgotten": lambda x, mixer, levels, norm: stacked(
+        x + mixer(norm(x)), lambda h: 0 * h, levels, lambda h: h),
+    "the levels stood side by side; they are a chain, and each reads what the one before has left":
+        lambda x, mixer, levels, norm: (y := x + mixer(norm(x))) + sum(level(norm(y)) for level in levels),
+    "the levels came before the mixer": lambda x, mixer, levels, norm: stacked(
+        stacked(x, lambda h: 0 * h, levels, norm), mixer, [], norm),
+}, tolerance=1e-5)
+def block(x: np.ndarray, mixer: Callable, levels: list[Callable], norm: Callable) -> np.ndarray:
+    """x ← x + mixer(norm x), then x ← x + level(norm x) for each level, fast to slow [A 94–97]"""
+    chain = SimpleNamespace(variant="sequential", levels=[lambda h, drift, f=f: f(h) for f in levels],
+                            start=lambda: [cms.LevelState() for _ in levels])
+    whole = SimpleNamespace(mixer=lambda h, state: (mixer(h), None),
+                            cms=lambda x, states: cms.CMS.__call__(chain, x))  # type: ignore[arg-type]
+    y, _ = hope.Block.__call__(whole, Tensor(x), hope.BlockState(None, ()))  # type: ignore[arg-type]
+    return y.data
+
+
+@exercise(8, lambda rng: (normal(rng, 5, 4), normal(rng, 9, 4), norm), {
+    "the norm were forgotten": lambda x, E, norm: x @ E.T,
+    "they were probabilities; a softmax comes later": lambda x, E, norm: autograd.softmax(Tensor(norm(x) @ E.T)),
+    "the embedding were brought to RMS 1, too": lambda x, E, norm: norm(x) @ norm(E).T,
+}, tolerance=1e-5)
+def tied_logits(x: np.ndarray, E: np.ndarray, norm: Callable) -> np.ndarray:
+    """Logits of the last block's output, by the embedding itself.  x (T,D), E (V,D) → (T,V)"""
+    return layers.linear(layers.rms_norm(Tensor(x)), Tensor(E)).data
+
+
+@exercise(8, lambda rng: (int(rng.integers(2, 9)) * 8, int(rng.integers(2, 7)), int(rng.integers(10, 999))), {
+    "only keys were kept; values are, too": lambda D, layers, T: D * layers * T,
+    "only one block kept them": lambda D, layers, T: 2 * D * T,
+    "scores of all pairs were kept; they are made anew for every query": lambda D, layers, T: layers * T * T,
+    "it did not grow with the text": lambda D, layers, T: 2 * D * layers,
+})
+def attention_state(width: int, blocks: int, tokens: int) -> int:
+    """How many numbers a Transformer keeps of a text: a key and a value per token and block"""
+    return blocks * layers.CausalAttention(None, width, 2).cost(tokens).numbers
+
+
 # 9. What the paper claims, and what we could show -----------------------------------------------------------
 
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # of 95%, by the number of seeds
@@ -791,7 +936,7 @@ def paired(a: np.ndarray, b: np.ndarray, t: float) -> tuple[float, float]:
     return spread(a - b, t)
 
 
-@exercise(9, lambda rng: (rng.choice([-1, 0, 1]) * 0.3 + rng.normal(0, 0.05), rng.uniform(0.15, 0.25)), {
+@exercise(9, lambda rng: (rng.choice([-0.3, -0.3, 0.1, 0.3]) + rng.normal(0, 0.02), rng.uniform(0.15, 0.25)), {
     "the width were not looked at": lambda mean, half: np.sign(mean),
     "a no were never said": lambda mean, half: float(mean - half > 0),
     "what is not shown were called a no": lambda mean, half: 1.0 if mean - half > 0 else -1.0,

@@ -166,6 +166,28 @@ def swing_factor(eta, C):
     return 2 * (1 - eta) ** C - 1
 
 
+# 6. What moves when -----------------------------------------------------------------------------------------
+
+
+def due_levels(i, chunks):
+    return [i % C == 0 for C in chunks]
+
+
+def moved_by(gradients, i, C):
+    if i % C != 0:
+        return 0 * gradients[0]
+    return np.sum(gradients[i - C:i], axis=0)
+
+
+def frequencies(chunks):
+    return [max(chunks) / C for C in chunks]
+
+
+def forgetting(accuracy):
+    fall = np.max(accuracy, axis=0) - accuracy[-1]
+    return np.mean(fall[:-1])
+
+
 # 7. Optimisers as memories ----------------------------------------------------------------------------------
 
 
@@ -188,6 +210,24 @@ def slow_memory(gradients, f, beta):
     for end in range(f, len(gradients) + 1, f):
         M = beta * M + (1 - beta) * np.sum(gradients[end - f:end], axis=0)
     return M
+
+
+# 8. Hope, whole ---------------------------------------------------------------------------------------------
+
+
+def block(x, mixer, levels, norm):
+    x = x + mixer(norm(x))
+    for level in levels:
+        x = x + level(norm(x))
+    return x
+
+
+def tied_logits(x, E, norm):
+    return norm(x) @ E.T
+
+
+def attention_state(width, blocks, tokens):
+    return 2 * width * blocks * tokens
 
 
 # 9. What the paper claims, and what we could show -----------------------------------------------------------

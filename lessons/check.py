@@ -145,18 +145,18 @@ def named(asked: Exercise, made: list[tuple], found: list[list[np.ndarray]]) -> 
     for words, mistake in asked.mistakes.items():
         with np.errstate(all="ignore"):
             wrong = [parts(mistake(*given)) for given in made[:len(found)]]
-        if all(len(a) == len(b) and all(x.shape == y.shape and np.allclose(x, y, 1e-6, 1e-9, equal_nan=True)
-                                        for x, y in zip(a, b, strict=True))
-               for a, b in zip(found, wrong, strict=True)):
+        if all(len(a) == len(b) and all(
+                x.shape == y.shape and np.allclose(x, y, 2 * asked.tolerance, 1e-9, equal_nan=True)
+                for x, y in zip(a, b, strict=True)) for a, b in zip(found, wrong, strict=True)):
             return f" It looks as if {words}."
     return ""
 
 
 def distance(mine: np.ndarray, its: np.ndarray) -> float:
-    """The largest error, relative to the largest number in the answer"""
+    """The largest error, relative to the largest number in the answer (or to 1, if all of it is 0)"""
     if not np.all(np.isfinite(mine)):
         return np.inf
-    return float(np.max(np.abs(mine - its), initial=0) / max(np.max(np.abs(its), initial=0), 1e-9))
+    return float(np.max(np.abs(mine - its), initial=0) / (np.max(np.abs(its), initial=0) or 1))
 
 
 def multiple(found: list[list[np.ndarray]], right: list[list[np.ndarray]]) -> str:

@@ -107,7 +107,7 @@ def stopped(yours: Callable, error: Exception) -> str:
     """What is said of a function that raised something."""
     if "ellipsis" in str(error).lower() or Ellipsis in getattr(getattr(yours, "__code__", None), "co_consts", ()):
         return f"there is still a blank (...) in it; it stopped with {type(error).__name__}."
-    return f"not yet. It stopped with {type(error).__name__}: {error}"
+    return f"not yet. It stopped with {type(error).__name__}: {error}".rstrip(".") + "."
 
 
 def unusable(result: Any, wanted: list[np.ndarray]) -> str:

@@ -60,10 +60,10 @@ plt.show()
 # ## Let it write
 #
 # `generate` gives one token after the other: the model says how likely each byte is, one is drawn, and read in its
-# turn.
+# turn. (`encode` makes bytes of a text, `decode` makes text of bytes.)
 
 # %%
-written = [token for token, _ in model.generate(encode("def "), 120, temperature=0.7, seed=1)]
+written = [token for token, _ in model.generate(encode("def "), 120, temperature=0.8, seed=3)]
 print("def " + decode(written))
 
 # %% [markdown]
@@ -77,7 +77,7 @@ print("def " + decode(written))
 
 # %%
 tokens = next(segments)[:1]                    # one window: 64 bytes to read, and each has a next one
-with no_grad():
+with no_grad():                                # only look: remember nothing for a way back
     logits, _ = model(tokens[:, :-1])
     loss, _ = model.loss(tokens)
 z = logits.data[0].astype(np.float64)

@@ -93,7 +93,8 @@ print(f"by program  ā = {a.grad:.8f}, b̄ = {b.grad:.8f}")
 # ## An operation and its rules
 #
 # This is all it takes to teach the engine an operation: the forward line, and one rule per input. A rule is a
-# function of the cotangent `g` of the result.
+# function of the cotangent `g` of the result. (An operation returns two things: the result, an array, and a tuple
+# with the rules. Inside a rule `x` is the tensor, so what the rule computes can be remembered as well.)
 
 # %%
 @op
@@ -228,8 +229,8 @@ plt.xlabel("x")
 plt.show()
 
 # %% [markdown]
-# (Why the sums? `grad` begins at one number. The i-th number of z depends on the i-th of x only, so the sum has all
-# slopes side by side.)
+# (`grad` returns a tuple with a slope for each of the inputs; `(first,)` takes it out. Why the sums? `grad` begins at
+# one number. The i-th number of z depends on the i-th of x only, so the sum has all slopes side by side.)
 #
 # Read the picture from left to right: where tanh is steepest, its slope has a top, and the slope of the slope goes
 # through zero.

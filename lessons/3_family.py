@@ -80,8 +80,9 @@ def retention_write(S, k, v, alpha):
 check.retention_write(retention_write)
 
 # %% [markdown]
-# Here is the same by the project's own code. `RULES` has a few numbers for each rule (we come to them), and
-# `recurrent` writes token by token. Below stand the eight tokens under retention with α = 0.9.
+# Here is the same by the project's own code. `RULES` has three numbers for each rule (we come to them; the first is
+# kept as a logarithm, since near 1 a float32 has few digits left), and `recurrent` writes token by token. Below stand
+# the eight tokens under retention with α = 0.9.
 
 # %%
 def project_write(name, alpha=0.9, eta=0.5):
@@ -296,7 +297,7 @@ by_token = time.perf_counter() - started
 sizes, seconds = [4, 16, 64, 256, 1024], []
 for size in sizes:
     started = time.perf_counter()
-    with no_grad():
+    with no_grad():                            # only look: remember nothing for a way back
         reads, after = chunked(*map(Tensor, (q, k, v, log_a, b, c, start)), chunk=size)
     seconds.append(time.perf_counter() - started)
     print(f"chunks of {size:4}: reads differ by {abs(reads.data - o).max():.0e}, "

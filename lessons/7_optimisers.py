@@ -6,7 +6,7 @@
 # the paper's optimiser with two clocks, adds.
 #
 # **Time** 50 minutes with the exercises; running it takes half a minute.
-# **You need** lesson 2: momentum is a memory; and matrices with singular values.
+# **You need** lesson 2: momentum is a memory; lesson 1 for a check.
 # **Equations** [A 33], [A 42–45], [A 75], [A 101–105].
 
 # %%
@@ -122,7 +122,8 @@ check.look_ahead(look_ahead)
 # %% [markdown]
 # ## Newton–Schulz is learning
 #
-# Muon then makes all singular values of that matrix equal to 1: every direction that m knows counts the same, weak or
+# A matrix turns a ball into an egg, an ellipsoid; its **singular values** are the lengths of the egg's axes. Muon makes
+# all singular values of that direction equal to 1, a ball again: every direction that m knows counts the same, weak or
 # strong. How, without computing them? Here is a loss whose lowest points are just such matrices:
 #
 #     L(X) = ¼ ‖X Xᵀ − I‖²                                                                  [A 43]

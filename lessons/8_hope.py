@@ -139,8 +139,8 @@ plt.show()
 # %% [markdown]
 # In this race the Transformer ends ahead, and it needed a fraction of the time. Do not smooth that over; ask why.
 #
-# - A window has 64 bytes. Attention sees all of them at once, and nothing has to be forgotten yet. What a memory of fixed
-#   size is good for, a long text, does not come up.
+# - A window has 64 bytes. Attention sees all of them at once, and nothing has to be forgotten yet. What a memory of
+#   fixed size is good for, a long text, does not come up.
 # - Two hundred steps are few. Hope also has to learn *how to write* into its memories, through many writes.
 # - It is one seed. Lesson 9 says how much one seed can decide.
 #

@@ -198,13 +198,13 @@ def train(config, order, steps):
     for step in range(steps):
         tokens = text(new_languages(16), order)
         optimizer.zero_grad()
-        if config.moves == "context":
-            loss, _ = model.context_loss(tokens, first_order=True)
+        if config.moves == "context":          # levels move within the text, and the gradient goes through that
+            loss, _ = model.context_loss(tokens, first_order=True)   # (without gradients of gradients: faster)
         else:
             loss, _ = model.loss(tokens)
         loss.backward()
-        optimizers.clip_grad_norm(optimizer.params, 1.0)
-        optimizer.lr_scale = optimizers.schedule("cosine", step, steps, 10, 0.1)
+        optimizers.clip_grad_norm(optimizer.params, 1.0)                           # a longer one is shortened
+        optimizer.lr_scale = optimizers.schedule("cosine", step, steps, 10, 0.1)   # the rate rises, then falls
         optimizer.step()
     return model
 

@@ -117,8 +117,8 @@ def train(config, rate, steps=200):
         optimizer.zero_grad()
         loss, _ = model.loss(next(segments))
         loss.backward()
-        optimizers.clip_grad_norm(optimizer.params, 1.0)
-        optimizer.lr_scale = optimizers.schedule("cosine", step, steps, 10, 0.1)
+        optimizers.clip_grad_norm(optimizer.params, 1.0)                           # a longer one is shortened
+        optimizer.lr_scale = optimizers.schedule("cosine", step, steps, 10, 0.1)   # the rate rises, then falls
         optimizer.step()
         losses.append(loss.item() / np.log(2))
     return bits(model, tuning), rate, model, losses, time.perf_counter() - started

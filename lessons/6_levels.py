@@ -80,7 +80,8 @@ check.frequencies(frequencies)
 #     θ ← θ − η Σ_{last C steps} g        if i is a multiple of C, else unchanged            [A 71]
 #
 # All of these gradients were found at the weights as they stood, since they did not move. Below, two levels learn
-# y = A x, a fixed map, while they "read" segments of 64 random x. `learn` is the project's line for A 71.
+# y = A x, a fixed map, while they "read" segments of 64 random x. `learn` is the project's line for A 71. (A level is
+# y = W_down σ(W_up x); so there are two gradients for each.)
 
 # %%
 settings = Config(width=8, heads=2, layers=1, hidden=32, mixer="attention", chunks=(1, 4), cms="sequential",
@@ -93,9 +94,8 @@ for i in range(1, 25):
     drifts = chain.drifts(states, 1)           # what each level has learned so far
     y = chain(Tensor(x), [LevelState(drift) for drift in drifts])
     loss = mean((y - x @ A.T) ** 2)
-    gradients = grad(loss, [weight for drift in drifts for weight in drift.values()])
-    paired = iter(gradients)
-    states = chain.learn(states, drifts, [{name: next(paired) for name in drift} for drift in drifts], i)
+    up1, down1, up2, down2 = grad(loss, [drift[name] for drift in drifts for name in ("up", "down")])
+    states = chain.learn(states, drifts, [{"up": up1, "down": down1}, {"up": up2, "down": down2}], i)
     losses.append(loss.item())
     sizes.append([np.sqrt(sum(np.sum(w.data ** 2) for w in (state.drift or {}).values())) for state in states])
 

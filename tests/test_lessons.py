@@ -266,6 +266,18 @@ def test_a_script_without_a_first_cell_is_no_lesson():
         notebooks.cells("x = 1\n# %%\n")
 
 
+def test_the_command_says_which_notebooks_are_behind_and_which_lessons_there_are(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["notebooks.py", "--check"])
+    assert notebooks.main() == 0 and capsys.readouterr().out == "all as their scripts\n"
+    (tmp_path / "1_new.py").write_text("# %%\nx = 1\n", encoding="utf-8")
+    monkeypatch.setattr(notebooks, "LESSONS", [tmp_path / "1_new.py"])
+    assert notebooks.main() == 1 and capsys.readouterr().out == "1_new: the notebook is not of the script\n"
+    monkeypatch.setattr(sys, "argv", ["notebooks.py", "2_old"])
+    with pytest.raises(SystemExit):
+        notebooks.main()
+    assert "no lesson 2_old; there are 1_new" in capsys.readouterr().err
+
+
 def test_a_notebook_is_made_by_the_command_and_gives_what_it_gave(tmp_path):
     pytest.importorskip("nbclient", reason="notebooks are made with lessons/requirements.txt")
     pytest.importorskip("ipykernel", reason="notebooks are made with lessons/requirements.txt")

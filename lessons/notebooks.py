@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent)]
+
+from tools.folder import write_text  # noqa: E402
+
 LESSONS = sorted(HERE.glob("[0-9]_*.py"))
 SECONDS = 600  # that a cell may take, most of it once, to compile kernels
 
@@ -56,12 +60,21 @@ def made(script: Path) -> dict[str, Any]:
                    resources={"metadata": {"path": str(HERE)}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it was run
+        if cell.cell_type == "code":
+            cell.outputs = whole(cell.outputs)
     notebook.metadata.pop("language_info", None)
     return notebook
 
 
-def write(path: Path, notebook: dict[str, Any]) -> None:
-    path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def whole(outputs: list[Any]) -> list[Any]:
+    """Outputs with what was printed in one piece, however it came; without stderr, which says when kernels compile."""
+    kept: list[Any] = []
+    for output in outputs:
+        if output.get("name") == "stdout" and kept and kept[-1].get("name") == "stdout":
+            kept[-1]["text"] += output["text"]
+        elif output.get("name") != "stderr":
+            kept.append(output)
+    return kept
 
 
 def behind() -> list[str]:
@@ -83,7 +96,8 @@ def main() -> int:
     for script in LESSONS:
         if not wanted.lessons or script.stem in wanted.lessons:
             started = time.perf_counter()
-            write(path := script.with_suffix(".ipynb"), made(script))
+            text = json.dumps(made(script), ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+            write_text(path := script.with_suffix(".ipynb"), text)
             seconds = time.perf_counter() - started
             print(f"{path.name}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
     return 0

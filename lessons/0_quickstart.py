@@ -67,8 +67,8 @@ written = [token for token, _ in model.generate(encode("def "), 120, temperature
 print("def " + decode(written))
 
 # %% [markdown]
-# No Python yet. But it has spaces, short words and line ends, after reading no more than a few pages. (`python train.py
-# --preset nano` reads a megabyte, in about nine minutes.)
+# No Python yet. It has learned which bytes are frequent, and that spaces come in rows, from forty thousand bytes: a few
+# pages of a book. (`python train.py --preset nano` reads a megabyte, in some minutes.)
 #
 # ## Check the way forward: does it add up?
 #

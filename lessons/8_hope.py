@@ -137,7 +137,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# In this race the Transformer ends ahead, and it needed a fraction of the time. Do not smooth that over; ask why.
+# When this was written, the Transformer ended ahead, by 3.57 against 3.86 bits per byte, and it needed a fraction of
+# the time. Do not smooth that over; ask why.
 #
 # - A window has 64 bytes. Attention sees all of them at once, and nothing has to be forgotten yet. What a memory of
 #   fixed size is good for, a long text, does not come up.

@@ -2,6 +2,7 @@
 
     python lessons/notebooks.py              all lessons, several minutes on one core
     python lessons/notebooks.py 3_family     these
+    python lessons/notebooks.py --text       copy text alone, where no code has changed; what was run is kept
     python lessons/notebooks.py --check      only say which notebooks are not of the cells of their scripts
 
 A script has its cells behind lines `# %%`; those behind `# %% [markdown]` are text, each line after `# `.
@@ -77,6 +78,20 @@ def whole(outputs: list[Any]) -> list[Any]:
     return kept
 
 
+def retold(script: Path) -> dict[str, Any]:
+    """The notebook of a script with its text made new and its outputs kept; ValueError if code has changed."""
+    notebook = json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    wanted, run = cells(script.read_text(encoding="utf-8")), [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    if [text for kind, text in wanted if kind == "code"] != ["".join(cell["source"]) for cell in run]:
+        raise ValueError(f"the code of {script.name} has changed since its notebook was run: run it without --text")
+    told = iter(run)
+    notebook["cells"] = [{"cell_type": "markdown", "metadata": {}, "source": text} if kind == "markdown" else next(told)
+                         for kind, text in wanted]
+    for n, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{n}"
+    return notebook
+
+
 def behind() -> list[str]:
     """The lessons whose notebook is missing, or is not of the cells of the script."""
     return [script.stem for script in LESSONS if not (path := script.with_suffix(".ipynb")).exists()
@@ -87,6 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the notebooks of lessons, with their outputs.")
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help=", ".join(path.stem for path in LESSONS))
     parser.add_argument("--check", action="store_true", help="run nothing, and say which are behind")
+    parser.add_argument("--text", action="store_true", help="run nothing, and copy text alone")
     wanted = parser.parse_args()
     if unknown := set(wanted.lessons) - {path.stem for path in LESSONS}:
         parser.error(f"no lesson {', '.join(sorted(unknown))}; there are {', '.join(path.stem for path in LESSONS)}")
@@ -96,7 +112,11 @@ def main() -> int:
     for script in LESSONS:
         if not wanted.lessons or script.stem in wanted.lessons:
             started = time.perf_counter()
-            text = json.dumps(made(script), ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+            try:
+                notebook = retold(script) if wanted.text else made(script)
+            except ValueError as problem:
+                parser.error(str(problem))
+            text = json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
             write_text(path := script.with_suffix(".ipynb"), text)
             seconds = time.perf_counter() - started
             print(f"{path.name}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)

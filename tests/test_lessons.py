@@ -278,6 +278,20 @@ def test_the_command_says_which_notebooks_are_behind_and_which_lessons_there_are
     assert "no lesson 2_old; there are 1_new" in capsys.readouterr().err
 
 
+def test_new_text_is_copied_and_what_was_run_is_kept_unless_code_has_changed(tmp_path):
+    lesson = "2_weight"
+    old = json.loads((FOLDER / f"{lesson}.ipynb").read_text(encoding="utf-8"))
+    (tmp_path / f"{lesson}.ipynb").write_text(json.dumps(old), encoding="utf-8")
+    script = tmp_path / f"{lesson}.py"
+    script.write_text(LESSONS[lesson].replace("# %% [markdown]", "# %% [markdown]\n# New.\n#", 1), encoding="utf-8")
+    new = notebooks.retold(script)
+    assert notebooks.sources(new) == notebooks.cells(script.read_text(encoding="utf-8"))
+    assert new["cells"][0]["source"].startswith("New.") and new["cells"][1:] == old["cells"][1:]
+    script.write_text(LESSONS[lesson].replace("default_rng(0)", "default_rng(1)"), encoding="utf-8")
+    with pytest.raises(ValueError, match="the code of 2_weight"):
+        notebooks.retold(script)
+
+
 def test_a_notebook_is_made_by_the_command_and_gives_what_it_gave(tmp_path):
     pytest.importorskip("nbclient", reason="notebooks are made with lessons/requirements.txt")
     pytest.importorskip("ipykernel", reason="notebooks are made with lessons/requirements.txt")

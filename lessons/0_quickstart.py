@@ -4,9 +4,9 @@
 # **You will know** how to train a tiny model on text in ten lines, let it write, and check for yourself that its way
 # forward and its way back are right. The lessons after this one open the box.
 #
-# **Time** 25 minutes with the exercises. Running it takes about half a minute; where kernels have never been compiled,
-# a minute more, once.
-# **You need** Python and NumPy. No equations yet.
+# - **Time** 25 minutes with the exercises. Running it takes some seconds; where kernels have never been compiled, a
+#   minute more, once.
+# - **You need** Python and NumPy. No equations yet.
 
 # %%
 import check

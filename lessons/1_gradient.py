@@ -5,10 +5,10 @@
 # up, and how a derivative can be differentiated once more. Everything later in this course stands on that: a paper
 # about learning inside learning needs gradients through gradients.
 #
-# **Time** 40 minutes with the exercises; running it takes seconds.
-# **You need** NumPy, and the chain rule.
-# **Equations** [A 8], [A 29]. Such a number is that of an equation in the paper's long edition;
-# [PAPER.md](../PAPER.md) lists all 121 of them, with the line of code that computes each.
+# - **Time** 40 minutes with the exercises; running it takes seconds.
+# - **You need** NumPy, and the chain rule.
+# - **Equations** [A 8], [A 29]. Such a number is that of an equation in the paper's long edition;
+#   [PAPER.md](../PAPER.md) lists all 121 of them, with the line of code that computes each.
 
 # %%
 import check

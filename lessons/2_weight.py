@@ -4,9 +4,9 @@
 # **You will know** what a gradient step writes into a weight, and under which key; that three well-known descriptions
 # of gradient descent are one; what changes if a step is taken exactly; and what an optimiser with momentum remembers.
 #
-# **Time** 45 minutes with the exercises; running it takes seconds.
-# **You need** lesson 1: the gradient of a layer is error times input.
-# **Equations** [A 1–3], [A 8–13], [A 33], [A 98–99], [A 113–121].
+# - **Time** 45 minutes with the exercises; running it takes seconds.
+# - **You need** lesson 1: the gradient of a layer is error times input.
+# - **Equations** [A 1–3], [A 8–13], [A 33], [A 98–99], [A 113–121].
 
 # %%
 import check

@@ -5,9 +5,9 @@
 # line; how eight tokens change each of them, by hand; and how a whole chunk of tokens is written at once without any
 # change of the result.
 #
-# **Time** 60 minutes with the exercises; running it takes seconds.
-# **You need** lesson 2: what is written under a key is heard under keys that point the same way.
-# **Equations** [A 5], [A 14–18], [A 56–57], [A 64–65], [A 92].
+# - **Time** 60 minutes with the exercises; running it takes seconds.
+# - **You need** lesson 2: what is written under a key is heard under keys that point the same way.
+# - **Equations** [A 5], [A 14–18], [A 56–57], [A 64–65], [A 92].
 
 # %%
 import time

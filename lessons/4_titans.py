@@ -5,9 +5,9 @@
 # gradients, and the whole of it, *Titans*, in sixty plain lines that give the project's numbers to the last digits.
 # Then: what momentum does to a memory, and why a memory that counts needs a negative eigenvalue.
 #
-# **Time** 75 minutes with the exercises; running it takes seconds.
-# **You need** lessons 2 and 3: exact steps, retention, delta gradient descent.
-# **Equations** [A 76–78], [A 88–90], [A 93].
+# - **Time** 75 minutes with the exercises; running it takes seconds.
+# - **You need** lessons 2 and 3: exact steps, retention, delta gradient descent.
+# - **Equations** [A 76–78], [A 88–90], [A 93].
 
 # %%
 import check

@@ -5,9 +5,9 @@
 # while they read, from targets they make themselves. You will see three ways in which this goes wrong if it is read
 # literally (extinction, blow-up, chaos), each as a picture, and what mends each of them.
 #
-# **Time** 60 minutes with the exercises; running it takes half a minute.
-# **You need** lesson 4: Titans, the drift S = M − M₀, chunks.
-# **Equations** [A 83–88], [A 90], [A 93].
+# - **Time** 60 minutes with the exercises; running it takes some seconds.
+# - **You need** lesson 4: Titans, the drift S = M − M₀, chunks.
+# - **Equations** [A 83–88], [A 90], [A 93].
 
 # %%
 import check

@@ -5,9 +5,9 @@
 # "moves by all that it has gathered" means, and let models learn one small language and then another, to see who knows
 # the first one afterwards.
 #
-# **Time** 60 minutes with the exercises; running it takes about a minute.
-# **You need** lesson 2 (steps that write), and the idea of attention: a token looks back at earlier tokens.
-# **Equations** [A 70–73]; §7.1.
+# - **Time** 60 minutes with the exercises; running it takes about a minute.
+# - **You need** lesson 2 (steps that write), and the idea of attention: a token looks back at earlier tokens.
+# - **Equations** [A 70–73]; §7.1.
 
 # %%
 import check

@@ -5,9 +5,9 @@
 # back, and what it has forgotten when the task changes; why Newton–Schulz is itself a piece of learning; and what M3,
 # the paper's optimiser with two clocks, adds.
 #
-# **Time** 50 minutes with the exercises; running it takes half a minute.
-# **You need** lesson 2: momentum is a memory; lesson 1 for a check.
-# **Equations** [A 33], [A 42–45], [A 75], [A 101–105].
+# - **Time** 50 minutes with the exercises; running it takes some seconds.
+# - **You need** lesson 2: momentum is a memory; lesson 1 for a check.
+# - **Equations** [A 33], [A 42–45], [A 75], [A 101–105].
 
 # %%
 import check

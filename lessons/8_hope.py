@@ -5,9 +5,9 @@
 # Transformer with as many parameters; what each of them keeps of a text; and what happens when the model reads on with
 # its levels learning.
 #
-# **Time** 50 minutes with the exercises; running it takes about a minute.
-# **You need** lessons 4 to 6.
-# **Equations** [A 70–71], [A 94–97].
+# - **Time** 50 minutes with the exercises; running it takes about a minute.
+# - **You need** lessons 4 to 6.
+# - **Equations** [A 70–71], [A 94–97].
 
 # %%
 import time

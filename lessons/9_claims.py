@@ -5,8 +5,8 @@
 # cannot decide; and what this project found for the claims of the paper, at a size that two processor cores train in
 # minutes.
 #
-# **Time** 45 minutes with the exercises; running it takes seconds. It reads measurements, it makes none.
-# **You need** no formulas. Lessons 3 to 8 for what the names mean.
+# - **Time** 45 minutes with the exercises; running it takes seconds. It reads measurements, it makes none.
+# - **You need** no formulas. Lessons 3 to 8 for what the names mean.
 
 # %%
 import json

@@ -184,4 +184,4 @@ check.central_difference(central_difference)
 # - Ten lines train a model, and 8 bits per byte is where every model begins.
 # - Three checks of the way forward (it adds up, it does not look ahead, it reads on), and one of the way back.
 #
-# Next: how a program takes derivatives of itself, [a gradient finds its way back](1_gradient.py).
+# Next: how a program takes derivatives of itself, [a gradient finds its way back](1_gradient.ipynb).

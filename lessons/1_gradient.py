@@ -292,4 +292,4 @@ plt.show()
 # - Rules are computations; they can be differentiated, too, so one can learn *through* learning.
 #
 # The engine of this project is [autograd.py](../autograd.py), and `python autograd.py` prints a small graph.
-# Next: [a weight is a memory](2_weight.py).
+# Next: [a weight is a memory](2_weight.ipynb).

@@ -286,4 +286,4 @@ for n in (6, 7, 43, 44):
 # - With the loss in place of its slope, the step is η/(1 + η‖x‖²) and never overshoots.
 # - Momentum is a memory of gradients, a short one.
 #
-# Next: [one family of memories](3_family.py), in which W is written while a text is read.
+# Next: [one family of memories](3_family.ipynb), in which W is written while a text is read.

@@ -224,7 +224,7 @@ plt.show()
 # ## Read, then write
 #
 # One thing must not go wrong: a token has to read *before* it writes. If it wrote first, it would find its own value
-# under its own key, and predicting would be copying. (The paper prints both orders; the project reads first.)
+# under its own key: an echo, and not what the past has to say. (The paper prints both orders; the project reads first.)
 #
 # ### Exercise 3.4: one token of linear attention
 #
@@ -313,8 +313,8 @@ plt.show()
 # %% [markdown]
 # The differences are rounding, in the last digits of a float64. The time first falls, since few large products are
 # faster than many small ones, and rises again, since the triangle grows with the square of C. Somewhere between it is
-# below that of the plain loop. (The project then goes one further and compiles the
-# loop: that is `kernels/delta_rule.py`.)
+# below that of the plain loop. (The project then goes one further and compiles the loop: that is
+# `kernels/delta_rule.py`.)
 #
 # ## What you know now
 #
@@ -324,4 +324,4 @@ plt.show()
 # - A chunk of such writes is a triangular system; its result is that of the loop.
 #
 # [memory.py](../memory.py) has all of it, and `python memory.py` prints the eight tokens under every rule.
-# Next: [a memory that learns while it reads](4_titans.py), a network in place of the matrix.
+# Next: [a memory that learns while it reads](4_titans.ipynb), a network in place of the matrix.

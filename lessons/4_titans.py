@@ -357,5 +357,5 @@ check.parity_write(parity_write)
 # - Titans are a filter, maps to q, k, v and gates, that memory, and an output map: sixty lines.
 # - Momentum lets a write go on; the sign of an eigenvalue decides what a memory can keep count of.
 #
-# Still, the maps that make k and v are fixed while reading. In the [next lesson](5_self_modifying.py) they are
+# Still, the maps that make k and v are fixed while reading. In the [next lesson](5_self_modifying.ipynb) they are
 # memories, too, and things go wrong.

@@ -274,4 +274,4 @@ check.swing_factor(swing_factor)
 #
 # Every one of them has a setting that gives the literal form back, such as `--retention zero`, and a test with a
 # counterexample. [titans.py](../titans.py) is the whole of it; `python titans.py` prints which memory moves when.
-# Next: [what moves when](6_levels.py).
+# Next: [what moves when](6_levels.ipynb).

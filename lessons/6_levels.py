@@ -299,4 +299,4 @@ for name, found in runs.items():
 # - What a level keeps of a text depends on what its initial state was trained for.
 #
 # [cms.py](../cms.py) is the whole of it; [what moves when](../docs/clocks.md) has the table for every part of a model.
-# Next: [optimisers as memories](7_optimisers.py).
+# Next: [optimisers as memories](7_optimisers.ipynb).

@@ -232,4 +232,4 @@ check.slow_memory(slow_memory)
 # - M3 adds a memory on a slower clock. (Whether that pays was measured here, in small: lesson 9.)
 #
 # [optimizers.py](../optimizers.py) has all thirteen rungs; `python optimizers.py --context` prints what each still
-# holds of an earlier task. Next: [Hope, whole](8_hope.py).
+# holds of an earlier task. Next: [Hope, whole](8_hope.ipynb).

@@ -229,4 +229,4 @@ plt.show()
 # - Reading with learning on is one call.
 #
 # [hope.py](../hope.py) is the model, [train.py](../train.py) the loop with all that a long run needs.
-# Last: [what the paper claims, and what we could show](9_claims.py).
+# Last: [what the paper claims, and what we could show](9_claims.ipynb).

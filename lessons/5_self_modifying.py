@@ -30,9 +30,9 @@ rng = np.random.default_rng(0)
 #     k_t = M_k(x_t),   v_t = M_v(x_t),   η_t = M_η(x_t),   α_t = M_α(x_t)                  [A 83]
 #     y_t = M_memory(q_t)
 #
-# (Only q_t = W_q x_t stays fixed.) At every token *each* of these memories is written, by the rule that you know [A
-# 88]. All that is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural.
-# The paper lets every memory make its own target, of the value:
+# (Only q_t = W_q x_t stays fixed.) At every token *each* of these memories is written, by the rule that you know, [A 88].
+# All that is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural. The paper
+# lets every memory make its own target, of the value:
 #
 #     v̂_□ = M_□(v_t),      M_□ lowers  ½‖M_□(k_t) − v̂_□‖²                                   [A 84–85]
 #
@@ -58,7 +58,7 @@ check.self_target(self_target)
 
 # %%
 def make(**settings):
-    """Self-modifying Titans of width 16, one head; what is not said is as in the paper's §8."""
+    """Self-modifying Titans of width 16, one head; the project's choices, unless others are given."""
     chosen = {"adaptive": ("k", "v", "eta", "alpha", "memory"), "targets": "self", "memory": "mlp",
               "memory_hidden": 16, "objective": "l2", "error_power": 2.0, "reads": "exact", "memory_chunk": 1,
               "projection_chunk": 1, "eta_max": 0.1, "eta_start": 0.05, "momentum": False,
@@ -104,8 +104,10 @@ def literal_network(tokens, alpha, eta):
     W2, W1, sizes = rng.standard_normal((16, 8)), 0.3 * rng.standard_normal((8, 16)), []
     for _ in range(tokens):
         k, v = rng.standard_normal((2, 8))
-        k, a = k / np.linalg.norm(k), W2 @ k / np.linalg.norm(k)
-        s, delta = 1 / (1 + np.exp(-a)), W1 @ sigma(a) - v
+        k = k / np.linalg.norm(k)
+        a = W2 @ k
+        s = 1 / (1 + np.exp(-a))
+        delta = W1 @ sigma(a) - v
         down = (W1.T @ delta) * (s + a * s * (1 - s))
         W2 = alpha * W2 - eta * np.outer(down, k)
         W1 = alpha * W1 - eta * np.outer(delta, sigma(a))

@@ -30,9 +30,9 @@ rng = np.random.default_rng(0)
 #     k_t = M_k(x_t),   v_t = M_v(x_t),   η_t = M_η(x_t),   α_t = M_α(x_t)                  [A 83]
 #     y_t = M_memory(q_t)
 #
-# (Only q_t = W_q x_t stays fixed.) At every token *each* of these memories is written, by the rule that you know, [A 88].
-# All that is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural. The paper
-# lets every memory make its own target, of the value:
+# (Only q_t = W_q x_t stays fixed.) At every token *each* of these memories is written, by the rule that you know,
+# [A 88]. All that is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural.
+# The paper lets every memory make its own target, of the value:
 #
 #     v̂_□ = M_□(v_t),      M_□ lowers  ½‖M_□(k_t) − v̂_□‖²                                   [A 84–85]
 #

@@ -71,6 +71,23 @@ def asked_in(lesson):
     return set(re.findall(r"^check\.(\w+)\(\1\)$", LESSONS[lesson], re.M))
 
 
+def test_the_lesson_on_claims_reads_whatever_claims_there_are(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "docs" / "claims"
+    folder.mkdir(parents=True)
+    for name, found in {"machines": ["no claim"], "short": {"claim": "short", "holds": "yes"},
+                        "new": {"claim": "new", "paper": "nothing", "here": "1 ± 2", "holds": "a: no; b: not shown",
+                                "sweep": {"a": {"1": 0.5, "10": 0.7, "100": 0.1}, "b": {"1": 2.0}}, "parameters": {},
+                                "scores": {"a": [[1, 2]] * 5, "b": [[2, 3]] * 5, "words": "none"}}}.items():
+        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    exec(LESSONS["9_claims"], {})
+    importlib.import_module("matplotlib.pyplot").close("all")
+    said = capsys.readouterr().out
+    assert "altogether: yes 1, not shown 1, no 1" in said and "new: 0 of 1 at the edge" in said
+    assert "machines" not in said
+
+
 # --- exercises ------------------------------------------------------------------------------------------------
 
 NAMES = pytest.mark.parametrize("name", check.EXERCISES)

@@ -16,9 +16,10 @@ import numpy as np
 
 import optimizers
 from autograd import Tensor, grad, mean, no_grad
-from cms import CMS, LevelState, due, timetable
+from cms import CMS, LevelState, due
 from config import PRESETS, Config
 from hope import Hope, count
+from tools.timetable import timetable
 
 rng = np.random.default_rng(0)
 

@@ -38,6 +38,7 @@ import optimizers  # noqa: E402
 import titans  # noqa: E402
 from autograd import Tensor, grad  # noqa: E402
 from config import Config  # noqa: E402
+from tools.timetable import timetable  # noqa: E402
 
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True,
                      "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
@@ -543,7 +544,7 @@ def clip_error(delta: np.ndarray) -> np.ndarray:
     """δ, scaled down to an RMS of 1 where it is larger"""
     S, zero = Tensor(np.zeros((1, 1, 4, 4))), Tensor(np.zeros((1, 1, 1)))
     z = Tensor(np.eye(4)[None, None, :1])
-    written = mixer().write(S, None, S, z, Tensor(delta[None, None, None]), {"alpha": zero, "eta": zero + 1.0})[1]
+    written = mixer().write(S, None, S, z, Tensor(delta[None, None, None]), 4, {"alpha": zero, "eta": zero + 1.0})[1]
     return -2 * written.data[0, 0, :, 0]  # at the exact step η/(1 + η) = ½
 
 
@@ -574,7 +575,7 @@ def layer_write(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarray,
     """The drift after one write: S ← α S − η′ ((S + M₀) z + δ) zᵀ, η′ = η/(1 + η‖z‖²) [A 88]"""
     gates = {"alpha": Tensor(np.full((1, 1, 1), np.log(alpha))), "eta": Tensor(np.full((1, 1, 1), eta))}
     row = [Tensor(x[None, None, None]) for x in (z, delta)]
-    return mixer().write(Tensor(S[None, None]), None, Tensor(M0[None]), *row, gates)[1].data[0, 0]
+    return mixer().write(Tensor(S[None, None]), None, Tensor(M0[None]), *row, len(delta), gates)[1].data[0, 0]
 
 
 @exercise(4, lambda rng: (normal(rng, 3, 4), *pair(rng), rng.uniform(0.5, 0.99), *rng.uniform(0.1, 0.9, 2)), {
@@ -640,7 +641,8 @@ def pull_to_start(M: np.ndarray, M0: np.ndarray, alpha: float) -> np.ndarray:
     """M after one token of retention that leads back to M₀"""
     zero, nothing = Tensor(np.zeros((1, 1, 1, 4))), Tensor(np.zeros((1, 1, 1, 3)))
     gates = {"alpha": Tensor(np.full((1, 1, 1), np.log(alpha))), "eta": Tensor(np.zeros((1, 1, 1)))}
-    return M0 + mixer().write(Tensor((M - M0)[None, None]), None, Tensor(M0[None]), zero, nothing, gates)[1].data[0, 0]
+    drift = mixer().write(Tensor((M - M0)[None, None]), None, Tensor(M0[None]), zero, nothing, len(M), gates)[1]
+    return M0 + drift.data[0, 0]
 
 
 @exercise(5, lambda rng: (rng.uniform(0.5, 0.999),), {
@@ -742,7 +744,7 @@ def moved_by(gradients: np.ndarray, i: int, C: int) -> np.ndarray:
 })
 def frequencies(chunks: tuple[int, ...]) -> list[float]:
     """How often each level moves, relative to the slowest: f = max C/C (§7.1)"""
-    rows = cms.timetable(Config(mixer="attention", chunks=chunks), 1)
+    rows = timetable(Config(mixer="attention", chunks=chunks), 1)
     return [f for name, _, f, _ in rows if name.startswith("level ")]
 
 

@@ -163,7 +163,7 @@ check.tanh_rule(tanh_rule)
 # %% [markdown]
 # ## A layer: errors times inputs
 #
-# The layer of every network is y = W x. Its weight has one slope per number. They form a matrix, and it is very
+# The commonest layer of a network is y = W x. Its weight has one slope per number. They form a matrix, and it is very
 # simple. Push W_ij: only y_i moves, and by x_j times as much. So
 #
 #     W̄_ij = ȳ_i x_j,   as a matrix   W̄ = ȳ xᵀ                                             [A 8, 29]

@@ -37,7 +37,8 @@ from layers import linear, rms_norm
 #
 # ### Exercise 8.1: a block
 #
-# `mixer`, `norm` and each of `levels` are functions.
+# `mixer`, `norm` and each of `levels` are functions. (Do it before you read on: the walk through the model below
+# contains it.)
 
 # %%
 def block(x, mixer, levels, norm):

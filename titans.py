@@ -38,7 +38,7 @@ from autograd import (
     tanh,
 )
 from config import Config
-from kernels import titans_compiled
+from kernels import titans as kernel
 from layers import Cost, Parameter, Rng, normal
 from memory import STEPS, MemoryMixer, delta_rule, half_lives, log_sigmoid, momentum_rule, zeros
 
@@ -261,7 +261,7 @@ class SelfModifyingTitans(MemoryMixer):
         c = self.config
         known = (c.memory, c.retention, c.reads, c.through_writes, c.error_power, c.form) == (
             "mlp", "initial", "exact", True, 2.0, "fused")
-        if not (known and titans_compiled.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
+        if not (known and kernel.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         weights = {"bias": self.bias, "readout": self.readout, "initial": self.initial}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
@@ -332,10 +332,10 @@ def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
                 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0,
                 [(span.tokens, span.seen) for span in spans])
-    *results, boundaries = titans_compiled.titans(*settings, *inputs)
+    *results, boundaries = kernel.titans(*settings, *inputs)
 
     def backward(*results_bar):
-        asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = titans_compiled.titans_backward(
+        asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = kernel.titans_backward(
             *settings, boundaries, *inputs, *results_bar)
         weights_bar = {"bias": dict(zip(weights["bias"], bias_bar, strict=True)),
                        "readout": dict(zip(weights["readout"], readout_bar, strict=True)), "initial": initial_bar}

@@ -37,7 +37,7 @@ from autograd import (
     tanh,
 )
 from config import Config
-from kernels import titans_compiled
+from kernels import titans as kernel
 from layers import Cost, Parameter, Rng, normal
 from memory import STEPS, MemoryMixer, delta_rule, half_lives, log_sigmoid, momentum_rule, zeros
 
@@ -143,7 +143,7 @@ class SelfModifyingTitans(MemoryMixer):
         slope = s + inputs[1] * (1 - s)  # σ′ of SiLU
         return [(k, (delta @ W[1]) * slope), (inputs[1], delta)]
 
-    def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, longest: int,
+    def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, limit: int,
               gates: dict[str, Tensor], q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
         """n writes of one layer [A 88], and its reads before each write. S is the drift, W = M₀ + S:
 
@@ -155,8 +155,8 @@ class SelfModifyingTitans(MemoryMixer):
         if not c.through_writes:
             z, delta, S = z.detach(), delta.detach(), S.detach()
             N, gates = N if N is None else N.detach(), {name: gate.detach() for name, gate in gates.items()}
-        # δ, clipped to ‖δ‖² = longest
-        u = -delta * minimum(1.0, 1 / sqrt(sum(delta * delta, axis=-1, keepdims=True) / longest + 1e-12))
+        # δ, clipped to ‖δ‖² = limit
+        u = -delta * minimum(1.0, 1 / sqrt(sum(delta * delta, axis=-1, keepdims=True) / limit + 1e-12))
         alpha, power = exp(gates["alpha"]), 2.0 if c.objective == "l2" else 1.0
         rate = STEPS[c.step](gates["eta"], sum(z * z, axis=-1), alpha, power)
         forgotten = -(z @ (M0 if c.through_writes else M0.detach()).mT) if c.retention == "initial" else z[..., :1] * 0
@@ -196,8 +196,8 @@ class SelfModifyingTitans(MemoryMixer):
             drifts[name] = []
             for i, (z, delta) in enumerate(self.errors(name, W[name], k, v)):
                 N = momentum[name][i] if c.momentum else None
-                longest = delta.shape[-1] if name == "memory" else 1
-                read, S, N = self.write(drift[name][i], N, self.initial[name][i], z, delta, longest, gates, x)
+                limit = delta.shape[-1] if name == "memory" else 1
+                read, S, N = self.write(drift[name][i], N, self.initial[name][i], z, delta, limit, gates, x)
                 drifts[name].append(S)
                 if N is not None:
                     momenta[name].append(N)
@@ -263,7 +263,7 @@ class SelfModifyingTitans(MemoryMixer):
         """
         c = self.config
         known = (c.memory, c.reads, c.through_writes, c.error_power, c.form) == ("mlp", "exact", True, 2.0, "fused")
-        if not (known and titans_compiled.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
+        if not (known and kernel.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         initial: Any = self.initial if c.retention == "initial" else {
             name: [np.zeros_like(M0.data) for M0 in layers] for name, layers in self.initial.items()}
@@ -336,10 +336,10 @@ def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
                 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0,
                 [(span.tokens, span.seen) for span in spans])
-    *results, boundaries = titans_compiled.titans(*settings, *inputs)
+    *results, boundaries = kernel.titans(*settings, *inputs)
 
     def backward(*results_bar):
-        asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = titans_compiled.titans_backward(
+        asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = kernel.titans_backward(
             *settings, boundaries, *inputs, *results_bar)
         weights_bar = {"bias": dict(zip(weights["bias"], bias_bar, strict=True)),
                        "readout": dict(zip(weights["readout"], readout_bar, strict=True)), "initial": initial_bar}

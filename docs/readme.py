@@ -72,7 +72,7 @@ def files() -> str:
     """The reading order: what each file asks and answers, in the first line of its docstring; its length."""
     rows = []
     for name in ORDER:
-        package = sorted((ROOT / name).glob("*.py"))
+        package = sorted((ROOT / name).rglob("*.py"))
         first = ROOT / name / "__init__.py" if package else ROOT / f"{name}.py"
         asked = " ".join(first.read_text(encoding="utf-8").splitlines()[0].strip('"').split())
         length = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in package or [first])

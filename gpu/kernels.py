@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from kernels import KERNELS, titans_compiled
+from kernels import KERNELS
+from kernels import titans as titans_kernel
 from kernels.adamw import numbers
 from kernels.causal_conv import following
 from kernels.delta_rule import check as check_delta_rule
 from kernels.delta_rule import flat
 from kernels.runtime import check_shapes
-from kernels.titans_compiled import MEMORIES
+from kernels.titans.tables import MEMORIES
 
 Array = Any
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -218,7 +219,7 @@ INPUTS = np.dtype([("feeds", np.uint64, 4), ("bias", np.uint64, 2), ("readout", 
 
 def titans(adaptive, l2, given, eta_max, pieces, *inputs):
     """A launch for each of the pieces, one after another."""
-    titans_compiled._expect_titans(adaptive, l2, given, pieces, *inputs)
+    titans_kernel.check(adaptive, l2, given, pieces, *inputs)
     states, reads = [inputs[4]], []
     for part in _by_piece(pieces, inputs, states):
         o, after = _titans_of_piece(adaptive, l2, given, eta_max, *part)
@@ -229,8 +230,8 @@ def titans(adaptive, l2, given, eta_max, pieces, *inputs):
 
 def titans_backward(adaptive, l2, given, eta_max, pieces, trail, *inputs_and_cotangents):
     *inputs, o_bar, after_bar = inputs_and_cotangents
-    titans_compiled._expect_titans(adaptive, l2, given, pieces, *inputs)
-    titans_compiled._expect_cotangents(inputs, o_bar, after_bar)
+    titans_kernel.check(adaptive, l2, given, pieces, *inputs)
+    titans_kernel.check_cotangents(inputs, o_bar, after_bar)
     states, t = [inputs[4], *trail], o_bar.shape[2]
     bars: list[dict] = [{} for _ in pieces]  # of the drifts before every piece
     start_bar: dict = {}
@@ -374,4 +375,4 @@ def register_all(array_type: type) -> None:
     for name, twin in TWINS.items():
         KERNELS[name].register(array_type, *twin)
     for function in (titans, titans_backward):
-        titans_compiled.register(array_type, function.__name__, function)
+        titans_kernel.register(array_type, function.__name__, function)

@@ -52,8 +52,9 @@ def sources(path: Path) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.append(path)
-            names = re.findall(r"^(?:from|import) kernels\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-            waiting += [Path(__file__).with_name(f"{name}.py") for name in names]
+            names = re.findall(r"^ *(?:from|import) kernels\.(?!cache\b)([\w.]+)", path.read_text(encoding="utf-8"),
+                               re.MULTILINE)
+            waiting += [Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return sorted(found)
 
 
@@ -72,7 +73,7 @@ class Cache:
 
     def __init__(self, function: Callable):
         path = Path(function.__code__.co_filename)
-        self.name, self.prefix = function.__name__, f"kernels.{path.stem}-"
+        self.name, self.prefix = function.__name__, f"{function.__module__}-"
         self.folder = self.prefix + version(path)  # now: a later edit is not what was imported
 
     def _file(self, signature: Any, codegen: Any) -> str:

@@ -15,6 +15,7 @@ from kernels.runtime import JIT, inner
 if JIT:
     from numba.core import types
     from numba.core.cgutils import ir  # LLVM's instructions
+    from numba.core.imputils import impl_ret_borrowed
     from numba.extending import intrinsic, models, register_model
 
 LANES = 32
@@ -158,6 +159,13 @@ def _exp64(builder, x):
     for lane in (ir.Constant(ir.IntType(32), lane) for lane in range(LANES)):
         y = builder.insert_element(y, builder.call(of_one, [builder.extract_element(x, lane)]), lane)
     return y
+
+
+@intrinsic
+def any_layout(typing, x):
+    """The array as one of any layout, so that what takes it is compiled but once; rows stay contiguous if they are"""
+    kind = x.copy(layout="A")
+    return kind(x), lambda context, builder, signature, args: impl_ret_borrowed(context, builder, kind, args[0])
 
 
 def _number_or(a, x):

@@ -30,6 +30,7 @@ try:
     from numba.extending import overload
 
     from kernels.cache import Cache, writable
+    from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
     numba = None  # type: ignore[assignment]
     print(f"Numba cannot be used ({error}): the NumPy definitions run instead, slower.", file=sys.stderr)
@@ -197,7 +198,7 @@ def jit(function: Callable) -> Any:
     loop = numba.njit(nogil=True, fastmath=FLAGS, error_model="numpy")(function)
     with contextlib.suppress(OSError):  # sources that lie in no file are not cached
         loop._cache = Cache(function)
-    _loops[loop] = Path(function.__code__.co_filename).stem
+    _loops[loop] = function.__module__.removeprefix("kernels.")
     return loop
 
 
@@ -205,7 +206,8 @@ def inner(function: Callable) -> Any:
     """A function that only compiled code calls: no way in from Python is compiled."""
     if not JIT:
         return function
-    return numba.njit(fastmath=FLAGS, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return numba.njit(fastmath=FLAGS, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True,
+                      pipeline_class=LinkedCompiler)(function)
 
 
 def if_given(function: Callable) -> Any:

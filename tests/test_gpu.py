@@ -27,7 +27,7 @@ from data import Corpus
 from gpu import kernels as twins
 from gpu import products
 from hope import Hope
-from kernels import titans_compiled
+from kernels import titans as titans_kernel
 from titans import SelfModifyingTitans, Span
 from tools import machine
 from train import Run
@@ -173,7 +173,7 @@ def unregistered(monkeypatch):
 def forget(monkeypatch):
     for kernel in kernels.KERNELS.values():
         monkeypatch.setattr(kernel, "twins", {np.ndarray: kernel.twins[np.ndarray]})
-    monkeypatch.setattr(titans_compiled, "REGISTERED", {})
+    monkeypatch.setattr(titans_kernel, "REGISTERED", {})
 
 
 def calls(dtype, N, T, d_k, d_v):
@@ -338,7 +338,7 @@ def test_more_sequences_than_blocks_share_their_workspaces(on, monkeypatch):
 
 
 def test_titans_run_in_operations_where_no_kernel_is_registered_for_the_arrays(unregistered):
-    has_titans = titans_compiled.has_titans
+    has_titans = titans_kernel.has_titans
     assert not has_titans(Refusing(np.zeros(1)))
     twins.register_all(Refusing)
     assert has_titans(Refusing(np.zeros(1))) and not has_titans(Refusing(np.zeros(1, np.float16)))

@@ -283,6 +283,17 @@ def test_an_edit_compiles_what_is_made_of_that_file_and_nothing_else_and_nothing
 
 
 @needs_jit
+def test_a_kernel_of_several_files_is_made_of_those_that_it_imports_at_any_depth():
+    from kernels import cache
+    folder = Path(kernels.__file__).parent
+    made_of = {name: {path.relative_to(folder).as_posix() for path in cache.sources(folder / "titans" / f"{name}.py")}
+               for name in ("chunk", "token")}
+    assert {"titans/learn.py", "titans/products.py", "lanes.py", "runtime.py", "linking.py"} < made_of["chunk"]
+    assert {"titans/products.py", "product.py"} < made_of["token"] and "titans/learn.py" not in made_of["token"]
+    assert not {"titans/__init__.py", "cache.py", "gelu.py"} & (made_of["chunk"] | made_of["token"])
+
+
+@needs_jit
 def test_folders_of_former_versions_do_not_pile_up(copy):
     cache = importlib.import_module("kernels.cache")
     folder = copy / "kernels" / "__pycache__"

@@ -8,7 +8,9 @@ import pytest
 from test_kernels import DTYPES, assert_close, draw, needs_jit
 
 import kernels
-from kernels import runtime, titans_compiled
+from kernels import runtime
+from kernels import titans as titans_kernel
+from kernels.titans import products, tables
 
 
 @functools.cache
@@ -24,7 +26,7 @@ def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
     A, B, C = draw(m, k, dtype=dtype), draw(k, n, dtype=dtype, seed=1), draw(m, n, dtype=dtype, seed=2)
     expected = C + A @ B, A @ B
     add, product, turned = map(callable_from_python, (
-        titans_compiled._add, titans_compiled._product, titans_compiled._turned))
+        products.add_product, products.product, products.transposed))
     for left in (A, np.ascontiguousarray(A.T).T):
         found = C.copy()
         add(found, left, B)
@@ -36,7 +38,7 @@ def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
 
 
 def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, momentum=False, seed=0):
-    """Arguments of `titans_compiled.titans` for one piece, and cotangents of what it returns."""
+    """Arguments of `titans_kernel.titans` for one span, and cotangents of what it returns."""
     names, seeds = ("k", "eta", "memory"), itertools.count(100 * seed)
 
     def layers(*lead, scale=1.0):
@@ -46,17 +48,17 @@ def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, mom
     gates = 3 if momentum else 2
     bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(gates)]
     readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(gates)]
-    pieces = [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))]
-    inputs = [names, True, False, 0.5, 2.0 if momentum else 0.0, pieces, feeds, bias, readout, layers(H),
+    spans = [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))]
+    inputs = [names, True, False, 0.5, 2.0 if momentum else 0.0, spans, feeds, bias, readout, layers(H),
               layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {},
               layers(B, H) if momentum else {}]
     return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H), layers(B, H) if momentum else {}]
 
 
 def titans_and_back(settings, inputs, bars):
-    """Arrays of o and the states after, and of all that `titans_compiled.titans_backward` returns."""
-    *found, trail = titans_compiled.titans(*settings, *inputs)
-    return arrays_in([*found, titans_compiled.titans_backward(*settings, trail, *inputs, *bars)])
+    """Arrays of o and the states after, and of all that `titans_kernel.titans_backward` returns."""
+    *found, boundaries = titans_kernel.titans(*settings, *inputs)
+    return arrays_in([*found, titans_kernel.titans_backward(*settings, boundaries, *inputs, *bars)])
 
 
 def arrays_in(nest):
@@ -85,10 +87,10 @@ def test_the_number_of_threads_changes_no_bit_of_a_chunk(momentum, monkeypatch):
 @pytest.mark.parametrize("n", [1, 33])
 def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
     inputs, _ = titans_inputs(n=n + 1)
-    o = titans_compiled.titans(*inputs)[0]
+    o = titans_kernel.titans(*inputs)[0]
     for feed in inputs[6]:
         feed[:, :, n] *= 1e3
-    changed = titans_compiled.titans(*inputs)[0]
+    changed = titans_kernel.titans(*inputs)[0]
     assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
 
 
@@ -101,75 +103,75 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     found = titans_and_back(inputs[:6], views, bars)
     assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
     inputs[10] = {**inputs[10], "k": [x[1:] for x in inputs[10]["k"]]}
-    with pytest.raises(ValueError, match=r"now has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-        titans_compiled.titans(*inputs)
+    with pytest.raises(ValueError, match=r"drift has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
+        titans_kernel.titans(*inputs)
     for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
         with pytest.raises(ValueError, match=r"at least one, .* a state for each of the memories that learn"):
-            titans_compiled.titans(*misfit)
+            titans_kernel.titans(*misfit)
     inputs, _ = titans_inputs()
-    for seen, said in (({"k": -1}, "a start for none, where the first piece says"),
-                       ({"eta": 1}, "errors of piece 0 see"),
-                       ({"other": 0}, "errors of piece 0 see .* or -1 where there is a start")):
+    for seen, said in (({"k": -1}, "a start for none, where the first span says"),
+                       ({"eta": 1}, "errors of span 0 see"),
+                       ({"other": 0}, "errors of span 0 see .* or -1 where there is a start")):
         inputs[5] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
         with pytest.raises(ValueError, match=said):
-            titans_compiled.titans(*inputs)
+            titans_kernel.titans(*inputs)
     inputs, _ = titans_inputs(momentum=True)
     for misfit in ([*inputs[:-1], {}], [*inputs[:-1], {"k": inputs[-1]["k"]}]):
         with pytest.raises(ValueError, match=r"3 gates and momenta of (none|k); give eta and alpha, and with"):
-            titans_compiled.titans(*misfit)
+            titans_kernel.titans(*misfit)
     with pytest.raises(ValueError, match=r"momentum has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-        titans_compiled.titans(*inputs[:-1], {name: [x[1:] for x in layers] for name, layers in inputs[-1].items()})
+        titans_kernel.titans(*inputs[:-1], {name: [x[1:] for x in layers] for name, layers in inputs[-1].items()})
 
 
 @needs_jit
 def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
-    inputs, (o_bar, after_bar, carry_bar) = titans_inputs(momentum=True)
+    inputs, (o_bar, after_bar, momentum_bar) = titans_inputs(momentum=True)
     inputs[5] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
-    settings, trail = inputs[:6], titans_compiled.titans(*inputs)[3]
+    settings, boundaries = inputs[:6], titans_kernel.titans(*inputs)[3]
     short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
-    for bars, wrong in (((short, carry_bar), "after_bar"), ((after_bar, short), "carry_bar")):
+    for bars, wrong in (((short, momentum_bar), "drift_bar"), ((after_bar, short), "momentum_bar")):
         with pytest.raises(ValueError, match=wrong + r" has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-            titans_compiled.titans_backward(*settings, trail, *inputs[6:], o_bar, *bars)
-    for misfit in ([after_bar, trail[1]], [trail[0], carry_bar]):
-        with pytest.raises(ValueError, match=r"trail has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
-            titans_compiled.titans_backward(*settings, misfit, *inputs[6:], o_bar, after_bar, carry_bar)
+            titans_kernel.titans_backward(*settings, boundaries, *inputs[6:], o_bar, *bars)
+    for misfit in ([after_bar, boundaries[1]], [boundaries[0], momentum_bar]):
+        with pytest.raises(ValueError, match=r"boundaries has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
+            titans_kernel.titans_backward(*settings, misfit, *inputs[6:], o_bar, after_bar, momentum_bar)
 
 
 @needs_jit
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("lengths", [(16, 24), (2, 7, 31), (5, 5, 5, 25)], ids=str)
-def test_pieces_at_once_are_the_pieces_one_after_another(lengths, momentum):
-    """Where memory k still sees its start, and the others see the piece before the last or the present one."""
+def test_spans_at_once_are_the_spans_one_after_another(lengths, momentum):
+    """Where memory k still sees its start, and the others see the span before the last or the present one."""
     inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True, momentum=momentum)
     inputs[5] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
-    settings, (feeds, *shared, now, start, carried) = inputs[:5], inputs[6:]
+    settings, (feeds, *shared, drift, start, momentum) = inputs[:5], inputs[6:]
     found = titans_and_back(inputs[:6], inputs[6:], bars)
-    states, momenta, reads, t = [now], [carried], [], 0
+    states, momenta, reads, t = [drift], [momentum], [], 0
     calls, back = [], []
     for n, seen in inputs[5]:
         began = {name: (start if p < 0 else states[p])[name] for name, p in seen.items() if p != len(states) - 1}
         one = ([(n, {name: -(name in began) for name in seen})], [z[:, :, t:t + n] for z in feeds], *shared,
                states[-1], began, momenta[-1])
-        o, after, carried_on, trail = titans_compiled.titans(*settings, *one)
-        assert trail == [{}, {}]
+        o, after, momentum_after, between = titans_kernel.titans(*settings, *one)
+        assert between == [{}, {}]
         calls.append(one)
         reads.append(o)
         states.append(after)
-        momenta.append(carried_on)
+        momenta.append(momentum_after)
         t += n
     ends = [*arrays_in(states[-1]), *arrays_in(momenta[-1])]
     assert np.array_equal(found[0], np.concatenate(reads, 2))
     assert all(np.array_equal(x, y) for x, y in zip(found[1:], ends, strict=False))
 
-    after_bars: list[dict] = [{name: [0, 0] for name in now} for _ in lengths] + [bars[1]]  # of the states
-    start_bar, carry_bar = [0, 0], bars[2]
+    after_bars: list[dict] = [{name: [0, 0] for name in drift} for _ in lengths] + [bars[1]]  # of the states
+    start_bar, momentum_bar = [0, 0], bars[2]
     for p in reversed(range(len(lengths))):
         t -= lengths[p]
-        feeds_bar, *shared_bar, now_bar, began_bar, carry_bar = titans_compiled.titans_backward(
+        feeds_bar, *shared_bar, drift_bar, began_bar, momentum_bar = titans_kernel.titans_backward(
             *settings, calls[p][0], [{}, {}], *calls[p][1:], bars[0][:, :, t:t + lengths[p]], after_bars[p + 1],
-            carry_bar)
+            momentum_bar)
         back.append((feeds_bar, shared_bar))
-        for name, layers in now_bar.items():
+        for name, layers in drift_bar.items():
             after_bars[p][name] = [x + y for x, y in zip(after_bars[p][name], layers, strict=True)]
         for name, layers in began_bar.items():
             seen = inputs[5][p][1][name]
@@ -177,19 +179,19 @@ def test_pieces_at_once_are_the_pieces_one_after_another(lengths, momentum):
             into[:] = [x + y for x, y in zip(into, layers, strict=True)]
     expected = [np.concatenate(xs[::-1], 2) for xs in zip(*(feeds_bar for feeds_bar, _ in back), strict=True)]
     expected += [sum(xs) for xs in zip(*(arrays_in(shared_bar) for _, shared_bar in back), strict=True)]
-    expected += [*arrays_in(after_bars[0]), *start_bar, *arrays_in(carry_bar)]
+    expected += [*arrays_in(after_bars[0]), *start_bar, *arrays_in(momentum_bar)]
     for x, y in zip(found[1 + len(ends):], expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11 * np.abs(y).max())
 
 
 @needs_jit
 def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_others():
-    places, before = titans_compiled._ROWS, len(titans_compiled._ROWS)
+    places, before = tables._known, len(tables._known)
     for seed in range(20):  # each time new arrays, many where old ones lay
         inputs, _ = titans_inputs(n=1, seed=seed)
-        o, after, *_ = titans_compiled.titans(*inputs)
+        o, after, *_ = titans_kernel.titans(*inputs)
         fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
                  else [x.copy() for x in given] for given in inputs[6:]]
-        assert np.array_equal(o, titans_compiled.titans(*inputs[:6], *fresh)[0]) and len(places) > before
+        assert np.array_equal(o, titans_kernel.titans(*inputs[:6], *fresh)[0]) and len(places) > before
         del inputs, after, fresh
     assert len(places) == before

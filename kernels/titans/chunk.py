@@ -1,0 +1,177 @@
+"""A chunk of self-modifying Titans there and back, and a sequence span after span.
+
+Definitions: `titans.py::SelfModifyingTitans.chunk` of a chunk, `read_in_operations` of spans.
+
+A thread takes a sequence through all its spans, each computed whole, with all it needs in the nearest caches. The
+tokens that fill a span up write nothing (x = 0, η = 0, α = β = 1). The way back computes every span again from the
+state at its beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+from kernels.runtime import if_given, inner, jit
+from kernels.titans.decays import momentum_bars, momentum_decays, momentum_decays_backward, retain, zeros_if
+from kernels.titans.learn import learn, learn_backward, write
+from kernels.titans.products import (
+    accumulate,
+    add_product,
+    added,
+    normalized,
+    normalized_backward,
+    padded,
+    product,
+    silu,
+    times_slope,
+    transposed,
+)
+from kernels.titans.reads import apply, apply_backward, read, read_backward
+from kernels.titans.systems import triangular_system, triangular_system_backward
+from kernels.titans.tables import MEMORY, READ, SCALARS, layers_of, matrix, matrix_if, of_span, span_if
+
+Projection = namedtuple("Projection", "x x_T y s hidden")  # a feed, what the memory answers; s and σ(W₂ x)
+Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system momentum")
+Bars = namedtuple("Bars", "eta before g k v momentum")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+
+
+@inner
+def project(m, i, inputs, adaptive, like):
+    """What projection m says to its feed; eta, alpha and beta have one feed."""
+    x_T, x = padded(matrix(inputs.feeds, min(m, 3), i, like))
+    y, s, hidden = apply(m, i, inputs, adaptive[m], x)
+    return Projection(x, x_T, y, s, hidden)
+
+
+@if_given
+def betas(momentum, i, inputs, x, n):
+    """β of every token; 1 for what fills them up"""
+    y, bias = product(matrix(inputs.readout, 2, i, x), x), matrix(inputs.bias, 2, i, x)[0, 0]
+    beta = np.ones(x.shape[1])
+    for t in range(n):
+        beta[t] = 1 / (1 + math.exp(-y[0, t] - bias))
+    return beta
+
+
+@if_given
+def betas_backward(momentum, i, x, x_T, x_bar, inputs, inputs_bar, bars, n):
+    """From B and K to β's gate"""
+    y_bar, beta_bar = np.zeros((1, x.shape[1]), x.dtype), np.zeros_like(momentum.beta)
+    momentum_decays_backward(momentum, bars, beta_bar)
+    for t in range(n):
+        y_bar[0, t] = beta_bar[t] * (1 - momentum.beta[t])
+        matrix(inputs_bar.bias, 2, i, x)[0, 0] += y_bar[0, t]
+    add_product(x_bar, matrix(inputs.readout, 2, i, x).T, y_bar)
+    add_product(matrix(inputs_bar.readout, 2, i, x), y_bar, x_T)
+
+
+@inner
+def chunk(i, inputs, adaptive, eta_max, power, like):
+    """What is asked of the memories, and what they are all written with."""
+    projections = (  # a number that has a type of its own would be compiled for each
+        project(np.int64(0), i, inputs, adaptive, like), project(np.int64(1), i, inputs, adaptive, like),
+        project(np.int64(2), i, inputs, adaptive, like), project(np.int64(3), i, inputs, adaptive, like),
+        project(np.int64(4), i, inputs, adaptive, like))
+    (d, width), n, gates = projections[0].x.shape, inputs.feeds[0, 3], (projections[3].y, projections[4].y)
+    eta, log_alpha = np.zeros(width), np.zeros(width)
+    bias = matrix(inputs.bias, 0, i, like), matrix(inputs.bias, 1, i, like)
+    for t in range(n):
+        eta[t] = eta_max / (1 + math.exp(-gates[0][0, t] - bias[0][0, 0]))
+        x = float(gates[1][0, t] + bias[1][0, 0])
+        log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
+    q, q_r = normalized(projections[0].y, 1, 1e-12)
+    k, k_r = normalized(projections[1].y, 1, 1e-12)
+    v, v_r = normalized(projections[2].y, 1 / d, 1e-6)
+    retention = retain(log_alpha, like)
+    momentum = momentum_decays(betas(inputs.momentum, i, inputs, projections[3].x, n), log_alpha, n, like)
+    return projections, Chunk(q, q_r, k, k_r, transposed(k), v, v_r, transposed(v), eta, log_alpha, retention,
+                              triangular_system(k, eta, log_alpha, retention.ratio, momentum, power), momentum)
+
+
+@inner
+def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_max, like):
+    """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
+    adaptive, power, o_bar = options[0], options[4], matrix(inputs.feeds, READ, i, like)
+    projections, c = chunk(i, inputs, adaptive, eta_max, power, like)
+    (d, width), n, read_bar = c.k.shape, len(o_bar), padded(o_bar)[1]
+    bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
+                momentum_bars(c.momentum))
+    rate_bar, RU, EW = np.zeros(width), np.zeros_like(c.system.gram), zeros_if(c.momentum, c.system.gram)
+    q_bar = read_bar.copy()
+    for m in range(MEMORY + 1):
+        if adaptive[m]:
+            L, (layer1, layer2) = learn(m, i, inputs, c, options), layers_of(inputs, m, i, like)
+            layer1_bar, layer2_bar = layers_of(inputs_bar, m, i, like)
+            U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
+            W1_bar, W2_bar = zeros_if(c.momentum, L.U1), zeros_if(c.momentum, L.U2)
+            if m == MEMORY:
+                read1 = read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)
+                s, x = silu(read1[0])
+                read2 = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)
+                x_bar = np.zeros_like(x)
+                read_backward(layer2, L.U2, L.writes2, L.hidden, x, read2, c.retention, c.momentum, read_bar, U2_bar,
+                              W2_bar, hidden_bar, x_bar, bars, layer2_bar)
+                inner_bar = times_slope(x_bar, s, x)
+                read_backward(layer1, L.U1, L.writes1, c.k, c.q, read1, c.retention, c.momentum, inner_bar, U1_bar,
+                              W1_bar, bars.k, q_bar, bars, layer1_bar)
+            learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar,
+                           hidden_bar, RU, EW, rate_bar, bars, inputs_bar)
+    triangular_system_backward(c.k, c.system, c, power, RU, EW, rate_bar, bars, bars.k)
+    gate_bar = np.zeros_like(c.k)
+    betas_backward(c.momentum, i, projections[3].x, projections[3].x_T, gate_bar, inputs, inputs_bar, bars, n)
+
+    y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
+    accumulate(y_bar[0], normalized_backward(c.q, c.q_r, 1, q_bar))
+    accumulate(y_bar[1], normalized_backward(c.k, c.k_r, 1, bars.k))
+    accumulate(y_bar[2], normalized_backward(c.v, c.v_r, 1 / d, bars.v))
+    eta, log_alpha, eta_bar, before_bar, g_bar = c.eta, c.log_alpha, bars.eta, bars.before, bars.g
+    bias_bar = matrix(inputs_bar.bias, 0, i, like), matrix(inputs_bar.bias, 1, i, like)
+    for t in range(width - 1, -1, -1):
+        log_alpha_bar += g_bar[t]
+        if t < n:
+            y_bar[3, 0, t] = eta_bar[t] * eta[t] * (1 - eta[t] / eta_max)
+            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(log_alpha[t])
+            bias_bar[0][0, 0] += y_bar[3, 0, t]
+            bias_bar[1][0, 0] += y_bar[4, 0, t]
+        log_alpha_bar += before_bar[t]
+    for m in range(5):
+        asked, x_bar = projections[m], gate_bar if m == 3 else np.zeros_like(c.k)
+        apply_backward(m, i, inputs, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,
+                       y_bar[m][:1 if m in SCALARS else d], x_bar, inputs_bar)
+        accumulate(matrix(inputs_bar.feeds, min(m, 3), i, like), transposed(x_bar)[:n])
+
+
+@jit
+def read_spans(first, last, options, eta_max, moved, tables, after, momentum_after, like):
+    """Some of the sequences. options: which memories adapt; l2, value_targets, power. moved: which have, by span."""
+    adaptive, l2, value_targets, power = options
+    for i in range(first, last):
+        for p in range(len(moved)):
+            inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
+            c, o = chunk(i, inputs, adaptive, eta_max, power, like)[1], matrix(inputs.feeds, READ, i, like)
+            for m in range(MEMORY + 1):
+                if adaptive[m]:
+                    L = learn(m, i, inputs, c, (adaptive, moved[p], l2, value_targets, power))
+                    layer1, layer2 = layers_of(inputs, m, i, like)
+                    write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, like),
+                          matrix_if(momenta, 2 * m, i, like))
+                    write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, like),
+                          matrix_if(momenta, 2 * m + 1, i, like))
+                    if m == MEMORY:
+                        x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
+                        y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
+                        accumulate(o, transposed(added(c.q, y))[:len(o)])
+
+
+@jit
+def read_spans_backward(first, last, options, eta_max, moved, tables, after_bar, momentum_bar, bars, like):
+    """… and back, from the last span to the first"""
+    adaptive, l2, value_targets, power = options
+    for i in range(first, last):
+        for p in range(len(moved) - 1, -1, -1):
+            of_this = adaptive, moved[p], l2, value_targets, power
+            chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), of_this,
+                           eta_max, like)

@@ -1,0 +1,289 @@
+"""What a memory learns in a chunk: from k and v by its errors to the writes of both layers, and all the way back.
+
+Definitions: `titans.py::SelfModifyingTitans.target`, `errors` and `write`.
+
+    W₂: z = k, δ₁ = σ′·W₁ᵀδ;     W₁: z = σ(W₂k), δ = M(k) − v̂ or −v̂
+    E = −(δ·min(1, √limit/‖δ‖) + M₀z_t + g_{t−1} S₀z_t),     S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ
+
+With momentum the clipped error c goes through N, w = η′c, and E is what is forgotten alone (decays.py).
+Suffixes count layers in the order of computing: 1 is W₂, 2 is W₁. G = S̄_C, Q = N̄_C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+from kernels.lanes import dot
+from kernels.runtime import if_given, inner
+from kernels.titans.decays import zeros_if
+from kernels.titans.products import (
+    accumulate,
+    add_dots,
+    add_product,
+    added,
+    by_token,
+    dots_of,
+    masked,
+    negative,
+    normalized,
+    normalized_backward,
+    product,
+    silu,
+    tanh,
+    tanh_backward,
+    times_slope,
+    transposed,
+)
+from kernels.titans.reads import apply, apply_backward, skip_backward
+from kernels.titans.systems import triangular_system, triangular_system_backward
+from kernels.titans.tables import MEMORY, SCALARS, add_to_weights, layers_of, matrix, matrix_if, weights
+
+Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
+                                "SZ1 E1 U1 SZ2 E2 U2 system writes1 writes2")
+MomentumWrites = namedtuple("MomentumWrites", "c w NZ")  # of a layer with momentum
+
+
+@inner
+def learn(m, i, inputs, c, options):
+    """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
+    (_, moved, l2, value_targets, power), retention, k, v = options, c.retention, c.k, c.v
+    layer1, layer2 = layers_of(inputs, m, i, k)
+    MZ1, SZ1 = product(layer1.initial, k), product(layer1.drift, k)
+    PZ1 = product(layer1.start, k) if moved[m] else SZ1
+    s, hidden = silu(added(MZ1, PZ1))
+    MZ2, SZ2 = (product(layer2.initial, hidden),
+                product(layer2.drift, hidden))
+    target, s_v, hidden_v, r = v, v, v, retention.before
+    if m in SCALARS or not value_targets:
+        target, s_v, hidden_v = apply(m, i, inputs, True, v)
+    if m in SCALARS:
+        target = tanh(target)
+    elif not value_targets:
+        target, r = normalized(target, 1 / len(target), 1e-6)
+    delta = negative(target)
+    if l2:
+        PZ2 = product(layer2.start, hidden) if moved[m] else SZ2
+        accumulate(delta, added(MZ2, PZ2))
+        accumulate(delta, product(matrix(inputs.readout, m - 3, i, k), k) if m in SCALARS else k)
+    D = product(weights(layer2).T, delta)
+    delta_1 = times_slope(D, s, hidden)
+    second = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, power)
+    writes1 = momentum_writes(c.momentum, layer1, k, delta_1, clip_limit(m, delta_1), c.system)
+    writes2 = momentum_writes(c.momentum, layer2, hidden, delta, clip_limit(m, delta), second)
+    E1 = errors(delta_1, clip_limit(m, delta_1), MZ1, SZ1, retention.before, c.system, writes1, c.momentum)
+    E2 = errors(delta, clip_limit(m, delta), MZ2, SZ2, retention.before, second, writes2, c.momentum)
+    return Learned(s, hidden, transposed(hidden), s_v, hidden_v, target, r, delta, D, delta_1, SZ1, E1,
+                   product(E1, c.system.solve, 1), SZ2, E2, product(E2, second.solve, 1), second, writes1, writes2)
+
+
+@inner
+def learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
+                   EW, rate_bar, bars, inputs_bar):
+    """`learn` and `write`, line by line from the last."""
+    (_, moved, l2, value_targets, power), retention, k = options, c.retention, c.k
+    (layer1, layer2), (layer1_bar, layer2_bar) = layers_of(inputs, m, i, k), layers_of(inputs_bar, m, i, k)
+    one, two = k.dtype.type(1), k.dtype.type(2)
+    RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)
+    G1, G2 = matrix(after_bar, 2 * m, i, k), matrix(after_bar, 2 * m + 1, i, k)
+    Q1, Q2 = matrix_if(momentum_bar, 2 * m, i, k), matrix_if(momentum_bar, 2 * m + 1, i, k)
+    E1_bar, GZ1 = solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
+    E2_bar, GZ2 = solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
+    c1_bar = momentum_writes_backward(layer1, G1, Q1, k, c.k_T, GZ1, E1_bar, W1_bar, EW, L.writes1, c.system,
+                                      c.momentum, rate_bar, bars, layer1_bar, bars.k)
+    c2_bar = momentum_writes_backward(layer2, G2, Q2, L.hidden, L.hidden_T, GZ2, E2_bar, W2_bar, EW2,
+                                      L.writes2, L.system, c.momentum, rate2_bar, bars, layer2_bar, hidden_bar)
+    delta_1_bar = surprise_backward(L.delta_1, clip_limit(m, L.delta_1), c1_bar)
+    delta_bar = surprise_backward(L.delta, clip_limit(m, L.delta), c2_bar)
+    D_bar = times_slope(delta_1_bar, L.s, L.hidden)
+    add_product(delta_bar, weights(layer2), D_bar)
+    add_to_weights(layer2_bar, product(L.delta, transposed(D_bar)))
+    made_bar = delta_bar if l2 else np.zeros_like(delta_bar)
+    if l2:
+        skip_backward(m, i, inputs, c.k_T, made_bar, bars.k, inputs_bar)
+    target_bar = negative(delta_bar)
+    if value_targets and m not in SCALARS:
+        accumulate(bars.v, target_bar)
+    else:
+        raw_bar = tanh_backward(L.target, target_bar) if m in SCALARS else (
+            normalized_backward(L.target, L.r, 1 / len(target_bar), target_bar))
+        apply_backward(m, i, inputs, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, inputs_bar)
+    write_backward(layer2, G2, L.hidden, L.hidden_T, onward(L.U2, retention, L.writes2, c.momentum), L.SZ2,
+                   E2_bar, made_bar, moved[m], retention, hidden_bar, bars, layer2_bar)
+    triangular_system_backward(L.hidden, L.system, c, power, RU2, EW2, rate2_bar, bars, hidden_bar)
+    inner_bar = times_slope(hidden_bar, L.s, L.hidden)
+    gates, hidden, D = L.s, L.hidden, L.D
+    for j in range(len(inner_bar)):
+        for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
+            s, y = gates[j, t], hidden[j, t]
+            inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
+    write_backward(layer1, G1, k, c.k_T, onward(L.U1, retention, L.writes1, c.momentum), L.SZ1, E1_bar,
+                   inner_bar, moved[m], retention, bars.k, bars, layer1_bar)
+
+
+@inner
+def clip_limit(m, delta):
+    """The ‖δ‖² to which an error is clipped: an RMS of 1 in the main memory, a length of 1 in those that project"""
+    return len(delta) if m == MEMORY else 1
+
+
+@inner
+def clip_factor(delta, limit):
+    """min(1, √limit/‖δ‖)"""
+    clip, one = dots_of(delta, delta), delta.dtype.type(1)
+    for t in range(len(clip)):
+        clip[t] = min(one, 1 / math.sqrt(clip[t] / limit + 1e-12))
+    return clip
+
+
+@inner
+def clipped(delta, limit):
+    """c = −δ·min(1, √limit/‖δ‖)"""
+    return negative(by_token(delta, clip_factor(delta, limit)))
+
+
+@inner
+def errors(delta, limit, MZ, SZ, before, system, writes, momentum):
+    """E; with momentum −(M₀z + g_{t−1} S₀z + K_t0 N₀z + Σ_{i<t} K_ti (z_i·z_t) w_i)"""
+    if momentum is None:
+        return surprise(delta, limit, MZ, SZ, before)
+    E = product(writes.w, masked(system.plain, momentum.K_T), 1)
+    for i in range(E.shape[0]):
+        for t in range(E.shape[1]):
+            E[i, t] = -(E[i, t] + MZ[i, t] + before[t] * SZ[i, t] + momentum.K_0[t] * writes.NZ[i, t])
+    return E
+
+
+@inner
+def surprise(delta, limit, MZ, SZ, before):
+    """E = −(δ·min(1, √limit/‖δ‖) + M₀z + g_{t−1} S₀z)"""
+    E, clip = np.empty_like(delta), clip_factor(delta, limit)
+    for i in range(delta.shape[0]):
+        for t in range(delta.shape[1]):
+            E[i, t] = -(delta[i, t] * clip[t] + MZ[i, t] + before[t] * SZ[i, t])
+    return E
+
+
+@inner
+def surprise_backward(delta, limit, E_bar):
+    """δ̄ = −Ē, and where δ was clipped −(Ē − δ ⟨Ē, δ⟩/‖δ‖²) √limit/‖δ‖"""
+    square, dots = dots_of(delta, delta), dots_of(delta, E_bar)
+    delta_bar, scale = np.empty_like(delta), np.ones_like(square)
+    for t in range(len(scale)):
+        excess = square[t] / limit + 1e-12
+        if excess > 1:
+            scale[t], dots[t] = 1 / math.sqrt(excess), dots[t] / (limit * excess)
+        else:
+            dots[t] = 0
+    for i in range(len(delta)):
+        for t in range(delta.shape[1]):
+            delta_bar[i, t] = -scale[t] * (E_bar[i, t] - delta[i, t] * dots[t])
+    return delta_bar
+
+
+@if_given
+def momentum_writes(momentum, layer, z, delta, limit, system):
+    """c, w and N₀z"""
+    c = clipped(delta, limit)
+    return MomentumWrites(c, by_token(c, system.rate), product(layer.momentum, z))
+
+
+@inner
+def momentum_writes_backward(layer, G, Q, z, z_T, GZ, E_bar, W_bar, EW, writes, system, momentum, rate_bar,
+                             bars, layer_bar, z_bar):
+    """From S̄_C, N̄_C, Ē and what reads ask of w, to N₀, z, K, B, η′ and c̄; without momentum c stands in E."""
+    if momentum is None:
+        return E_bar
+    w, to, N, N_bar = writes.w, bars.momentum, layer.momentum, layer_bar.momentum
+    QZ = product(Q, z)
+    add_dots(to.K_C, GZ, w)
+    add_dots(to.B_C, QZ, w)
+    to.ends[0] += dot(Q.reshape(-1), N.reshape(-1))
+    to.ends[1] += dot(G.reshape(-1), N.reshape(-1))
+    accumulate(W_bar, by_token(GZ, momentum.K_C))
+    accumulate(W_bar, by_token(QZ, momentum.B[-1]))
+    minus_E_bar = negative(E_bar)
+    add_product(W_bar, minus_E_bar, masked(system.plain, momentum.K), -1)
+    add_product(EW, E_bar.T, w)
+    NZ_bar = by_token(minus_E_bar, momentum.K_0)
+    add_dots(to.K_0, minus_E_bar, writes.NZ)
+    for j in range(N.shape[0]):
+        for p in range(N.shape[1]):
+            N_bar[j, p] += momentum.K_C0 * G[j, p] + momentum.B_0[-1] * Q[j, p]
+    add_product(N_bar, NZ_bar, z_T)
+    add_product(z_bar, N.T, NZ_bar)
+    add_product(z_bar, Q.T, by_token(w, momentum.B[-1]))
+    add_dots(rate_bar, W_bar, writes.c)
+    return by_token(W_bar, system.rate)
+
+
+@inner
+def onward(U, retention, writes, momentum):
+    """What of U, and with momentum of w, stands in S_C"""
+    stands = by_token(U, retention.after)
+    if momentum is not None:
+        accumulate(stands, by_token(writes.w, momentum.K_C))
+    return stands
+
+
+@inner
+def write(layer, U, writes, z_T, c, S_C, N_C):
+    """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
+    S = layer.drift
+    for j in range(S.shape[0]):
+        for p in range(S.shape[1]):
+            S_C[j, p] = c.retention.whole * S[j, p]
+    write_momentum(c.momentum, layer, writes, z_T, S_C, N_C)
+    add_product(S_C, onward(U, c.retention, writes, c.momentum), z_T)
+
+
+@if_given
+def write_momentum(momentum, layer, writes, z_T, S_C, N_C):
+    """N_C = B_C0 N₀ + Σ_i B_Ci w_i z_iᵀ, and S_C += K_C0 N₀"""
+    N = layer.momentum
+    for j in range(N.shape[0]):
+        for p in range(N.shape[1]):
+            N_C[j, p] = momentum.B_0[-1] * N[j, p]
+            S_C[j, p] += momentum.K_C0 * N[j, p]
+    add_product(N_C, by_token(writes.w, momentum.B[-1]), z_T)
+
+
+@inner
+def solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
+    """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē; and Gz."""
+    plain = product(G, z)
+    GZ = by_token(plain, retention.after)
+    written = dots_of(GZ, U)
+    for t in range(len(written)):
+        bars.g[t] -= written[t]
+        bars.g[-1] += written[t]
+    accumulate(U_bar, GZ)
+    R_bar = product(U_bar, system.inverse, -1)
+    add_product(RU, R_bar.T, U)
+    add_dots(rate_bar, R_bar, E)
+    return by_token(R_bar, system.rate), plain
+
+
+@inner
+def write_backward(layer, G, z, z_T, onward, SZ, E_bar, made_bar, moved, retention, z_bar, bars, layer_bar):
+    """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
+    S, S_bar = layer.drift, layer_bar.drift
+    minus_E_bar = negative(E_bar)
+    MZ_bar, SZ_bar = added(made_bar, minus_E_bar), by_token(minus_E_bar, retention.before)
+    add_dots(bars.before, SZ_bar, SZ)
+    if moved:
+        add_product(z_bar, layer.start.T, made_bar)
+        add_product(layer_bar.start, made_bar, z_T)
+    else:
+        accumulate(SZ_bar, made_bar)
+    for j in range(S.shape[0]):
+        for p in range(S.shape[1]):
+            S_bar[j, p] += retention.whole * G[j, p]
+    bars.g[-1] += retention.whole * dot(G.reshape(-1), S.reshape(-1))
+    add_product(z_bar, layer.initial.T, MZ_bar)
+    add_product(z_bar, S.T, SZ_bar)
+    add_product(z_bar, G.T, onward)
+    add_product(layer_bar.initial, MZ_bar, z_T)
+    add_product(S_bar, SZ_bar, z_T)

@@ -1,0 +1,107 @@
+"""The triangular system of a chunk's writes: every write of a layer sees those before it.
+
+Definition: `memory.py::written` and `memory.py::STEPS`.
+
+    U (I + L)ᵀ = E diag(η′),     L_ti = η′_t (g_{t−1}/g_i) z_t·z_i for i < t
+
+A layer's inputs z (F,n) make the system; what is written, U (F,n), is E, what is to be written, solved by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+
+import numpy as np
+
+from kernels.lanes import LANES, load, plus, store, zero
+from kernels.runtime import if_given, inner
+from kernels.titans.decays import add_to_log_alpha
+from kernels.titans.products import add_product, added, dots_of, mask, product, transposed
+
+# ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ; with momentum zᵀz
+System = namedtuple("System", "square rate gram inverse solve plain")
+
+
+@if_given
+def unmasked(momentum, gram):
+    """zᵀz, before it is masked"""
+    return gram.copy()
+
+
+@inner
+def largest_step(log_alpha, square, power):
+    """η ≤ (1 + α)/(p‖z‖²): no eigenvalue below −1"""
+    return (1 + math.exp(log_alpha)) / (power * square + 1e-12)
+
+
+@inner
+def triangular_system(z, eta, log_alpha, ratio, momentum, power):
+    """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.
+
+    η′ = η/(1 + η‖z‖²), or with a power min(η, `largest_step`)
+    """
+    n, square, gram = z.shape[1], dots_of(z, z), product(z.T, z)
+    rate, inverse, plain = np.empty_like(square), np.zeros((n, n), z.dtype), unmasked(momentum, gram)
+    mask(gram, ratio)
+    for t in range(n):
+        rate[t] = eta[t] / (1 + eta[t] * square[t])
+        if power:
+            rate[t] = min(eta[t], largest_step(log_alpha[t], square[t], power))
+        for j in range(0, t, LANES):
+            x = zero(rate)
+            for i in range(j, t):
+                x = plus(x, -rate[t] * gram[t, i], load(inverse[i], j))
+            store(inverse[t], j, x)
+        inverse[t, t] = 1
+    solve = transposed(inverse)  # E diag(η′)(I + L)⁻ᵀ = E solve
+    for i in range(n):
+        for t in range(n):
+            solve[i, t] *= rate[i]
+    return System(square, rate, gram, inverse, solve, plain)
+
+
+@inner
+def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_bar):
+    """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
+    retention = c.retention
+    n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
+    for t in range(n):
+        total, rate_t = z.dtype.type(0), rate[t]
+        for i in range(t):
+            along = RU[t, i] * system.gram[t, i]
+            total += along
+            g_bar[i] += along * rate_t
+            to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
+        rate_bar[t] -= total
+        bars.before[t] -= total * rate_t
+        if power:
+            printed_step_backward(t, c, system.square[t], power, rate_bar[t], bars, to_z)
+        else:
+            bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
+            to_z[t, t] = -rate_bar[t] * rate_t ** 2
+    for t in range(n):
+        bars.g[t] += g_bar[t]
+    forgotten_momentum_backward(c.momentum, EW, system.plain, bars.momentum, to_z)
+    add_product(z_bar, z, added(to_z, transposed(to_z)))
+
+
+@inner
+def printed_step_backward(t, c, square, power, rate_bar, bars, to_z):
+    """… where η′ is the smaller of η and (1 + α)/(p‖z‖²)"""
+    most = largest_step(c.log_alpha[t], square, power)
+    if c.eta[t] <= most:
+        bars.eta[t] += rate_bar
+    else:
+        per_square = 1 / (power * square + 1e-12)
+        add_to_log_alpha(bars, t, rate_bar * per_square * math.exp(c.log_alpha[t]))
+        to_z[t, t] = -rate_bar * most * per_square * power
+
+
+@if_given
+def forgotten_momentum_backward(momentum, EW, plain, bars, to_z):
+    """Of what is forgotten of momentum, −W (K·zᵀz)ᵀ, to K and to the Gram matrix; EW = ĒᵀW"""
+    for t in range(len(EW)):
+        for i in range(t):
+            bars.K[t, i] -= EW[t, i] * plain[t, i]
+            to_z[t, i] -= EW[t, i] * momentum.K[t, i]

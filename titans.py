@@ -258,12 +258,13 @@ class SelfModifyingTitans(MemoryMixer):
              ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write the tokens of all spans, in one kernel where there is one.
 
-        It knows two layers, exact reads, squared errors, and gradients through writes; anything else is computed in
-        operations, with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
+        It knows two layers, squared errors, and gradients through writes; anything else is computed in operations,
+        with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
         """
         c = self.config
-        known = (c.memory, c.reads, c.through_writes, c.error_power, c.form) == ("mlp", "exact", True, 2.0, "fused")
-        if not (known and kernel.has_titans(asked["q"].data, c.step == "proximal" and not c.momentum)):
+        known = (c.memory, c.through_writes, c.error_power, c.form) == ("mlp", True, 2.0, "fused")
+        plain = (c.reads, c.step, c.momentum) == ("exact", "proximal", False)
+        if not (known and kernel.has_titans(asked["q"].data, plain)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         initial: Any = self.initial if c.retention == "initial" else {
             name: [np.zeros_like(M0.data) for M0 in layers] for name, layers in self.initial.items()}
@@ -334,7 +335,7 @@ def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
     inputs = (list(asked.values()), list(weights["bias"].values()), list(weights["readout"].values()),
               weights["initial"], drift, chunk_start, momentum)
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
-                0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0,
+                0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0, c.reads == "exact",
                 [(span.tokens, span.seen) for span in spans])
     *results, boundaries = kernel.titans(*settings, *inputs)
 

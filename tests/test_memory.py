@@ -569,6 +569,7 @@ GRADIENTS = [
     {"objective": "dot", "memory": "matrix"},
     {"retention": "zero", "reads": "chunk"},
     {"retention": "zero", "momentum": True, "form": "fused"},
+    {"reads": "chunk", "memory_chunk": 6, "projection_chunk": 4, "form": "fused"},
     {"targets": "value", "memory_chunk": 6, "memory_hidden": 3},
     {"adaptive": (*FIVE, "q"), "memory_chunk": 2, "form": "fused"},
     *({**setting, "form": form} for setting in STEPPED for form in FAST),

@@ -49,7 +49,7 @@ def titans_inputs(B=3, H=2, n=40, d=32, h=16, dtype=np.float32, start=False, mom
     bias = [draw(H, dtype=dtype, seed=next(seeds)) for _ in range(gates)]
     readout = [draw(H, 1, d, dtype=dtype, seed=next(seeds)) / 4 for _ in range(gates)]
     spans = [(n, dict.fromkeys(names, 0) | ({"k": -1} if start else {}))]
-    inputs = [names, True, False, 0.5, 2.0 if momentum else 0.0, spans, feeds, bias, readout, layers(H),
+    inputs = [names, True, False, 0.5, 2.0 if momentum else 0.0, True, spans, feeds, bias, readout, layers(H),
               layers(B, H, scale=dtype(0.1)), {"k": layers(B, H)["k"]} if start else {},
               layers(B, H) if momentum else {}]
     return inputs, [draw(B, H, n, d, dtype=dtype, seed=next(seeds)), layers(B, H), layers(B, H) if momentum else {}]
@@ -77,7 +77,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_chunk(momentum, monkeypatch):
     try:
         for threads in (1, most):
             kernels.set_threads(threads)
-            found.append(titans_and_back(inputs[:6], inputs[6:], bars))
+            found.append(titans_and_back(inputs[:7], inputs[7:], bars))
     finally:
         kernels.set_threads(before)
     assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True)) and len(found[0]) == 29 + 14 * momentum
@@ -88,7 +88,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_chunk(momentum, monkeypatch):
 def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
     inputs, _ = titans_inputs(n=n + 1)
     o = titans_kernel.titans(*inputs)[0]
-    for feed in inputs[6]:
+    for feed in inputs[7]:
         feed[:, :, n] *= 1e3
     changed = titans_kernel.titans(*inputs)[0]
     assert np.array_equal(o[:, :, :n], changed[:, :, :n]) and not np.array_equal(o[:, :, n], changed[:, :, n])
@@ -97,12 +97,12 @@ def test_no_bit_of_a_read_in_a_chunk_depends_on_a_later_token(n):
 @needs_jit
 def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     inputs, bars = titans_inputs()
-    expected = titans_and_back(inputs[:6], inputs[6:], bars)
-    views = [[np.asfortranarray(x) for x in inputs[6]], *inputs[7:]]
-    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[10].items()}
-    found = titans_and_back(inputs[:6], views, bars)
+    expected = titans_and_back(inputs[:7], inputs[7:], bars)
+    views = [[np.asfortranarray(x) for x in inputs[7]], *inputs[8:]]
+    views[4] = {name: [x[::-1].copy()[::-1] for x in layers] for name, layers in inputs[11].items()}
+    found = titans_and_back(inputs[:7], views, bars)
     assert all(np.array_equal(x, y) for x, y in zip(found, expected, strict=True))
-    inputs[10] = {**inputs[10], "k": [x[1:] for x in inputs[10]["k"]]}
+    inputs[11] = {**inputs[11], "k": [x[1:] for x in inputs[11]["k"]]}
     with pytest.raises(ValueError, match=r"drift has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
         titans_kernel.titans(*inputs)
     for misfit in (titans_inputs(n=0)[0], [("k", "memory"), *titans_inputs()[0][1:]]):
@@ -112,7 +112,7 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
     for seen, said in (({"k": -1}, "a start for none, where the first span says"),
                        ({"eta": 1}, "errors of span 0 see"),
                        ({"other": 0}, "errors of span 0 see .* or -1 where there is a start")):
-        inputs[5] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
+        inputs[6] = [(40, dict.fromkeys(inputs[0], 0) | seen)]
         with pytest.raises(ValueError, match=said):
             titans_kernel.titans(*inputs)
     inputs, _ = titans_inputs(momentum=True)
@@ -126,15 +126,15 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
 @needs_jit
 def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
     inputs, (o_bar, after_bar, momentum_bar) = titans_inputs(momentum=True)
-    inputs[5] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
-    settings, boundaries = inputs[:6], titans_kernel.titans(*inputs)[3]
+    inputs[6] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
+    settings, boundaries = inputs[:7], titans_kernel.titans(*inputs)[3]
     short = {name: [x[:2] for x in layers] for name, layers in after_bar.items()}
     for bars, wrong in (((short, momentum_bar), "drift_bar"), ((after_bar, short), "momentum_bar")):
         with pytest.raises(ValueError, match=wrong + r" has shape \(2, 2, 16, 32\); .* \(3, 2, 16, 32\)"):
-            titans_kernel.titans_backward(*settings, boundaries, *inputs[6:], o_bar, *bars)
+            titans_kernel.titans_backward(*settings, boundaries, *inputs[7:], o_bar, *bars)
     for misfit in ([after_bar, boundaries[1]], [boundaries[0], momentum_bar]):
         with pytest.raises(ValueError, match=r"boundaries has shape \(3, 2, 16, 32\); .* \(1, 3, 2, 16, 32\)"):
-            titans_kernel.titans_backward(*settings, misfit, *inputs[6:], o_bar, after_bar, momentum_bar)
+            titans_kernel.titans_backward(*settings, misfit, *inputs[7:], o_bar, after_bar, momentum_bar)
 
 
 @needs_jit
@@ -143,12 +143,12 @@ def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
 def test_spans_at_once_are_the_spans_one_after_another(lengths, momentum):
     """Where memory k still sees its start, and the others see the span before the last or the present one."""
     inputs, bars = titans_inputs(n=40, dtype=np.float64, start=True, momentum=momentum)
-    inputs[5] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
-    settings, (feeds, *shared, drift, start, momentum) = inputs[:5], inputs[6:]
-    found = titans_and_back(inputs[:6], inputs[6:], bars)
+    inputs[6] = [(n, {"k": -1, "eta": max(0, p - 1), "memory": p}) for p, n in enumerate(lengths)]
+    settings, (feeds, *shared, drift, start, momentum) = inputs[:6], inputs[7:]
+    found = titans_and_back(inputs[:7], inputs[7:], bars)
     states, momenta, reads, t = [drift], [momentum], [], 0
     calls, back = [], []
-    for n, seen in inputs[5]:
+    for n, seen in inputs[6]:
         began = {name: (start if p < 0 else states[p])[name] for name, p in seen.items() if p != len(states) - 1}
         one = ([(n, {name: -(name in began) for name in seen})], [z[:, :, t:t + n] for z in feeds], *shared,
                states[-1], began, momenta[-1])
@@ -174,7 +174,7 @@ def test_spans_at_once_are_the_spans_one_after_another(lengths, momentum):
         for name, layers in drift_bar.items():
             after_bars[p][name] = [x + y for x, y in zip(after_bars[p][name], layers, strict=True)]
         for name, layers in began_bar.items():
-            seen = inputs[5][p][1][name]
+            seen = inputs[6][p][1][name]
             into = start_bar if seen < 0 else after_bars[seen][name]
             into[:] = [x + y for x, y in zip(into, layers, strict=True)]
     expected = [np.concatenate(xs[::-1], 2) for xs in zip(*(feeds_bar for feeds_bar, _ in back), strict=True)]
@@ -191,7 +191,7 @@ def test_where_arrays_lie_is_forgotten_with_them_and_never_taken_for_that_of_oth
         inputs, _ = titans_inputs(n=1, seed=seed)
         o, after, *_ = titans_kernel.titans(*inputs)
         fresh = [{name: [x.copy() for x in layers] for name, layers in given.items()} if isinstance(given, dict)
-                 else [x.copy() for x in given] for given in inputs[6:]]
-        assert np.array_equal(o, titans_kernel.titans(*inputs[:6], *fresh)[0]) and len(places) > before
+                 else [x.copy() for x in given] for given in inputs[7:]]
+        assert np.array_equal(o, titans_kernel.titans(*inputs[:7], *fresh)[0]) and len(places) > before
         del inputs, after, fresh
     assert len(places) == before

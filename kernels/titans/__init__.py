@@ -40,17 +40,18 @@ def register(array_type: type, name: str, function: Callable) -> None:
 
 
 def has_titans(x: Array, plain: bool = True) -> bool:
-    """Whether `titans` can be computed on arrays like x; what is registered knows the plain case, the proximal step
-    without momentum, alone."""
+    """Whether `titans` can be computed on arrays like x; what is registered knows the plain case, exact reads and the
+    proximal step without momentum, alone."""
     there = JIT if isinstance(x, np.ndarray) else plain and (type(x), "titans") in REGISTERED
     return there and x.dtype in (np.float32, np.float64)
 
 
-def titans(adaptive, l2, value_targets, eta_max, power, spans, *inputs):
-    """Read and write T tokens with self-modifying Titans: two-layer memories, exact reads, retention to M₀.
+def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs):
+    """Read and write T tokens with self-modifying Titans: two-layer memories, retention to M₀.
 
     adaptive: names of the memories that learn; l2: the objective, else the dot product; value_targets: the target is v;
-    eta_max: bound of η; power: p of the printed step η ≤ (1 + α)/(p‖z‖²), 0 for the proximal one.
+    eta_max: bound of η; power: p of the printed step η ≤ (1 + α)/(p‖z‖²), 0 for the proximal one; exact: the main
+    memory is read as of the last token, not as of its chunk's start.
     spans: (n, seen) for each: tokens that are written at once, and by the name of a memory the span with which
     its chunk began, whose state at that time its errors see; −1: that in `start`.
     inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha, with momentum of beta, too;
@@ -70,11 +71,12 @@ def titans(adaptive, l2, value_targets, eta_max, power, spans, *inputs):
     boundaries = [{} if P == 1 else _made(np.empty, state, tables.dtype, P - 1) for state in states]
     flat = o.reshape(B * H, T, d)
     found = tables.inputs([*feeds, flat], *shared, drift, start, momentum, boundaries, after)
-    split(read_token if T == 1 else read_spans, B * H, WORK * o.size, (*options, power), eta_max, moved, *found, flat)
+    split(read_token if T == 1 else read_spans, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
     return o, *after, boundaries
 
 
-def titans_backward(adaptive, l2, value_targets, eta_max, power, spans, boundaries, *inputs_and_cotangents):
+def titans_backward(adaptive, l2, value_targets, eta_max, power, exact, spans, boundaries,
+                    *inputs_and_cotangents):
     """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts and momenta after."""
     *inputs, o_bar, drift_bar, momentum_bar = inputs_and_cotangents
     if twin := REGISTERED.get((type(inputs[0][0]), "titans_backward")):
@@ -92,7 +94,7 @@ def titans_backward(adaptive, l2, value_targets, eta_max, power, spans, boundari
     boundaries_bar = [_made(np.zeros, xs, tables.dtype) for xs in boundaries]
     found, *_ = tables.inputs([*feeds, o_bar], *inputs[1:], boundaries, (drift, momentum))
     found_bar, *after_bar = tables.inputs(bars[0], *shared, *bars[1:], boundaries_bar, (drift_bar, momentum_bar))
-    split(read_spans_backward, B * H, WORK * o_bar.size, (*options, power), eta_max, moved, found, *after_bar,
+    split(read_spans_backward, B * H, WORK * o_bar.size, (*options, power, exact), eta_max, moved, found, *after_bar,
           found_bar, o_bar)
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
     return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:]]

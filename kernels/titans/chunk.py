@@ -94,20 +94,25 @@ def chunk(i, inputs, adaptive, eta_max, power, like):
 @inner
 def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_max, like):
     """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
-    adaptive, power, o_bar = options[0], options[4], matrix(inputs.feeds, READ, i, like)
+    adaptive, power, exact, o_bar = options[0], options[4], options[5], matrix(inputs.feeds, READ, i, like)
     projections, c = chunk(i, inputs, adaptive, eta_max, power, like)
     (d, width), n, read_bar = c.k.shape, len(o_bar), padded(o_bar)[1]
     bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
                 momentum_bars(c.momentum))
     rate_bar, RU, EW = np.zeros(width), np.zeros_like(c.system.gram), zeros_if(c.momentum, c.system.gram)
-    q_bar = read_bar.copy()
+    q_bar = np.zeros_like(c.q)
+    if exact:
+        accumulate(q_bar, read_bar)
+    else:
+        _, s, hidden = apply(np.int64(MEMORY), i, inputs, True, c.q)
+        apply_backward(np.int64(MEMORY), i, inputs, True, c.q, transposed(c.q), s, hidden, read_bar, q_bar, inputs_bar)
     for m in range(MEMORY + 1):
         if adaptive[m]:
             L, (layer1, layer2) = learn(m, i, inputs, c, options), layers_of(inputs, m, i, like)
             layer1_bar, layer2_bar = layers_of(inputs_bar, m, i, like)
             U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
             W1_bar, W2_bar = zeros_if(c.momentum, L.U1), zeros_if(c.momentum, L.U2)
-            if m == MEMORY:
+            if m == MEMORY and exact:
                 read1 = read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)
                 s, x = silu(read1[0])
                 read2 = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)
@@ -146,32 +151,34 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
 
 @jit
 def read_spans(first, last, options, eta_max, moved, tables, after, momentum_after, like):
-    """Some of the sequences. options: which memories adapt; l2, value_targets, power. moved: which have, by span."""
-    adaptive, l2, value_targets, power = options
+    """Some of the sequences. options: which memories adapt; l2 and so on. moved: which have moved, by span."""
+    adaptive, l2, value_targets, power, exact = options
     for i in range(first, last):
         for p in range(len(moved)):
             inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
             c, o = chunk(i, inputs, adaptive, eta_max, power, like)[1], matrix(inputs.feeds, READ, i, like)
             for m in range(MEMORY + 1):
                 if adaptive[m]:
-                    L = learn(m, i, inputs, c, (adaptive, moved[p], l2, value_targets, power))
+                    L = learn(m, i, inputs, c, (adaptive, moved[p], l2, value_targets, power, exact))
                     layer1, layer2 = layers_of(inputs, m, i, like)
                     write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, like),
                           matrix_if(momenta, 2 * m, i, like))
                     write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, like),
                           matrix_if(momenta, 2 * m + 1, i, like))
-                    if m == MEMORY:
+                    if m == MEMORY and exact:
                         x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
                         y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
                         accumulate(o, transposed(added(c.q, y))[:len(o)])
+            if not exact:
+                accumulate(o, transposed(apply(np.int64(MEMORY), i, inputs, True, c.q)[0])[:len(o)])
 
 
 @jit
 def read_spans_backward(first, last, options, eta_max, moved, tables, after_bar, momentum_bar, bars, like):
     """… and back, from the last span to the first"""
-    adaptive, l2, value_targets, power = options
+    adaptive, l2, value_targets, power, exact = options
     for i in range(first, last):
         for p in range(len(moved) - 1, -1, -1):
-            of_this = adaptive, moved[p], l2, value_targets, power
+            of_this = adaptive, moved[p], l2, value_targets, power, exact
             chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), of_this,
                            eta_max, like)

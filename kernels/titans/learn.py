@@ -49,7 +49,7 @@ MomentumWrites = namedtuple("MomentumWrites", "c w NZ")  # of a layer with momen
 @inner
 def learn(m, i, inputs, c, options):
     """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
-    (_, moved, l2, value_targets, power), retention, k, v = options, c.retention, c.k, c.v
+    (_, moved, l2, value_targets, power, _), retention, k, v = options, c.retention, c.k, c.v
     layer1, layer2 = layers_of(inputs, m, i, k)
     MZ1, SZ1 = product(layer1.initial, k), product(layer1.drift, k)
     PZ1 = product(layer1.start, k) if moved[m] else SZ1
@@ -83,7 +83,7 @@ def learn(m, i, inputs, c, options):
 def learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
                    EW, rate_bar, bars, inputs_bar):
     """`learn` and `write`, line by line from the last."""
-    (_, moved, l2, value_targets, power), retention, k = options, c.retention, c.k
+    (_, moved, l2, value_targets, power, _), retention, k = options, c.retention, c.k
     (layer1, layer2), (layer1_bar, layer2_bar) = layers_of(inputs, m, i, k), layers_of(inputs_bar, m, i, k)
     one, two = k.dtype.type(1), k.dtype.type(2)
     RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)

@@ -81,7 +81,7 @@ def write_row(layer, S_1, N_1, alpha, beta, eta, power, z, delta, limit, MZ, SZ)
 @jit
 def read_token(first, last, options, eta_max, moved, tables, after, momentum_after, o):
     """`chunk.read_spans` where T = 1"""
-    (adaptive, l2, value_targets, power), d, number = options, o.shape[2], o.dtype.type
+    (adaptive, l2, value_targets, power, exact), d, number = options, o.shape[2], o.dtype.type
     inputs, drifts, momenta = of_span(tables, 0), after[0], span_if(momentum_after, 0)
     for i in range(first, last):
         asked = np.zeros((5, 1, d), o.dtype)
@@ -116,8 +116,10 @@ def read_token(first, last, options, eta_max, moved, tables, after, momentum_aft
                           k, times_slope(D, s, hidden), hidden.shape[1] if m == MEMORY else 1, MZ1, SZ1)
                 write_row(layer2, matrix(drifts, 2 * m + 1, i, k), matrix_if(momenta, 2 * m + 1, i, k), alpha, beta,
                           eta, power, hidden, delta, delta.shape[1] if m == MEMORY else 1, MZ2, SZ2)
-                if m == MEMORY:
+                if m == MEMORY and exact:
                     x = silu(added(times_row(layer1.initial, q), times_row(layer1.drift, q)))[1]
                     accumulate(o[i], q)
                     accumulate(o[i], times_row(layer2.initial, x))
                     accumulate(o[i], times_row(layer2.drift, x))
+        if not exact:
+            accumulate(o[i], apply_to_row(np.int64(MEMORY), i, inputs, True, q))

@@ -71,7 +71,8 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs):
     boundaries = [{} if P == 1 else _made(np.empty, state, tables.dtype, P - 1) for state in states]
     flat = o.reshape(B * H, T, d)
     found = tables.inputs([*feeds, flat], *shared, drift, start, momentum, boundaries, after)
-    split(read_token if T == 1 else read_spans, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
+    loop = read_token if T == 1 else read_spans
+    split(loop, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
     return o, *after, boundaries
 
 

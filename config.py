@@ -71,7 +71,7 @@ class Config:
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
     projection_chunk: int = 64  # tokens over which k, v, η and α are read of one frozen state
     eta_max: float = 0.5        # bound of the inner learning rate
-    eta_start: float = 0.13     # where it starts
+    eta_start: float = 0.05     # where it starts
     momentum: bool = False      # what is written goes on, with a retention β of its own
     beta_start: float = 0.5     # where β starts
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero

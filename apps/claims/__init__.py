@@ -29,7 +29,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from apps.claims import context, intents, languages, optimisers, reading, recall, two_languages, variants, writes
+from apps.claims import (
+    ablation,
+    context,
+    intents,
+    languages,
+    modelling,
+    optimisers,
+    reading,
+    recall,
+    two_languages,
+    variants,
+    writes,
+)
 from apps.claims.study import Study, interval, said
 from config import nearest
 from tools.folder import write_text
@@ -37,8 +49,9 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "recall": recall, "languages": languages, "two-languages": two_languages, "intents": intents, "reading": reading,
-    "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
+    "modelling": modelling, "recall": recall, "languages": languages, "ablation": ablation,
+    "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
+    "optimisers": optimisers, "context": context, "variants": variants}
 
 
 def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> None:

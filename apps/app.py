@@ -171,7 +171,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
     @app.get("/docs", response_class=HTMLResponse)
     async def docs() -> Response:
         """This page."""
-        text = reference.page(described, f"Hope, {run.name}", address)
+        text = reference.page(described, f"Hope, {run.name}", address, bool(keys))
         return HTMLResponse(text, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
                                                                       "frame-ancestors 'none'"})
 

@@ -185,6 +185,7 @@ def test_a_lesson_shows_before_and_after_with_learning_on_and_off_and_can_be_und
         saved[on] = float(words[1]) * (1 if words[0] == "saves" else -1)
         assert saved[on] == pytest.approx(100 * (1 - after / before), abs=1)
     assert saved["true"] > max(saved["false"], 0)
+    assert "the second reading" in page.text_content("#curve") and "the first reading" in page.inner_text("#mean")
     page.click("#tools summary")
     page.click("#undo")
     finished(page)

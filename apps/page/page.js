@@ -4,7 +4,7 @@ import { Letters, average, drawCurve, drawDrift, drawLesson, drawMoves, element,
 
 const $ = id => document.getElementById(id);
 const LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. ".repeat(4).trim();
-const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, moves: [], drift: {}, result: null, text: "", paste: "" });
+const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, kind: "answer", moves: [], drift: {}, result: null, text: "", paste: "" });
 let session = store.get("session") || "visitor " + Math.random().toString(36).slice(2, 7);
 let model = null, kept = fresh(), running = false;
 
@@ -35,7 +35,7 @@ let waiting = false;
 function draw() {
   if (waiting || !model) return;
   waiting = true;
-  requestAnimationFrame(() => { waiting = false; drawCurve(kept.bits, kept.begin); drawMoves(model, kept.moves); drawDrift(model, kept.drift); });
+  requestAnimationFrame(() => { waiting = false; drawCurve(kept.bits, kept.begin, kept.kind); drawMoves(model, kept.moves); drawDrift(model, kept.drift); });
 }
 
 function measured(seen, shown = true) {  // what the server tells of a piece
@@ -133,7 +133,7 @@ async function write() {
   const entry = { chat, yours: [], its: [], done: false }, shown = showEntry(entry);
   const size = new TextEncoder().encode(said).length, read = { bytes: [], bits: [] }, its = new Letters();
   let begun = false;
-  kept.bits = []; kept.begin = -1;
+  kept.bits = []; kept.begin = -1; kept.kind = "answer";
   function begin() {  // the prompt was read: its last bytes are the text, in a chat with the model's turn behind it
     if (begun) return;
     begun = true;
@@ -185,14 +185,14 @@ async function reading(text, learn, shown = () => {}) {
 async function teach() {
   const text = $("paste").value, size = new TextEncoder().encode(text).length;
   try {
-    kept.bits = []; kept.begin = -1;
+    kept.bits = []; kept.begin = -1; kept.kind = "reading";
     $("step").textContent = "1 of 3: reading it twice, learning off…";
     const off = await reading(text + text, false);
     $("step").textContent = "2 of 3: reading it, learning on…";
     const first = await reading(text, true, measured);
     $("step").textContent = "3 of 3: reading it again…";
+    kept.begin = kept.bits.length;
     const second = await reading(text, false, measured);
-    kept.begin = -1;
     kept.result = { on: [average(first), average(second)], off: [average(off.slice(0, size)), average(off.slice(size))] };
     drawLesson(kept.result);
     $("step").textContent = `Learned. The second reading takes ${average(second).toFixed(2)} bits per byte, after ${average(first).toFixed(2)} at first.`;
@@ -231,7 +231,7 @@ on("forget", "click", () => { $("sure").close(); busy(async () => {
   await ask(at(session), null, "DELETE").catch(error => { if (error.status !== 404) throw error; });
   store.set("hope " + session, fresh());
   openSession(session);
-  drawCurve([], -1);
+  drawCurve([], -1, "answer");
   $("mean").textContent = "Nothing was read yet.";
 }); });
 on("export", "click", () => {

@@ -63,6 +63,14 @@ ELSEWHERE = {  # what other servers and newer interfaces have, and what is neare
     "/completion": "/v1/completions", "/infill": "/v1/completions", "/models": "/v1/models", "/api/tags": "/v1/models"}
 
 
+def in_utf8(header: str) -> str:
+    """A header, read as UTF-8 where it is; HTTP has it as Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
 def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
            body_limit: int = 1 << 20, longest: int = 4096, verbose: bool = False, log: bool = False,
            address: str = "http://127.0.0.1:8000") -> Record:
@@ -224,7 +232,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
                                                        "text/event-stream": {"schema": event}}}}
 
     def session_of(request: Request, asked: Asked | ReadRequest, named: str | None) -> Key | None:
-        name = named or asked.user or ""
+        name = in_utf8(named or "") or asked.user or ""
         if asked.learn and not name:
             raise Refused(400, "learning needs a session: name one in `user` or in the header X-Session",
                           param="user")

@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -261,6 +262,7 @@ def test_tokens_there_and_back(server):
     ("/v1/completions", {"prompt": "x", "logit_bias": {"300": 1}}, None),
     ("/v1/completions", {"prompt": "x", "frequency_penalty": 3}, "frequency_penalty"),
     ("/v1/completions", {"prompt": "x", "user": ""}, "user"),
+    ("/v1/completions", {"prompt": "x", "user": "a\nb"}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True, "user": "a", "n": 2}, None),
     ("/v1/completions", {"prompt": [1, 2, 256]}, "prompt"),
@@ -528,6 +530,17 @@ def test_states_are_isolated_and_frozen_while_scoring(server):
     other = server.ok("/v1/completions", user="dora", **score)["choices"][0]["logprobs"]["token_logprobs"]
     assert other[1:] != taught[1:]
     assert server.ok("/v1/completions", **score)["choices"][0]["logprobs"]["token_logprobs"] == fresh
+
+
+@pytest.mark.parametrize("name", ["Jane Doe", "José", "名前", "a/b?c#d", "../../etc/passwd", ".", "x" * 256])
+def test_a_session_may_have_any_name(server, name):
+    server.ok("/v1/read", text="hello", user=name, learn=True)
+    path = "/v1/sessions/" + quote(name, safe="").replace(".", "%2E")
+    assert server.client.get(path).json()["id"] == name and server.client.get(path).json()["learned"] == 5
+    if name.isprintable() and len(name.encode()) < 100:  # what a header can carry
+        server.ok("/v1/read", {"x-session": name.encode()}, text=" there", learn=True)
+        assert server.client.get(path).json()["learned"] == 11
+    assert server.client.delete(path).json() == {"id": name, "object": "session", "deleted": True}
 
 
 def test_sessions_are_listed_reset_and_deleted(server):

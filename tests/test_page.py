@@ -8,13 +8,11 @@ phone-dark" makes those of docs/apps.md.
 import contextlib
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,31 +44,34 @@ SHOTS = os.environ.get("PAGE_SHOTS", "")
 LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. " * 4
 
 
+@contextlib.contextmanager
+def serving(run, folder, *flags):
+    """The address of `python -m apps.serve` with this run, its sessions in the folder."""
+    command = [sys.executable, "-m", "apps.serve", run, "--port", "0", "--quiet", "--session-folder", folder, *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline())
+            yield found[0] + "/"
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    run = DEMO  # for pictures a model that has learned something
-    if not SHOTS:
-        run = tmp_path_factory.mktemp("runs") / "small"
-        run.mkdir()
-        config = Config(width=16, layers=3, heads=2, segment=16, hidden=16, chunks=(1, 4), memory_chunk=8,
-                        projection_chunk=8, learn_rate=2.0)
-        hope.save(run / "checkpoint.npz", Hope(config, np.random.default_rng(0)))
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "apps.serve", run, "--port", str(port), "--quiet"],
-                               cwd=ROOT)
-    found = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(found + "health").close()
-                break
-            time.sleep(0.1)
+def run(tmp_path_factory):
+    if SHOTS:  # for pictures a model that has learned something
+        return DEMO
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    folder.mkdir()
+    config = Config(width=16, layers=3, heads=2, segment=16, hidden=16, chunks=(1, 4), memory_chunk=8,
+                    projection_chunk=8, learn_rate=2.0)
+    hope.save(folder / "checkpoint.npz", Hope(config, np.random.default_rng(0)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(run, tmp_path_factory):
+    with serving(run, tmp_path_factory.mktemp("sessions")) as found:
         yield found
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +283,21 @@ def test_what_the_server_refuses_is_said_and_the_text_is_not_lost(page):
     page.press("#text", "Control+Enter")
     page.wait_for_selector("#problem:has-text('too many')")
     assert page.input_value("#text") == "hello" and page.locator(".entry").count() == 0
+
+
+def test_where_a_key_is_needed_it_is_asked_for(browser, run, tmp_path):
+    with (serving(run, tmp_path, "--api-key", "open sesame") as found,
+          contextlib.closing(browser.new_context()) as context):
+        page = context.new_page()
+        page.goto(found)
+        page.wait_for_selector("#locked:visible")
+        for key, words in (("wrong", "a key is needed"), ("open sesame", "")):
+            page.fill("#key", key)
+            page.click("#locked button")
+            page.wait_for_selector("#problem:has-text('a key is needed')" if words else "#about:has-text('parameters')")
+        assert not page.is_visible("#locked") and page.inner_text("#problem") == ""
+        say(page, "hello")
+        assert "▶" in spoken(page)
 
 
 def test_everything_is_reached_with_the_keyboard_and_has_a_name(page):

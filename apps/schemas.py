@@ -192,6 +192,7 @@ class CompletionRequest(Asked):
 
 
 class ReadRequest(Body):
+    model: str | None = None
     text: Annotated[Text, Field(min_length=1)]
     user: Name | None = None
     learn: bool = False

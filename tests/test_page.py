@@ -285,6 +285,26 @@ def test_what_the_server_refuses_is_said_and_the_text_is_not_lost(page):
     assert page.input_value("#text") == "hello" and page.locator(".entry").count() == 0
 
 
+def test_of_several_models_one_is_chosen_and_what_was_done_with_each_is_apart(browser, run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    hope.save(other / "checkpoint.npz", hope.load(run / "checkpoint.npz")[0])
+    with serving(run, tmp_path / "s", other) as found, contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(found)
+        page.wait_for_selector(f"#about:has-text('{run.name}:')")
+        say(page, "hello")
+        page.click("#tools summary")
+        for name, entries in (("other", 0), (run.name, 1)):
+            page.select_option("#models", name)
+            page.wait_for_selector(f"#about:has-text('{name}:')")
+            assert page.locator(".entry").count() == entries
+        page.select_option("#models", "other")
+        page.reload()
+        page.wait_for_selector("#about:has-text('other:')")
+        assert page.input_value("#models") == "other"
+
+
 def test_where_a_key_is_needed_it_is_asked_for(browser, run, tmp_path):
     with (serving(run, tmp_path, "--api-key", "open sesame") as found,
           contextlib.closing(browser.new_context()) as context):

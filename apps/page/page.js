@@ -1,5 +1,5 @@
 // The page: continue a text or chat, teach, sessions. All that is shown is kept in the browser, by session.
-import { Refused, access, ask, at, events, get, store } from "/page/client.js";
+import { Refused, access, ask, at, events, get, list, store } from "/page/client.js";
 import { Letters, average, drawCurve, drawDrift, drawLesson, drawMoves, element, paint } from "/page/draw.js";
 
 const $ = id => document.getElementById(id);
@@ -8,18 +8,20 @@ const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, kind: "an
 let session = store.get("session") || "visitor " + Math.random().toString(36).slice(2, 7);
 let model = null, kept = fresh(), running = false;
 
+const place = () => `hope ${access.model} ${session}`;  // where the browser keeps what was done with this model here
+
 // What is kept ---------------------------------------------------------------------------------------------------------
 
 function keep() {
   kept.text = $("text").value; kept.paste = $("paste").value;
   kept.entries = kept.entries.slice(-30);
-  while (!store.set("hope " + session, kept) && kept.entries.length) kept.entries.shift();  // a full store lets the oldest go
+  while (!store.set(place(), kept) && kept.entries.length) kept.entries.shift();  // a full store lets the oldest go
 }
 
 function openSession(name) {
   session = name;
   store.set("session", name);
-  kept = { ...fresh(), ...store.get("hope " + name) };
+  kept = { ...fresh(), ...store.get(place()) };
   $("text").value = kept.text; $("paste").value = kept.paste; $("named").textContent = $("whose").textContent = name;
   $("log").replaceChildren();
   for (const entry of kept.entries) showEntry(entry);
@@ -70,7 +72,7 @@ function showEntry(entry) {  // {chat, yours: letters, its: letters}
   return shown;
 }
 
-const BUSY = ["go", "teach-it", "reset", "undo", "new", "sessions", "learn"];
+const BUSY = ["go", "teach-it", "reset", "undo", "new", "sessions", "models", "learn"];
 async function busy(work) {  // one thing at a time; what goes wrong is said
   if (running) return;
   running = true;
@@ -94,9 +96,19 @@ function say(error) {
   $("problem").textContent = error instanceof Refused ? error.message : `The server does not answer (${error.message}).`;
 }
 
+function chooseModel(name) {
+  access.model = name;
+  store.set("model", name);
+  $("examples").replaceChildren();
+}
+
 async function about() {
   try {
-    const found = (await get("/v1/models")).data[0], all = (await get("/v1/sessions")).data;
+    const models = (await get("/v1/models")).data, found = models.find(one => one.id === access.model) || models[0];
+    if (found.id !== access.model) { chooseModel(found.id); openSession(session); }
+    $("models-label").hidden = models.length < 2;
+    $("models").replaceChildren(...models.map(one => element("option", { value: one.id, ...(one === found ? { selected: "" } : {}) }, one.id)));
+    const all = (await get(list())).data;
     const here = all.find(one => one.id === session), trained = found.hope.trained;
     model = found.hope;
     $("about").textContent = `${found.id}: ${model.parameters.toLocaleString("en")} parameters${trained.sentence ? ", trained for " + trained.sentence : ""}. It continues texts; it was not taught to converse.`;
@@ -215,6 +227,7 @@ for (const id of ["text", "paste"]) on(id, "input", keep);
 for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", () => { choose(radio.value); settings(); });
 on("locked", "submit", event => { event.preventDefault(); access.key = $("key").value; $("locked").hidden = true; $("problem").textContent = ""; about(); });
 
+on("models", "change", () => { keep(); chooseModel($("models").value); openSession(session); about(); });
 on("sessions", "change", () => { keep(); openSession($("sessions").value); about(); });
 on("new", "click", () => { $("name").value = ""; $("naming").showModal(); });
 on("no-name", "click", () => $("naming").close());
@@ -229,7 +242,7 @@ on("reset", "click", () => $("sure").showModal());
 on("keep", "click", () => $("sure").close());
 on("forget", "click", () => { $("sure").close(); busy(async () => {
   await ask(at(session), null, "DELETE").catch(error => { if (error.status !== 404) throw error; });
-  store.set("hope " + session, fresh());
+  store.set(place(), fresh());
   openSession(session);
   drawCurve([], -1, "answer");
   $("mean").textContent = "Nothing was read yet.";
@@ -261,6 +274,7 @@ on("tools", "toggle", settings);
 projector(!!before.projector);
 choose(before.mode || "continue");
 settings();
+access.model = store.get("model") || "";
 openSession(session);
 about();
 new ResizeObserver(draw).observe($("watch"));

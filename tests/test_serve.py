@@ -31,7 +31,7 @@ for package in ("fastapi", "uvicorn", "httpx"):
 import httpx
 import uvicorn
 
-from apps import evaluate, serve
+from apps import engine, evaluate, serve
 from apps.answers import spelled
 from apps.app import create
 from apps.engine import Engine
@@ -690,6 +690,16 @@ def test_several_runs_at_one_server_are_told_by_name_and_have_sessions_apart(run
         assert 'hope_lessons_total{model="other"} 1' in server.client.get("/metrics").text
         assert server.end(signal.SIGTERM)[0] == 0
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"small", "other"}
+
+
+def test_where_a_batch_would_change_bits_the_price_of_going_alone_is_said(run, tmp_path, monkeypatch):
+    with Process(run, "--session-folder", tmp_path / "a", OPENBLAS_CORETYPE="HASWELL") as server:
+        padded = server.client.get("/v1/models").json()["data"][0]["hope"]["batch_padding"]
+        said = server.end(signal.SIGTERM)[1]
+    assert (padded == 0) is bool(re.search(r"computed alone; eight at once then take [\d.]+ times", said))
+    monkeypatch.setattr(engine, "padding", lambda model: 0)
+    assert Engine(run, Sessions(tmp_path / "b", run.fingerprint), fast=True).padding == 1
+    assert Engine(run, Sessions(tmp_path / "c", run.fingerprint)).padding == 0
 
 
 def test_two_runs_of_one_name_are_refused(run, capsys):

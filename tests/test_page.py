@@ -196,6 +196,21 @@ def test_a_lesson_shows_before_and_after_with_learning_on_and_off_and_can_be_und
     page.wait_for_selector("#problem:has-text('nothing to undo')")
 
 
+def test_what_was_learned_in_a_chat_can_be_undone_and_is_not_said_again(page):
+    said = []
+    page.on("request", lambda request: said.append(request.post_data_json["messages"])
+            if request.url.endswith("/chat/completions") else None)
+    say(page, "hello", "chat")
+    page.check("#learn")
+    say(page, "remember this", "chat")
+    page.click("#tools summary")
+    page.click("#undo")
+    finished(page)
+    assert "nothing learned yet" in page.inner_text("#learned") and page.locator(".entry").count() == 1
+    say(page, "and now?", "chat")
+    assert [message["content"] for message in said[-1] if message["role"] == "user"] == ["hello", "and now?"]
+
+
 def test_nothing_is_lost_at_reload(page):
     say(page, "hello")
     teach(page)

@@ -4,7 +4,7 @@ import { Letters, average, drawCurve, drawDrift, drawLesson, drawMoves, element,
 
 const $ = id => document.getElementById(id);
 const LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. ".repeat(4).trim();
-const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, kind: "answer", moves: [], drift: {}, result: null, text: "", paste: "" });
+const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, kind: "answer", moves: [], drift: {}, result: null, last: "", text: "", paste: "" });
 let session = store.get("session") || "visitor " + Math.random().toString(36).slice(2, 7);
 let model = null, kept = fresh(), running = false;
 
@@ -178,6 +178,7 @@ async function write() {
       entry.done = true;
       kept.entries.push(entry);
       shown.end();
+      if (learning) kept.last = chat ? "chat" : "text";
       if (chat) { kept.messages = [...messages, { role: "assistant", content: text }]; $("text").value = ""; }
       $("spoken").textContent = "The model writes: " + text;
     } else shown.box.remove();
@@ -206,6 +207,7 @@ async function teach() {
     kept.begin = kept.bits.length;
     const second = await reading(text, false, measured);
     kept.result = { on: [average(first), average(second)], off: [average(off.slice(0, size)), average(off.slice(size))] };
+    kept.last = "lesson";
     drawLesson(kept.result);
     $("step").textContent = `Learned. The second reading takes ${average(second).toFixed(2)} bits per byte, after ${average(first).toFixed(2)} at first.`;
   } finally { if ($("step").textContent.endsWith("…")) $("step").textContent = ""; }
@@ -234,8 +236,11 @@ on("no-name", "click", () => $("naming").close());
 on("name-form", "submit", event => { event.preventDefault(); $("naming").close(); keep(); openSession($("name").value.trim() || session); keep(); about(); });
 on("undo", "click", () => busy(async () => {
   await ask(at(session), { reset: "last" });
-  kept.result = null; kept.drift = {};
-  $("result").hidden = true;
+  if (kept.last === "chat") { kept.messages.splice(-2); kept.entries.splice(kept.entries.findLastIndex(entry => entry.chat), 1); }
+  if (kept.last === "lesson") kept.result = null;
+  kept.drift = {}; kept.last = "";
+  keep();
+  openSession(session);
   $("step").textContent = "The last lesson is undone.";
 }));
 on("reset", "click", () => $("sure").showModal());

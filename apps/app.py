@@ -1,6 +1,8 @@
 """What does the server answer?  The application: a page, OpenAI's interface, reading, sessions, health and counts.
 
-    app = create(engine)      for any ASGI server; it starts the engine, and saves the sessions at the end
+    app = create([engine])    for any ASGI server; it starts the engines, and saves the sessions at the end
+
+Requests say by `model` which run is meant; none is the first.
 """
 
 from __future__ import annotations
@@ -63,12 +65,20 @@ ELSEWHERE = {  # what other servers and newer interfaces have, and what is neare
     "/completion": "/v1/completions", "/infill": "/v1/completions", "/models": "/v1/models", "/api/tags": "/v1/models"}
 
 
-def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
-           body_limit: int = 1 << 20, longest: int = 4096, verbose: bool = False, log: bool = False,
-           address: str = "http://127.0.0.1:8000") -> Record:
-    """The application around an engine, which it starts and stops; at the end all sessions are saved."""
-    run, sessions, config = engine.run, engine.sessions, engine.run.model.config
-    trained, started = About.of(run.folder), int(time.time())
+def in_utf8(header: str) -> str:
+    """A header, read as UTF-8 where it is; HTTP has it as Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
+def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequence[str] = (),
+           origins: Sequence[str] = (), body_limit: int = 1 << 20, longest: int = 4096, verbose: bool = False,
+           log: bool = False, address: str = "http://127.0.0.1:8000") -> Record:
+    """The application around engines, which it starts and stops; at the end all sessions are saved."""
+    by_name = {engine.run.name: engine for engine in engines}
+    trained, started = {name: About.of(engine.run.folder) for name, engine in by_name.items()}, int(time.time())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,18 +88,27 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
                 await asyncio.sleep(seconds)
 
         def sweep() -> None:
-            if gone := sessions.sweep():
-                print(f"apps.serve: removed {gone} sessions that were not used for {sessions.days:g} days", flush=True)
+            for sessions in (engine.sessions for engine in engines):
+                if gone := sessions.sweep():
+                    print(f"apps.serve: removed {gone} sessions, not used for {sessions.days:g} days", flush=True)
+
+        def retry() -> None:
+            for engine in engines:
+                engine.sessions.retry()
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector looks at requests only, and holds them for no time
-        engine.start()
-        chores = [asyncio.create_task(every(RETRY_EVERY, sessions.retry)),
+        for engine in engines:
+            engine.start()
+        chores = [asyncio.create_task(every(RETRY_EVERY, retry)),
                   asyncio.create_task(every(SWEEP_EVERY, sweep))]
         yield
         for chore in chores:
             chore.cancel()
-        await asyncio.to_thread(engine.join)
-        await asyncio.to_thread(sessions.close)
+        for engine in engines:
+            engine.close()
+        for engine in engines:
+            await asyncio.to_thread(engine.join)
+            await asyncio.to_thread(engine.sessions.close)
 
     errors: dict[int | str, Any] = {status: {"model": ErrorBody}
                                     for status in (400, 401, 403, 404, 405, 409, 413, 415, 421, 429, 500, 503)}
@@ -97,7 +116,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
     app.add_middleware(Gate, rules=Rules(tuple(keys), tuple(hosts), tuple(origins), body_limit))
     app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_origin_regex=LOCAL, allow_methods=["*"],
                        allow_headers=["*"], expose_headers=["retry-after", "x-request-id"])
-    record = Record(app, engine, log)
+    record = Record(app, engines, log)
 
     # errors -------------------------------------------------------------------------------------------------
 
@@ -154,12 +173,13 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Whether the process answers."""
-        return {"status": "ok", "running": len(engine.turns), "waiting": len(engine.queue)}
+        return {"status": "ok", "running": sum(len(engine.turns) for engine in engines),
+                "waiting": sum(len(engine.queue) for engine in engines)}
 
     @app.get("/ready")
     async def ready() -> dict[str, Any]:
         """Whether it should be asked: 503 while sessions cannot be saved, or at the end."""
-        if why := problem(engine):
+        if why := problem(engines):
             raise Refused(503, why, code="not_ready")
         return {"status": "ready"}
 
@@ -171,32 +191,33 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
     @app.get("/docs", response_class=HTMLResponse)
     async def docs() -> Response:
         """This page."""
-        text = reference.page(described, f"Hope, {run.name}", address)
+        text = reference.page(described, f"Hope, {', '.join(by_name)}", address, bool(keys))
         return HTMLResponse(text, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
                                                                       "frame-ancestors 'none'"})
 
-    def about() -> dict[str, Any]:
+    def about(engine: Engine) -> dict[str, Any]:
+        run, config = engine.run, engine.run.model.config
         return {"id": run.name, "object": "model", "created": started, "owned_by": "hope", "max_model_len": None,
                 "hope": {"parameters": hope.count(config), "mixer": config.mixer, "chunks": list(config.chunks),
-                         "segment": config.segment, "tick": LEARN, "trained": facts(trained),
+                         "segment": config.segment, "tick": LEARN, "trained": facts(trained[run.name]),
                          "process_bytes": process_bytes(), "batch_padding": engine.padding}}
 
-    def known(name: str | None) -> None:
-        """Refused unless it is this server's model; none means that."""
-        if name and name != run.name:
-            raise Refused(404, f"there is no model {name!r}; the only one is {run.name!r}", param="model",
+    def chosen(name: str | None) -> Engine:
+        """The engine of the model that is meant; none means the first. Refused if there is no such model."""
+        if name and name not in by_name:
+            raise Refused(404, f"there is no model {name!r}; there is {', '.join(map(repr, by_name))}", param="model",
                           code="model_not_found")
+        return by_name[name] if name else engines[0]
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [about()]}
+        """The models that are served, the first of which is meant where none is named."""
+        return {"object": "list", "data": [about(engine) for engine in engines]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """The model of this name."""
-        known(name)
-        return about()
+        return about(chosen(name))
 
     # tokens -------------------------------------------------------------------------------------------------
 
@@ -224,7 +245,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
                                                        "text/event-stream": {"schema": event}}}}
 
     def session_of(request: Request, asked: Asked | ReadRequest, named: str | None) -> Key | None:
-        name = named or asked.user or ""
+        name = in_utf8(named or "") or asked.user or ""
         if asked.learn and not name:
             raise Refused(400, "learning needs a session: name one in `user` or in the header X-Session",
                           param="user")
@@ -238,7 +259,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
                       retried: str | None, once: str | None, prompts: Sequence[bytes], default: int, top: int,
                       stops: list[bytes]) -> Response:
         """Check what the description cannot say, hand in the jobs, answer in the way that was asked for."""
-        known(asked.model)
+        engine = chosen(asked.model)
         limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
         given = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         session = session_of(request, asked, named)
@@ -260,7 +281,7 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
         feed = Feed(engine).submit([
             {"prompt": prompt, "seed": [seed, i], "place": start, "aside": bool(scoring), **common}
             for prompt in prompts for i in range(asked.n or 1)])
-        answer = Answer(asked, run, feed, prompts)
+        answer = Answer(asked, engine.run, feed, prompts)
         return streamed(answer.stream()) if asked.stream else await answered(await answer.whole(request))
 
     @app.post("/v1/chat/completions", responses=streams)
@@ -281,8 +302,9 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
     @app.post("/v1/read", responses=streams)
     async def read(request: Request, asked: ReadRequest, named: Named = None) -> Response:
         """Read a text and tell how surprising each byte was; with `learn`, learn from it."""
-        feed = Feed(engine).submit([{"prompt": asked.text.encode(), "session": session_of(request, asked, named),
-                                     "aside": True, "learn": asked.learn, "trace": True}])
+        feed = Feed(chosen(asked.model)).submit([
+            {"prompt": asked.text.encode(), "session": session_of(request, asked, named), "aside": True,
+             "learn": asked.learn, "trace": True}])
         total, count = 0.0, 0
 
         def told(found: Any) -> dict[str, Any]:
@@ -312,21 +334,23 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
         return {"id": name, "object": "session", **found}
 
     @app.get("/v1/sessions")
-    async def listed(request: Request) -> dict[str, Any]:
-        """All sessions of this key, the last used first."""
-        return {"object": "list", "data": [shown(*one) for one in sessions.list(request.scope["owner"])]}
+    async def listed(request: Request, model: str = "") -> dict[str, Any]:
+        """All sessions of this key with a model, the last used first."""
+        found = chosen(model).sessions.list(request.scope["owner"])
+        return {"object": "list", "data": [shown(*one) for one in found]}
 
     @app.get("/v1/sessions/{name:path}")
-    async def one(request: Request, name: Name) -> dict[str, Any]:
+    async def one(request: Request, name: Name, model: str = "") -> dict[str, Any]:
         """A session, and how far each of its memories has drifted."""
-        session = await asyncio.to_thread(sessions.get, (request.scope["owner"], name))
+        engine = chosen(model)
+        session = await asyncio.to_thread(engine.sessions.get, (request.scope["owner"], name))
         found, state = shown(name, session.about() if session else None), session.place.state if session else None
-        return found | {"drift": await asyncio.to_thread(distances, run.model, state)}
+        return found | {"drift": await asyncio.to_thread(distances, engine.run.model, state)}
 
     @app.post("/v1/sessions/{name:path}")
-    async def reset(request: Request, name: Name, asked: ResetRequest) -> dict[str, Any]:
+    async def reset(request: Request, name: Name, asked: ResetRequest, model: str = "") -> dict[str, Any]:
         """Let a session forget its memories, what its levels learned, or both; or undo its last change."""
-        key = request.scope["owner"], name
+        key, sessions = (request.scope["owner"], name), chosen(model).sessions
         try:
             saved = await asyncio.to_thread(sessions.reset, key, asked.reset)
         except LookupError as error:
@@ -337,9 +361,9 @@ def create(engine: Engine, *, keys: Sequence[str] = (), hosts: Sequence[str] = (
         return shown(name, session.about() if session else None)
 
     @app.delete("/v1/sessions/{name:path}")
-    async def delete(request: Request, name: Name) -> dict[str, Any]:
+    async def delete(request: Request, name: Name, model: str = "") -> dict[str, Any]:
         """Forget a session altogether."""
-        if not await asyncio.to_thread(sessions.delete, (request.scope["owner"], name)):
+        if not await asyncio.to_thread(chosen(model).sessions.delete, (request.scope["owner"], name)):
             shown(name, None)
         return {"id": name, "object": "session", "deleted": True}
     described = app.openapi()  # made once, now: it takes a moment

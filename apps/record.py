@@ -1,6 +1,6 @@
 """What happened?  Every request gets a number, a line in the log without its contents, and is counted.
 
-    app = Record(app, engine)      around everything else; GET /metrics gives app.metrics()
+    app = Record(app, engines)     around everything else; GET /metrics gives app.metrics()
 
 The counts are in the text format of Prometheus.
 """
@@ -12,6 +12,7 @@ import secrets
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from apps.engine import Engine
@@ -26,8 +27,8 @@ SAFE = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"
 class Record:
     """Around an application: ids, headers, HEAD as GET, the access log and the counts."""
 
-    def __init__(self, app: Any, engine: Engine, log: bool):
-        self.app, self.engine, self.log = app, engine, log
+    def __init__(self, app: Any, engines: Sequence[Engine], log: bool):
+        self.app, self.engines, self.log = app, engines, log
         self.requests: Counter[tuple[str, str, int]] = Counter()  # method, path, status
         self.seconds = 0.0
         self.buckets = [0] * len(UNDER)
@@ -69,8 +70,8 @@ class Record:
 
     def metrics(self) -> str:
         """All counts, each with what it counts."""
-        engine, sessions = self.engine, self.engine.sessions
-        in_memory, on_disk = len(sessions.memory), len(sessions.known)
+        def each(count: Callable[[Engine], float], more: str = "") -> list[tuple[str, float]]:
+            return [(f'{{model="{engine.run.name}"{more}}}', count(engine)) for engine in self.engines]
         total = sum(self.requests.values())
         families: list[tuple[str, str, str, list[tuple[str, float]]]] = [
             ("requests_total", "counter", "Requests that were answered, by method, path and status.",
@@ -79,17 +80,19 @@ class Record:
             ("request_seconds", "histogram", "From a request's first byte to its answer's last.",
              [*((f'_bucket{{le="{bound:g}"}}', n) for bound, n in zip(UNDER, self.buckets, strict=True)),
               ('_bucket{le="+Inf"}', total), ("_sum", self.seconds), ("_count", total)]),
-            ("read_tokens_total", "counter", "Tokens of prompts and texts that were read.", [("", engine.tokens_read)]),
-            ("drawn_tokens_total", "counter", "Tokens that were written.", [("", engine.tokens_drawn)]),
-            ("lessons_total", "counter", "Requests from which a session learned.", [("", engine.lessons)]),
-            ("requests_running", "gauge", "Requests whose turn it is.", [("", len(engine.turns))]),
-            ("requests_waiting", "gauge", "Requests in the queue.", [("", len(engine.queue))]),
+            ("read_tokens_total", "counter", "Tokens of texts that were read.", each(lambda e: e.tokens_read)),
+            ("drawn_tokens_total", "counter", "Tokens that were written.", each(lambda e: e.tokens_drawn)),
+            ("lessons_total", "counter", "Requests from which a session learned.", each(lambda e: e.lessons)),
+            ("requests_running", "gauge", "Requests whose turn it is.", each(lambda e: len(e.turns))),
+            ("requests_waiting", "gauge", "Requests in the queue.", each(lambda e: len(e.queue))),
             ("sessions", "gauge", "Sessions in memory, and all that there are.",
-             [('{where="memory"}', in_memory), ('{where="disk"}', on_disk)]),
+             [*each(lambda e: len(e.sessions.memory), ',where="memory"'),
+              *each(lambda e: len(e.sessions.known), ',where="disk"')]),
             ("sessions_evicted_total", "counter", "Times that a session left memory for the disk.",
-             [("", sessions.evicted)]),
-            ("saves_failed_total", "counter", "Times that a session could not be saved.", [("", sessions.failures)]),
-            ("ready", "gauge", "Whether GET /ready says so.", [("", float(not problem(engine)))]),
+             each(lambda e: e.sessions.evicted)),
+            ("saves_failed_total", "counter", "Times that a session could not be saved.",
+             each(lambda e: e.sessions.failures)),
+            ("ready", "gauge", "Whether GET /ready says so.", [("", float(not problem(self.engines)))]),
             ("resident_memory_bytes", "gauge", "Memory of this process.", [("", process_bytes())])]
         lines = []
         for name, kind, meaning, values in families:
@@ -98,10 +101,13 @@ class Record:
         return "\n".join(lines) + "\n"
 
 
-def problem(engine: Engine) -> str:
+def problem(engines: Sequence[Engine]) -> str:
     """Why no more should be asked of this server just now; "" if nothing is wrong."""
-    if engine.closed:
-        return "the server is shutting down"
-    if not engine.thread.is_alive():
-        return "the model's thread has ended"
-    return engine.sessions.problem
+    for engine in engines:
+        if engine.closed:
+            return "the server is shutting down"
+        if not engine.thread.is_alive():
+            return f"the thread of the model {engine.run.name} has ended"
+        if engine.sessions.problem:
+            return engine.sessions.problem
+    return ""

@@ -10,7 +10,8 @@ STYLE = ("body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sys
          "color-scheme:light dark}code,pre{font:14px/1.5 ui-monospace,monospace}pre{overflow-x:auto;padding:.75rem;"
          "border:1px solid;border-radius:.4rem}table{border-collapse:collapse;width:100%}"
          "td,th{text-align:left;vertical-align:top;"
-         "padding:.2rem .8rem .2rem 0;border-bottom:1px solid #8884}h2{margin-top:2.5rem}")
+         "padding:.2rem .8rem .2rem 0;border-bottom:1px solid #8884}h2{margin:1.8rem 0 0}"
+         "h2 code{font-size:1.05rem}p{margin:.4rem 0}")
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "def main", "max_tokens": 60},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}], "user": "ann", "learn": True},
@@ -19,8 +20,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "é"}, "/detokenize": {"tokens": [195, 169]}}
 
 
-def page(description: dict[str, Any], title: str, address: str) -> str:
-    """The page of an OpenAPI description."""
+def page(description: dict[str, Any], title: str, address: str, keyed: bool) -> str:
+    """The page of an OpenAPI description; `keyed`: a key has to be sent."""
     say, parts = html.escape, []
     for path, methods in description["paths"].items():
         for method, one in methods.items():
@@ -28,6 +29,8 @@ def page(description: dict[str, Any], title: str, address: str) -> str:
             rows = fields(body, description["components"]["schemas"])
             about = one.get("description") or one["summary"]
             call = f"curl {address}{path.replace('{name}', 'ann')}"
+            if keyed:
+                call += ' -H "authorization: Bearer $HOPE_API_KEY"'
             if method == "delete":
                 call += " -X DELETE"
             if path in EXAMPLES and method == "post":

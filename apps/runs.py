@@ -19,6 +19,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -267,8 +268,7 @@ def padding(model: Hope, places: int = 12) -> int:
     batches of several sizes, rows in any order, give the same bits; 0 if none does, and then every sequence
     goes alone.
     """
-    rng = np.random.default_rng(0)
-    stand = [read_piece(model, Place(), rng.integers(256, size=3).tolist()).place for _ in range(places)]
+    rng, stand = np.random.default_rng(0), begun(model, places)
     for rows in (1, 4, 8, 16):
         seen: list[set[bytes]] = [set() for _ in stand]
         for size in (1, places // 2, places):
@@ -279,6 +279,24 @@ def padding(model: Hope, places: int = 12) -> int:
         if all(len(found) <= 1 for found in seen):
             return rows
     return 0
+
+
+def begun(model: Hope, places: int) -> list[Place]:
+    """Places after three bytes of noise each, that can be predicted from together."""
+    rng = np.random.default_rng(0)
+    return [read_piece(model, Place(), rng.integers(256, size=3).tolist()).place for _ in range(places)]
+
+
+def price_alone(model: Hope, places: int = 8) -> float:
+    """How many times the processor time of a batch it takes to predict from so many places one by one."""
+    stand, seconds = begun(model, places), []
+    for batches in ([stand], [[place] for place in stand]):
+        predict(model, batches[0])  # compiles what is not
+        started = time.process_time()
+        for batch in batches:
+            predict(model, batch)
+        seconds.append(time.process_time() - started)
+    return seconds[1] / max(seconds[0], 1e-9)
 
 
 # What a person sees -----------------------------------------------------------------------------------------

@@ -32,8 +32,14 @@ def encodable(text: str) -> str:
     return text
 
 
+def without_controls(text: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ValueError("a name has no line breaks and other controls in it")
+    return text
+
+
 Text = Annotated[str, AfterValidator(encodable)]
-Name = Annotated[Text, Field(min_length=1, max_length=256,
+Name = Annotated[Text, AfterValidator(without_controls), Field(min_length=1, max_length=256,
                              description="Names a session, a running state of its own.")]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 
@@ -186,6 +192,7 @@ class CompletionRequest(Asked):
 
 
 class ReadRequest(Body):
+    model: str | None = None
     text: Annotated[Text, Field(min_length=1)]
     user: Name | None = None
     learn: bool = False

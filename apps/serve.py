@@ -1,6 +1,7 @@
 """How does one model serve many?  OpenAI's interface, sessions that learn, and a page to watch them move.
 
     python -m apps.serve                       the newest run, at http://127.0.0.1:8000
+    python -m apps.serve runs/first runs/second     several: requests say which by `model`
     python -m apps.serve runs/nano-… --port 8001 --origin https://chat.example.org
     python -m apps.serve --host 0.0.0.0 --api-key secret --ssl-certfile c.pem --ssl-keyfile k.pem
 
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.runs import Run
+from apps.runs import Run, price_alone
 from tools import console
 from tools.command import Parser
 from tools.folder import locked
@@ -51,7 +52,8 @@ def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
 def parser() -> Parser:
     made = Parser(prog="python -m apps.serve", description=__doc__, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("run", nargs="?", default="", help="a run's folder [the newest in runs/, else the demonstration]")
+    made.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, of which the first is meant where a "
+                      "request names none [the newest in runs/, else the demonstration]")
     where = made.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="where to listen; 0.0.0.0 = everywhere [127.0.0.1]")
     where.add_argument("--port", type=at_least(0, 65535), default=8000, help="0 = any that is free [8000]")
@@ -172,7 +174,8 @@ def serve(given: argparse.Namespace) -> int:
         """A server that ends streams when it is asked to stop, instead of waiting for them."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            engine.close()
+            for engine in engines:
+                engine.close()
             super().handle_exit(sig, frame)
     known, secure = keys(given), bool(given.ssl_certfile)
     for file in filter(None, (given.ssl_certfile, given.ssl_keyfile)):
@@ -180,15 +183,21 @@ def serve(given: argparse.Namespace) -> int:
             raise ValueError(f"there is no readable file {file}")
     if given.ssl_keyfile and not secure:
         raise ValueError("--ssl-keyfile needs --ssl-certfile")
-    run = Run.open(given.run)
-    folder = Path(given.session_folder or run.sessions / "serve").absolute()
-    expect_writable(folder)
-    with locked(folder, "serving sessions"), contextlib.closing(listen(given.host, given.port)) as socket_here:
-        sessions = Sessions(folder, run.fingerprint, given.sessions, given.session_days)
-        engine = Engine(run, sessions, given.rows, given.queue, given.fast)
+    runs = [Run.open(folder) for folder in given.runs or [""]]
+    if twice := [run.name for run in runs if [one.name for one in runs].count(run.name) > 1]:
+        raise ValueError(f"two runs are called {twice[0]!r}, and requests name them so; rename one's folder")
+    folders = [Path(given.session_folder, *[run.name] * (len(runs) > 1)) if given.session_folder else
+               run.sessions / "serve" for run in runs]
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            expect_writable(folder)
+            held.enter_context(locked(folder, "serving sessions"))
+        socket_here = held.enter_context(contextlib.closing(listen(given.host, given.port)))
+        engines = [Engine(run, Sessions(folder.absolute(), run.fingerprint, given.sessions, given.session_days),
+                          given.rows, given.queue, given.fast) for run, folder in zip(runs, folders, strict=True)]
         address = address_of(socket_here, secure)
         own = {given.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
-        app = create(engine, keys=known, hosts=[*own, *(name.lower() for name in given.allowed_host)],
+        app = create(engines, keys=known, hosts=[*own, *(name.lower() for name in given.allowed_host)],
                      origins=given.origin, body_limit=given.max_body, longest=given.max_tokens, verbose=given.verbose,
                      log=not given.quiet, address=address)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
@@ -199,24 +208,27 @@ def serve(given: argparse.Namespace) -> int:
         except OSError as error:  # ssl's errors among them
             raise ValueError(f"--ssl-certfile {given.ssl_certfile}: {error}; give a certificate and its key in PEM"
                              ) from None
-        print(f"{run.name} at {address}  (interface: /v1, told at /docs; key: "
-              f"{'needed' if known else 'none'}; sessions: {folder})", flush=True)
-        if not engine.padding:
-            print("on this processor an answer's last bits depend on its place in a batch, so every request is "
-                  "computed alone: several at once take longer; --fast batches them", flush=True)
+        kept = ", ".join(str(engine.sessions.folder) for engine in engines)
+        print(f"{', '.join(run.name for run in runs)} at {address}  (interface: /v1, told at /docs; key: "
+              f"{'needed' if known else 'none'}; sessions: {kept})", flush=True)
+        for run in [engine.run for engine in engines if not engine.padding]:
+            print(f"{run.name}: on this processor an answer's last bits depend on its place in a batch, so every "
+                  f"request is computed alone; eight at once then take {price_alone(run.model):.1f} times the "
+                  "processor time, which --fast saves", flush=True)
         with ending_well() as seen:
             Server(config).run(sockets=[socket_here])
     interrupted = signal.SIGINT in seen
-    kept = sessions.problem or f"sessions kept in {folder}: {len(sessions.known)}"
-    print(f"{'stopped' if interrupted else 'ended'}; {kept}", flush=True)
-    return 1 if sessions.problem else 130 if interrupted else 0
+    lost = next((engine.sessions.problem for engine in engines if engine.sessions.problem), "")
+    many = sum(len(engine.sessions.known) for engine in engines)
+    print(f"{'stopped' if interrupted else 'ended'}; {lost or f'sessions kept in {kept}: {many}'}", flush=True)
+    return 1 if lost else 130 if interrupted else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 where sessions could not be saved, 2 for bad input, 130 after Ctrl+C."""
     console.ready()
     try:
-        return serve(parser().parse_args(arguments))
+        return serve(parser().parse_intermixed_args(arguments))
     except KeyboardInterrupt:
         print("stopped; nothing had begun", file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from apps import chat, runs
 from apps.runs import END, Place, Run, Stops, Utf8, predict, read
 from apps.sessions import Session, Sessions, file_of
 from autograd import no_grad
-from config import Config
+from config import MIXERS, Config
 from hope import Hope
 from layers import cross_entropy
 
@@ -119,6 +120,16 @@ def test_rows_of_a_batch_predict_what_each_predicts_alone_across_the_ends_of_chu
                 np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
                 token = 65 + step
                 together[i], alone[i] = Place(state, token), Place(after, token)
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS, "attention+banks", "banks+titans", *(
+    pytest.param(f"{one}+{other}", marks=pytest.mark.slow) for one, other in combinations(MIXERS, 2))])
+def test_every_mixer_and_every_pair_of_them_reads_learns_and_predicts_in_batches(tmp_path, mixer):
+    run = make_run(tmp_path / "run", mixer=mixer)
+    assert runs.padding(run.model, places=4) in (0, 1, 4, 8, 16)
+    place = list(read(run.model, Place(), SENTENCE[:40], learn=True))[-1].place
+    (logits, state), = predict(run.model, [place])
+    assert np.all(np.isfinite(logits)) and runs.distances(run.model, state)["level 1"] > 0
 
 
 def test_filled_up_batches_give_the_same_bits_whoever_else_is_in_them(run):

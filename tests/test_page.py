@@ -8,13 +8,11 @@ phone-dark" makes those of docs/apps.md.
 import contextlib
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,31 +44,34 @@ SHOTS = os.environ.get("PAGE_SHOTS", "")
 LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. " * 4
 
 
+@contextlib.contextmanager
+def serving(run, folder, *flags):
+    """The address of `python -m apps.serve` with this run, its sessions in the folder."""
+    command = [sys.executable, "-m", "apps.serve", run, "--port", "0", "--quiet", "--session-folder", folder, *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            found = re.search(r"http://\S+", process.stdout.readline())
+            yield found[0] + "/"
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    run = DEMO  # for pictures a model that has learned something
-    if not SHOTS:
-        run = tmp_path_factory.mktemp("runs") / "small"
-        run.mkdir()
-        config = Config(width=16, layers=3, heads=2, segment=16, hidden=16, chunks=(1, 4), memory_chunk=8,
-                        projection_chunk=8, learn_rate=2.0)
-        hope.save(run / "checkpoint.npz", Hope(config, np.random.default_rng(0)))
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "apps.serve", run, "--port", str(port), "--quiet"],
-                               cwd=ROOT)
-    found = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(found + "health").close()
-                break
-            time.sleep(0.1)
+def run(tmp_path_factory):
+    if SHOTS:  # for pictures a model that has learned something
+        return DEMO
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    folder.mkdir()
+    config = Config(width=16, layers=3, heads=2, segment=16, hidden=16, chunks=(1, 4), memory_chunk=8,
+                    projection_chunk=8, learn_rate=2.0)
+    hope.save(folder / "checkpoint.npz", Hope(config, np.random.default_rng(0)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(run, tmp_path_factory):
+    with serving(run, tmp_path_factory.mktemp("sessions")) as found:
         yield found
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,7 @@ def test_a_lesson_shows_before_and_after_with_learning_on_and_off_and_can_be_und
         saved[on] = float(words[1]) * (1 if words[0] == "saves" else -1)
         assert saved[on] == pytest.approx(100 * (1 - after / before), abs=1)
     assert saved["true"] > max(saved["false"], 0)
+    assert "the second reading" in page.text_content("#curve") and "the first reading" in page.inner_text("#mean")
     page.click("#tools summary")
     page.click("#undo")
     finished(page)
@@ -192,6 +194,21 @@ def test_a_lesson_shows_before_and_after_with_learning_on_and_off_and_can_be_und
     assert not page.is_visible("#result")
     page.click("#undo")
     page.wait_for_selector("#problem:has-text('nothing to undo')")
+
+
+def test_what_was_learned_in_a_chat_can_be_undone_and_is_not_said_again(page):
+    said = []
+    page.on("request", lambda request: said.append(request.post_data_json["messages"])
+            if request.url.endswith("/chat/completions") else None)
+    say(page, "hello", "chat")
+    page.check("#learn")
+    say(page, "remember this", "chat")
+    page.click("#tools summary")
+    page.click("#undo")
+    finished(page)
+    assert "nothing learned yet" in page.inner_text("#learned") and page.locator(".entry").count() == 1
+    say(page, "and now?", "chat")
+    assert [message["content"] for message in said[-1] if message["role"] == "user"] == ["hello", "and now?"]
 
 
 def test_nothing_is_lost_at_reload(page):
@@ -281,6 +298,41 @@ def test_what_the_server_refuses_is_said_and_the_text_is_not_lost(page):
     page.press("#text", "Control+Enter")
     page.wait_for_selector("#problem:has-text('too many')")
     assert page.input_value("#text") == "hello" and page.locator(".entry").count() == 0
+
+
+def test_of_several_models_one_is_chosen_and_what_was_done_with_each_is_apart(browser, run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    hope.save(other / "checkpoint.npz", hope.load(run / "checkpoint.npz")[0])
+    with serving(run, tmp_path / "s", other) as found, contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(found)
+        page.wait_for_selector(f"#about:has-text('{run.name}:')")
+        say(page, "hello")
+        page.click("#tools summary")
+        for name, entries in (("other", 0), (run.name, 1)):
+            page.select_option("#models", name)
+            page.wait_for_selector(f"#about:has-text('{name}:')")
+            assert page.locator(".entry").count() == entries
+        page.select_option("#models", "other")
+        page.reload()
+        page.wait_for_selector("#about:has-text('other:')")
+        assert page.input_value("#models") == "other"
+
+
+def test_where_a_key_is_needed_it_is_asked_for(browser, run, tmp_path):
+    with (serving(run, tmp_path, "--api-key", "open sesame") as found,
+          contextlib.closing(browser.new_context()) as context):
+        page = context.new_page()
+        page.goto(found)
+        page.wait_for_selector("#locked:visible")
+        for key, words in (("wrong", "a key is needed"), ("open sesame", "")):
+            page.fill("#key", key)
+            page.click("#locked button")
+            page.wait_for_selector("#problem:has-text('a key is needed')" if words else "#about:has-text('parameters')")
+        assert not page.is_visible("#locked") and page.inner_text("#problem") == ""
+        say(page, "hello")
+        assert "▶" in spoken(page)
 
 
 def test_everything_is_reached_with_the_keyboard_and_has_a_name(page):

@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ for package in ("fastapi", "uvicorn", "httpx"):
 import httpx
 import uvicorn
 
-from apps import evaluate, serve
+from apps import engine, evaluate, serve
 from apps.answers import spelled
 from apps.app import create
 from apps.engine import Engine
@@ -62,7 +63,7 @@ class Running(uvicorn.Server):
 
     def __init__(self, run: Run, folder: Path, rows: int = 32, waiting: int = 128, **options):
         self.engine = Engine(run, Sessions(folder, run.fingerprint), rows, waiting)
-        self.app = create(self.engine, **options)
+        self.app = create([self.engine], **options)
         super().__init__(uvicorn.Config(self.app, port=0, log_level="critical", timeout_graceful_shutdown=5))
 
     async def startup(self, sockets=None) -> None:
@@ -261,6 +262,7 @@ def test_tokens_there_and_back(server):
     ("/v1/completions", {"prompt": "x", "logit_bias": {"300": 1}}, None),
     ("/v1/completions", {"prompt": "x", "frequency_penalty": 3}, "frequency_penalty"),
     ("/v1/completions", {"prompt": "x", "user": ""}, "user"),
+    ("/v1/completions", {"prompt": "x", "user": "a\nb"}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True}, "user"),
     ("/v1/chat/completions", {"messages": HELLO, "learn": True, "user": "a", "n": 2}, None),
     ("/v1/completions", {"prompt": [1, 2, 256]}, "prompt"),
@@ -387,10 +389,11 @@ def test_counts_are_in_the_format_of_prometheus(run, tmp_path):
     assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", found.text, re.M))
     assert all(line.fullmatch(row)[1] in kinds for row in found.text.splitlines() if not row.startswith("#"))
-    for row in ("hope_drawn_tokens_total 4", "hope_read_tokens_total 8", "hope_lessons_total 1", "hope_ready 1",
+    for row in ('hope_drawn_tokens_total{model="small"} 4', 'hope_read_tokens_total{model="small"} 8',
+                'hope_lessons_total{model="small"} 1', 'hope_sessions{model="small",where="disk"} 1', "hope_ready 1",
                 'hope_requests_total{method="POST",path="/v1/completions",status="200"} 1',
                 'hope_requests_total{method="GET",path="/v1/sessions/{name}",status="200"} 1',
-                'hope_requests_total{method="GET",path="other",status="404"} 1', 'hope_sessions{where="disk"} 1',
+                'hope_requests_total{method="GET",path="other",status="404"} 1',
                 "hope_request_seconds_count 4", 'hope_request_seconds_bucket{le="+Inf"} 4'):
         assert row in found.text.splitlines(), row
 
@@ -530,6 +533,17 @@ def test_states_are_isolated_and_frozen_while_scoring(server):
     assert server.ok("/v1/completions", **score)["choices"][0]["logprobs"]["token_logprobs"] == fresh
 
 
+@pytest.mark.parametrize("name", ["Jane Doe", "José", "名前", "a/b?c#d", "../../etc/passwd", ".", "x" * 256])
+def test_a_session_may_have_any_name(server, name):
+    server.ok("/v1/read", text="hello", user=name, learn=True)
+    path = "/v1/sessions/" + quote(name, safe="").replace(".", "%2E")
+    assert server.client.get(path).json()["id"] == name and server.client.get(path).json()["learned"] == 5
+    if name.isprintable() and len(name.encode()) < 100:  # what a header can carry
+        server.ok("/v1/read", {"x-session": name.encode()}, text=" there", learn=True)
+        assert server.client.get(path).json()["learned"] == 11
+    assert server.client.delete(path).json() == {"id": name, "object": "session", "deleted": True}
+
+
 def test_sessions_are_listed_reset_and_deleted(server):
     server.ok("/v1/read", text="hello there " * 9, user="eve", learn=True)
     assert "eve" in [found["id"] for found in server.client.get("/v1/sessions").json()["data"]]
@@ -645,6 +659,52 @@ class Process:
         self.process.send_signal(number)
         out = self.process.communicate(timeout=60)[0].decode()
         return self.process.returncode, out
+
+
+def test_several_runs_at_one_server_are_told_by_name_and_have_sessions_apart(run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    hope.save(other / "checkpoint.npz", Hope(SMALL, np.random.default_rng(1)))
+    with Process(run, other, "--session-folder", tmp_path / "s", "--api-key", "k") as server:
+        server.client.headers["authorization"] = "Bearer k"
+
+        def score(**more):
+            body = {"prompt": "hello there", "echo": True, "logprobs": 0, "max_tokens": 0, **more}
+            answer = server.client.post("/v1/completions", json=body).json()
+            return answer["model"], answer["choices"][0]["logprobs"]["token_logprobs"]
+        assert [model["id"] for model in server.client.get("/v1/models").json()["data"]] == ["small", "other"]
+        assert server.client.get("/v1/models/other").json()["id"] == "other"
+        assert score() == score(model="small") and score(model="other")[0] == "other"
+        assert score()[1] != score(model="other")[1]
+        refused = server.client.post("/v1/completions", json={"prompt": "a", "model": "third"})
+        assert refused.status_code == 404 and "'small', 'other'" in refused.json()["error"]["message"]
+        for model, text in (("small", "one"), ("other", "three")):
+            asked = {"text": text, "user": "ann", "learn": True, "model": model}
+            assert server.client.post("/v1/read", json=asked).json()["learned"]
+        learned = [server.client.get("/v1/sessions/ann", params={"model": model}).json()["learned"]
+                   for model in ("small", "other", "")]
+        assert learned == [3, 5, 3]
+        assert server.client.delete("/v1/sessions/ann?model=other").json()["deleted"]
+        listed = [server.client.get(f"/v1/sessions?model={model}").json()["data"] for model in ("small", "other")]
+        assert [len(found) for found in listed] == [1, 0]
+        assert 'hope_lessons_total{model="other"} 1' in server.client.get("/metrics").text
+        assert server.end(signal.SIGTERM)[0] == 0
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"small", "other"}
+
+
+def test_where_a_batch_would_change_bits_the_price_of_going_alone_is_said(run, tmp_path, monkeypatch):
+    with Process(run, "--session-folder", tmp_path / "a", OPENBLAS_CORETYPE="HASWELL") as server:
+        padded = server.client.get("/v1/models").json()["data"][0]["hope"]["batch_padding"]
+        said = server.end(signal.SIGTERM)[1]
+    assert (padded == 0) is bool(re.search(r"computed alone; eight at once then take [\d.]+ times", said))
+    monkeypatch.setattr(engine, "padding", lambda model: 0)
+    assert Engine(run, Sessions(tmp_path / "b", run.fingerprint), fast=True).padding == 1
+    assert Engine(run, Sessions(tmp_path / "c", run.fingerprint)).padding == 0
+
+
+def test_two_runs_of_one_name_are_refused(run, capsys):
+    assert serve.main([str(run.folder), str(run.folder), "--port", "0"]) == 2
+    assert "two runs are called 'small'" in capsys.readouterr().err
 
 
 def test_the_process_ends_cleanly_in_mid_stream_keeps_sessions_and_logs_no_contents(run):

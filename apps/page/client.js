@@ -1,5 +1,5 @@
 // Asking the server: JSON, streams of events, and what the browser keeps.
-export const access = { key: "", stop: null };
+export const access = { key: "", model: "", stop: null };
 
 export class Refused extends Error {
   constructor(message, status) { super(message); this.status = status; }
@@ -14,10 +14,12 @@ export async function ask(path, body, method = "POST") {
 }
 
 export const get = async path => (await ask(path, null, "GET")).json();
-export const at = session => "/v1/sessions/" + encodeURIComponent(session);
+const meant = () => access.model ? "?model=" + encodeURIComponent(access.model) : "";
+export const list = () => "/v1/sessions" + meant();
+export const at = session => "/v1/sessions/" + encodeURIComponent(session) + meant();
 
 export async function* events(path, body) {  // server-sent events, whole lines at a time
-  const answer = await ask(path, { ...body, stream: true });
+  const answer = await ask(path, { ...body, model: access.model, stream: true });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ;) {
     const { value, done } = await reader.read();

@@ -66,7 +66,9 @@ function room(svg, height) {  // a unit is a sixteenth of the text's size, howev
   return width - 6;
 }
 
-export function drawCurve(bits, begin) {  // begin: where the answer begins, or -1
+const PARTS = { answer: ["▶ the model goes on", "yours", "its own"], reading: ["the second reading", "the first reading", "the second"] };
+
+export function drawCurve(bits, begin, kind) {  // begin: where the second part begins, an answer or a second reading; or -1
   const curve = $("curve"), left = 34, right = room(curve, 190), top = 22, bottom = 150;
   const most = Math.max(8, Math.ceil(Math.max(...bits, 0))), x = i => left + i * (right - left) / Math.max(bits.length - 1, 1), y = b => bottom - (bottom - top) * b / most;
   curve.replaceChildren(make("text", { x: 0, y: 12, class: "small" }, "bits per byte"));
@@ -80,8 +82,8 @@ export function drawCurve(bits, begin) {  // begin: where the answer begins, or 
     curve.append(make("text", { x: x(i), y: bottom + 15, "text-anchor": i ? (i === bits.length - 1 ? "end" : "middle") : "start", class: "small" }, i + 1));
   curve.append(make("text", { x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle", class: "small" }, "byte of the text (thick: mean of 15)"));
   if (begin > 0 && begin < bits.length) curve.append(make("line", { x1: x(begin), x2: x(begin), y1: top - 6, y2: bottom, class: "begin" }),
-    make("text", { x: x(begin) + (begin > bits.length / 2 ? -4 : 4), y: top - 8, "text-anchor": begin > bits.length / 2 ? "end" : "start", class: "small" }, "▶ the model goes on"));
-  const told = begin > 0 ? `yours ${average(bits.slice(0, begin)).toFixed(2)}, its own ${average(bits.slice(begin)).toFixed(2)} bits per byte` : `${average(bits).toFixed(2)} bits per byte`;
+    make("text", { x: x(begin) + (begin > bits.length / 2 ? -4 : 4), y: top - 8, "text-anchor": begin > bits.length / 2 ? "end" : "start", class: "small" }, PARTS[kind][0]));
+  const told = begin > 0 ? `${PARTS[kind][1]} ${average(bits.slice(0, begin)).toFixed(2)}, ${PARTS[kind][2]} ${average(bits.slice(begin)).toFixed(2)} bits per byte` : `${average(bits).toFixed(2)} bits per byte`;
   $("mean").textContent = `${bits.length} bytes: ${told}.`;
   curve.setAttribute("aria-label", `Surprise of the last ${bits.length} bytes: ${told}`);
 }

@@ -1,25 +1,27 @@
 // The page: continue a text or chat, teach, sessions. All that is shown is kept in the browser, by session.
-import { Refused, access, ask, at, events, get, store } from "/page/client.js";
+import { Refused, access, ask, at, events, get, list, store } from "/page/client.js";
 import { Letters, average, drawCurve, drawDrift, drawLesson, drawMoves, element, paint } from "/page/draw.js";
 
 const $ = id => document.getElementById(id);
 const LESSON = "The grellip sings in spring, and the miller keeps the coins in a blue jar. ".repeat(4).trim();
-const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, moves: [], drift: {}, result: null, text: "", paste: "" });
+const fresh = () => ({ entries: [], messages: [], bits: [], begin: -1, kind: "answer", moves: [], drift: {}, result: null, last: "", text: "", paste: "" });
 let session = store.get("session") || "visitor " + Math.random().toString(36).slice(2, 7);
 let model = null, kept = fresh(), running = false;
+
+const place = () => `hope ${access.model} ${session}`;  // where the browser keeps what was done with this model here
 
 // What is kept ---------------------------------------------------------------------------------------------------------
 
 function keep() {
   kept.text = $("text").value; kept.paste = $("paste").value;
   kept.entries = kept.entries.slice(-30);
-  while (!store.set("hope " + session, kept) && kept.entries.length) kept.entries.shift();  // a full store lets the oldest go
+  while (!store.set(place(), kept) && kept.entries.length) kept.entries.shift();  // a full store lets the oldest go
 }
 
 function openSession(name) {
   session = name;
   store.set("session", name);
-  kept = { ...fresh(), ...store.get("hope " + name) };
+  kept = { ...fresh(), ...store.get(place()) };
   $("text").value = kept.text; $("paste").value = kept.paste; $("named").textContent = $("whose").textContent = name;
   $("log").replaceChildren();
   for (const entry of kept.entries) showEntry(entry);
@@ -35,7 +37,7 @@ let waiting = false;
 function draw() {
   if (waiting || !model) return;
   waiting = true;
-  requestAnimationFrame(() => { waiting = false; drawCurve(kept.bits, kept.begin); drawMoves(model, kept.moves); drawDrift(model, kept.drift); });
+  requestAnimationFrame(() => { waiting = false; drawCurve(kept.bits, kept.begin, kept.kind); drawMoves(model, kept.moves); drawDrift(model, kept.drift); });
 }
 
 function measured(seen, shown = true) {  // what the server tells of a piece
@@ -70,7 +72,7 @@ function showEntry(entry) {  // {chat, yours: letters, its: letters}
   return shown;
 }
 
-const BUSY = ["go", "teach-it", "reset", "undo", "new", "sessions", "learn"];
+const BUSY = ["go", "teach-it", "reset", "undo", "new", "sessions", "models", "learn"];
 async function busy(work) {  // one thing at a time; what goes wrong is said
   if (running) return;
   running = true;
@@ -94,9 +96,19 @@ function say(error) {
   $("problem").textContent = error instanceof Refused ? error.message : `The server does not answer (${error.message}).`;
 }
 
+function chooseModel(name) {
+  access.model = name;
+  store.set("model", name);
+  $("examples").replaceChildren();
+}
+
 async function about() {
   try {
-    const found = (await get("/v1/models")).data[0], all = (await get("/v1/sessions")).data;
+    const models = (await get("/v1/models")).data, found = models.find(one => one.id === access.model) || models[0];
+    if (found.id !== access.model) { chooseModel(found.id); openSession(session); }
+    $("models-label").hidden = models.length < 2;
+    $("models").replaceChildren(...models.map(one => element("option", { value: one.id, ...(one === found ? { selected: "" } : {}) }, one.id)));
+    const all = (await get(list())).data;
     const here = all.find(one => one.id === session), trained = found.hope.trained;
     model = found.hope;
     $("about").textContent = `${found.id}: ${model.parameters.toLocaleString("en")} parameters${trained.sentence ? ", trained for " + trained.sentence : ""}. It continues texts; it was not taught to converse.`;
@@ -133,7 +145,7 @@ async function write() {
   const entry = { chat, yours: [], its: [], done: false }, shown = showEntry(entry);
   const size = new TextEncoder().encode(said).length, read = { bytes: [], bits: [] }, its = new Letters();
   let begun = false;
-  kept.bits = []; kept.begin = -1;
+  kept.bits = []; kept.begin = -1; kept.kind = "answer";
   function begin() {  // the prompt was read: its last bytes are the text, in a chat with the model's turn behind it
     if (begun) return;
     begun = true;
@@ -166,6 +178,7 @@ async function write() {
       entry.done = true;
       kept.entries.push(entry);
       shown.end();
+      if (learning) kept.last = chat ? "chat" : "text";
       if (chat) { kept.messages = [...messages, { role: "assistant", content: text }]; $("text").value = ""; }
       $("spoken").textContent = "The model writes: " + text;
     } else shown.box.remove();
@@ -185,15 +198,16 @@ async function reading(text, learn, shown = () => {}) {
 async function teach() {
   const text = $("paste").value, size = new TextEncoder().encode(text).length;
   try {
-    kept.bits = []; kept.begin = -1;
+    kept.bits = []; kept.begin = -1; kept.kind = "reading";
     $("step").textContent = "1 of 3: reading it twice, learning off…";
     const off = await reading(text + text, false);
     $("step").textContent = "2 of 3: reading it, learning on…";
     const first = await reading(text, true, measured);
     $("step").textContent = "3 of 3: reading it again…";
+    kept.begin = kept.bits.length;
     const second = await reading(text, false, measured);
-    kept.begin = -1;
     kept.result = { on: [average(first), average(second)], off: [average(off.slice(0, size)), average(off.slice(size))] };
+    kept.last = "lesson";
     drawLesson(kept.result);
     $("step").textContent = `Learned. The second reading takes ${average(second).toFixed(2)} bits per byte, after ${average(first).toFixed(2)} at first.`;
   } finally { if ($("step").textContent.endsWith("…")) $("step").textContent = ""; }
@@ -215,23 +229,27 @@ for (const id of ["text", "paste"]) on(id, "input", keep);
 for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", () => { choose(radio.value); settings(); });
 on("locked", "submit", event => { event.preventDefault(); access.key = $("key").value; $("locked").hidden = true; $("problem").textContent = ""; about(); });
 
+on("models", "change", () => { keep(); chooseModel($("models").value); openSession(session); about(); });
 on("sessions", "change", () => { keep(); openSession($("sessions").value); about(); });
 on("new", "click", () => { $("name").value = ""; $("naming").showModal(); });
 on("no-name", "click", () => $("naming").close());
 on("name-form", "submit", event => { event.preventDefault(); $("naming").close(); keep(); openSession($("name").value.trim() || session); keep(); about(); });
 on("undo", "click", () => busy(async () => {
   await ask(at(session), { reset: "last" });
-  kept.result = null; kept.drift = {};
-  $("result").hidden = true;
+  if (kept.last === "chat") { kept.messages.splice(-2); kept.entries.splice(kept.entries.findLastIndex(entry => entry.chat), 1); }
+  if (kept.last === "lesson") kept.result = null;
+  kept.drift = {}; kept.last = "";
+  keep();
+  openSession(session);
   $("step").textContent = "The last lesson is undone.";
 }));
 on("reset", "click", () => $("sure").showModal());
 on("keep", "click", () => $("sure").close());
 on("forget", "click", () => { $("sure").close(); busy(async () => {
   await ask(at(session), null, "DELETE").catch(error => { if (error.status !== 404) throw error; });
-  store.set("hope " + session, fresh());
+  store.set(place(), fresh());
   openSession(session);
-  drawCurve([], -1);
+  drawCurve([], -1, "answer");
   $("mean").textContent = "Nothing was read yet.";
 }); });
 on("export", "click", () => {
@@ -261,6 +279,7 @@ on("tools", "toggle", settings);
 projector(!!before.projector);
 choose(before.mode || "continue");
 settings();
+access.model = store.get("model") || "";
 openSession(session);
 about();
 new ResizeObserver(draw).observe($("watch"));

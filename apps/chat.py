@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 
 import hope
-from apps.runs import END, TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
+from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
 from apps.sessions import Session, file_of
 from tools.console import amount
 
@@ -37,8 +37,15 @@ class Chat:
     def __init__(self, run: Run, given: argparse.Namespace, colours: bool):
         self.run, self.given, self.colours = run, given, colours
         self.folder = run.folder / "sessions" / "chat"
-        self.session, self.learning, self.saved = Session("chat"), given.learn, True
+        self.words, self.learning = run.words, given.learn
+        self.begin(Session("chat", Place(last=run.words.start)))
         self.rng = np.random.default_rng(given.seed)
+
+    def begin(self, session: Session) -> None:
+        """Talk in a session in which, as far as this conversation goes, nothing was said yet."""
+        self.session, self.saved = session, True
+        self.said: list[tuple[str, str]] = []  # messages, by role
+        self.heard = ""  # what they were read as, where the model was taught a way to
         self.last: list[Piece] = []  # the last text, as it was read
 
     # what is said -------------------------------------------------------------------------------------------
@@ -46,16 +53,31 @@ class Chat:
     def say(self, message: bytes) -> Iterator[str]:
         """Read a message, and answer it bit by bit; whoever stops half-way keeps what was said so far."""
         self.last = []
-        self.hear(b"user: " + message + b"\nassistant: ")
+        said = [*self.said, ("user", message.decode("utf-8", "replace"))]
+        asked = self.words.conversation(said)
+        self.hear(b"user: " + message + b"\nassistant: " if asked is None else self.unheard(asked))
         answer = bytearray()
         try:
             yield from self.answer(answer)
         finally:
-            self.hear(bytes(answer) + b"\n")
+            self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
+            answered = self.words.conversation(self.said, answer=False)
+            self.hear(bytes(answer) + b"\n" if answered is None else self.unheard(answered))
+
+    def unheard(self, text: str) -> bytes:
+        """What of a conversation is not in the place yet; where it reads otherwise than before, it is read anew."""
+        if not text.startswith(self.heard):
+            forgot = self.session.reset("memory")
+            self.session, self.heard = replace(forgot, place=replace(forgot.place, last=self.words.start)), ""
+        new, self.heard = text[len(self.heard):], text
+        return new.encode()
 
     def hear(self, text: bytes) -> None:
         """Read, and learn if that is on; the place moves only when all of it was read."""
-        pieces = list(read(self.run.model, self.session.place, text, self.learning))
+        if not text:
+            return
+        tokens = self.words.encode(text).tolist()
+        pieces = list(read(self.run.model, self.session.place, tokens, self.learning))
         self.last += pieces
         learned = len(text) if self.learning else 0
         self.session = self.session.after(pieces[-1].place, learned)
@@ -64,22 +86,24 @@ class Chat:
     def answer(self, written: bytearray) -> Iterator[str]:
         """The model's own words; `written` gathers their bytes."""
         place, given = self.session.place, self.given
-        text, stops, waiting = Utf8(), Stops([TURN, bytes([END])]), bytearray()
+        text, stops, waiting = Utf8(), Stops([] if self.words.taught else [TURN]), bytearray()
         for _ in range(given.max_tokens):
             (logits, state), = predict(self.run.model, [place])
             token = hope.sample(logits, self.rng, given.temperature, given.top_k, given.top_p)
             place = Place(state, token)
-            waiting.append(token)
-            free = stops.feed(token)
-            written += waiting[:free]
-            yield visible(text.feed(waiting[:free]))
-            del waiting[:free]
-            if stops.hit:
+            if token in self.words.ends:
                 break
-        else:
-            written += waiting
-            yield visible(text.feed(waiting))
-        yield visible(text.feed(b"", final=True))
+            for byte in self.words.spell([token]):
+                waiting.append(byte)
+                free = stops.feed(byte)
+                written += waiting[:free]
+                yield visible(text.feed(waiting[:free]))
+                del waiting[:free]
+                if stops.hit:
+                    yield visible(text.feed(b"", final=True))
+                    return
+        written += waiting
+        yield visible(text.feed(waiting, final=True))
 
     # commands -----------------------------------------------------------------------------------------------
 
@@ -91,7 +115,7 @@ class Chat:
             self.learning = argument == "on"
             return f"learning is {argument}"
         if name == "reset":
-            self.session, self.saved, self.last = Session("chat"), True, []
+            self.begin(Session("chat", Place(last=self.words.start)))
             return "all is forgotten; the run is as it was trained"
         if name in ("save", "load") and argument:
             return self.save(argument) if name == "save" else self.load(argument)
@@ -114,7 +138,7 @@ class Chat:
         path = file_of(self.folder, name)
         if not path.exists():
             raise ValueError(f"no session {name!r} is in {self.folder}; /save {name} would make one")
-        self.session, self.saved, self.last = Session.load(path, self.run.fingerprint), True, []
+        self.begin(Session.load(path, self.run.fingerprint))
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
 
     def keep(self) -> str:
@@ -130,17 +154,18 @@ class Chat:
         tokens = [token for piece in self.last for token in piece.tokens]
         out, text, total, at = [], Utf8(), 0.0, 0
         for token in tokens:
-            total += token.bits
-            if character := text.feed([token.byte]):
+            total += token.bits or 0.0
+            if character := text.feed(self.words.spell([token.byte])):
                 out.append(self.paint(visible(character), total))
                 total = 0.0
         moves = []
         for piece in self.last:
             at += len(piece.tokens)
             if piece.moved:
-                moves.append(f"byte {at}: levels with chunk size {', '.join(map(str, piece.moved))}")
-        mean = np.mean([token.bits for token in tokens])
-        return "\n".join(["".join(out), f"{mean:.2f} bits per byte of {len(tokens)} bytes",
+                moves.append(f"{self.words.unit} {at}: levels with chunk size {', '.join(map(str, piece.moved))}")
+        size = self.words.count([token.byte for token in tokens])
+        mean = np.sum([token.bits or 0.0 for token in tokens]) / max(size, 1)
+        return "\n".join(["".join(out), f"{mean:.2f} bits per byte of {size} bytes",
                           *(moves or ["no level moved" + ("" if self.learning else ": learning is off")])])
 
     def paint(self, text: str, bits: float) -> str:

@@ -9,7 +9,8 @@ Legend: D width, F hidden size of an MLP, H heads, K heads of keys, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ from config import Config, nearest
 KNOWN = ("gpt2", "llama", "mistral", "qwen2")
 SEGMENT = 512  # CHOICE: tokens of a training window, where the model does not have fewer
 UNUSED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # masks and angles that some files hold
+NAMES = {  # of their layers, by ours; {} is the number of a block
+    "gpt2": {"embedding": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f",
+             "unembedding": "lm_head", "block.norm": "transformer.h.{}.ln_1",
+             **dict.fromkeys(("block.mixer.query", "block.mixer.key", "block.mixer.value"),
+                             "transformer.h.{}.attn.c_attn"),
+             "block.mixer.output": "transformer.h.{}.attn.c_proj", "block.level.norm": "transformer.h.{}.ln_2",
+             "block.level.up": "transformer.h.{}.mlp.c_fc", "block.level.down": "transformer.h.{}.mlp.c_proj"},
+    "llama": {"embedding": "model.embed_tokens", "norm": "model.norm", "unembedding": "lm_head",
+              "block.norm": "model.layers.{}.input_layernorm", "block.mixer.query": "model.layers.{}.self_attn.q_proj",
+              "block.mixer.key": "model.layers.{}.self_attn.k_proj",
+              "block.mixer.value": "model.layers.{}.self_attn.v_proj",
+              "block.mixer.output": "model.layers.{}.self_attn.o_proj",
+              "block.level.norm": "model.layers.{}.post_attention_layernorm",
+              "block.level.gate": "model.layers.{}.mlp.gate_proj", "block.level.up": "model.layers.{}.mlp.up_proj",
+              "block.level.down": "model.layers.{}.mlp.down_proj"}}
 
 
 @dataclass(frozen=True)
@@ -122,39 +138,24 @@ def rotary(c: Settings, longest: int) -> tuple[float, tuple[float, ...]]:
     return base, ()
 
 
-def sources(kind: str, config: Config) -> dict[str, Source]:
-    """Where every parameter of ours comes from, by name; levels that stand beside each other have one in common."""
-    found = {"embedding": Source("transformer.wte.weight" if kind == "gpt2" else "model.embed_tokens.weight")}
-    if not config.tied:
-        found["unembedding"] = Source("lm_head.weight")
-    if kind == "gpt2":
-        found["positions"] = Source("transformer.wpe.weight")
-        layers = {"norm": Source("ln_1"), "mixer.output": Source("attn.c_proj", True),
-                  **{f"mixer.{name}": Source("attn.c_attn", True, i, 3) for i, name in enumerate(("query", "key", "value"))},
-                  "norm of levels": Source("ln_2"), "up": Source("mlp.c_fc", True), "down": Source("mlp.c_proj", True)}
-        top, block, biased = "transformer.ln_f", "transformer.h", {*layers}
-    else:
-        heads = config.heads, config.key_heads or config.heads
-        layers = {"norm": Source("input_layernorm"), "mixer.query": Source("self_attn.q_proj", heads=heads[0]),
-                  "mixer.key": Source("self_attn.k_proj", heads=heads[1]), "mixer.value": Source("self_attn.v_proj"),
-                  "mixer.output": Source("self_attn.o_proj"), "norm of levels": Source("post_attention_layernorm"),
-                  "gate": Source("mlp.gate_proj"), "up": Source("mlp.up_proj"), "down": Source("mlp.down_proj")}
-        biased = {name for name, place in (("mixer.query", "qkv"), ("mixer.key", "qkv"), ("mixer.value", "qkv"),
-                                           ("mixer.output", "output"), ("gate", "level"), ("up", "level"),
-                                           ("down", "level")) if place in config.biases}
-        top, block = "model.norm", "model.layers"
-    for end in ("weight", "bias") if kind == "gpt2" else ("weight",):
-        found[f"norm.{end}"] = Source(f"{top}.{end}")
-    for i in range(config.layers):
-        for name, source in layers.items():
-            ours = [f"blocks.{i}.{name}"] if name.startswith(("norm", "mixer")) and name != "norm of levels" else [
-                f"blocks.{i}.cms.levels.{n}.{name.removesuffix(' of levels')}"
-                for n in range(len(config.block_chunks(i)))]
-            for one in ours:
-                for end in ("weight", "bias") if name in biased else ("weight",):
-                    transposed = source.transposed and end == "weight"
-                    found[f"{one}.{end}"] = Source(f"{block}.{i}.{source.name}.{end}", transposed, source.part,
-                                                   source.parts, source.heads)
+def sources(kind: str, config: Config, names: Iterable[str]) -> dict[str, Source]:
+    """Where the parameters of these names come from; levels that stand beside each other have one source in common."""
+    found, theirs = {}, NAMES["gpt2" if kind == "gpt2" else "llama"]
+    heads = {"block.mixer.query": config.heads, "block.mixer.key": config.key_heads or config.heads}
+    for name in names:
+        block, *_ = re.findall(r"^blocks\.(\d+)", name) or [""]
+        layer, _, end = re.sub(r"^blocks\.\d+", "block", re.sub(r"cms\.levels\.\d+", "level", name)).rpartition(".")
+        if end not in ("weight", "bias"):
+            layer, end = end, "weight"
+        if layer not in theirs:
+            continue  # of ours alone: how levels side by side are mixed
+        tensor = f"{theirs[layer].format(block)}.{end}"
+        if kind == "gpt2":
+            matrix = end == "weight" and layer.startswith("block") and not layer.endswith("norm")
+            part = ("block.mixer.query", "block.mixer.key", "block.mixer.value")
+            found[name] = Source(tensor, matrix, *((part.index(layer), 3) if layer in part else (0, 1)))
+        else:
+            found[name] = Source(tensor, heads=heads.get(layer, 0))
     return found
 
 

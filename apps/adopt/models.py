@@ -19,6 +19,9 @@ from config import Config
 from hope import Hope, State
 from tools.folder import read_json, write_text
 
+COMPUTED = ("vocabulary", "width", "layers", "heads", "mixer", "hidden", "activation", "norm", "norm_eps", "scaled",
+            "tied", "positions", "biases", "window", "key_heads", "head_size", "rotary_base", "rotary_scaling")
+
 
 def read(folder: Path, **settings: Any) -> Hope:
     """The model in a folder, with these settings of ours for its levels; ValueError says what is wrong where.
@@ -29,7 +32,8 @@ def read(folder: Path, **settings: Any) -> Hope:
     config = architectures.config(found, folder / "config.json", **settings)
     kind, model = found["model_type"], Hope(config, None)
     entries = architectures.named(files.tensors(folder), kind)
-    own, table = dict(model.named_parameters()), architectures.sources(kind, config)
+    own = dict(model.named_parameters())
+    table = architectures.sources(kind, config, own)
     for name, source in table.items():
         if source.name not in entries:
             raise ValueError(f"{folder} lacks the tensor {source.name}; config.json promises it")
@@ -67,13 +71,13 @@ def write(folder: Path, model: Hope, about: Mapping[str, Any], state: State | No
     weights = {name: p.data for name, p in model.named_parameters()}
     if state:
         if (sequences := {len(t) for t in state.leaves()}) - {1}:
-            raise ValueError(f"the state is of {max(sequences)} sequences; what one has learned can be written, not more")
+            raise ValueError(f"the state is of {max(sequences)} sequences; what one has learned can be written")
         for i, (block, past) in enumerate(zip(model.blocks, state.blocks, strict=True)):
             for n, (level, its) in enumerate(zip(block.cms.levels, past.levels, strict=True)):
                 for name, merged in level.merged(its.drift).items():
                     weights[f"blocks.{i}.cms.levels.{n}.{name}.weight"] = merged
     parts: dict[str, dict[int, tuple[str, Source]]] = {}
-    for name, source in architectures.sources(about["model_type"], config).items():
+    for name, source in architectures.sources(about["model_type"], config, weights).items():
         parts.setdefault(source.name, {})[source.part] = name, source
 
     def joined(name: str) -> np.ndarray:
@@ -89,12 +93,10 @@ def write(folder: Path, model: Hope, about: Mapping[str, Any], state: State | No
 def exportable(config: Config, about: Mapping[str, Any]) -> Config:
     """The configuration, if a Transformer of the architecture in `about` computes the same."""
     then = architectures.config(about, Path("config.json"))
-    for name, value in vars(then).items():
-        if name in ("vocabulary", "width", "layers", "heads", "mixer", "hidden", "activation", "norm", "norm_eps", "scaled",
-                    "tied", "positions", "biases", "window", "key_heads", "head_size", "rotary_base", "rotary_scaling"
-                    ) and getattr(config, name) != value:
-            raise ValueError(f"the model has {name} {getattr(config, name)!r}, and what was adopted has {value!r}")
-    if len(config.block_chunks(0)) != 1:
-        raise ValueError(f"a block has {len(config.block_chunks(0))} levels, and one of {about['model_type']} holds one "
-                         "MLP; only levels that are spread can be written")
+    for name in COMPUTED:
+        if (value := getattr(config, name)) != getattr(then, name):
+            raise ValueError(f"the model has {name} {value!r}, and what was adopted has {getattr(then, name)!r}")
+    if (levels := len(config.block_chunks(0))) != 1:
+        raise ValueError(f"a block has {levels} levels, and one of {about['model_type']} holds one MLP; only levels "
+                         "that are spread can be written")
     return config

@@ -100,8 +100,6 @@ class Level(Module):
 @functools.cache
 def directions(rank: int, size: int) -> np.ndarray:
     """Orthonormal rows, always the same ones, in which the drift of a matrix may lie: (r,in)"""
-    if rank > size:
-        raise ValueError(f"drift_rank is {rank}, and a matrix of {size} columns has no higher rank than that")
     q, r = np.linalg.qr(np.random.default_rng([rank, size]).standard_normal((size, rank)))
     return np.ascontiguousarray((q * np.sign(np.diag(r))).T)
 

@@ -149,6 +149,9 @@ class Config:
                                      or self.segment % self.chunks[-1]):
             raise ValueError("nested levels need chunk sizes that divide one another and the segment; "
                              f"chunks {self.chunks} and segment {self.segment} do not")
+        if self.drift_rank > min(self.width, self.hidden):
+            raise ValueError(f"drift_rank is {self.drift_rank}; the matrices of a level have at most rank "
+                             f"{min(self.width, self.hidden)}")
         if self.level_rates and (len(self.level_rates) != len(self.chunks) or min(self.level_rates) <= 0):
             raise ValueError(f"level_rates {self.level_rates}; give each of the {len(self.chunks)} levels one, above 0")
         if self.moves == "context" and (self.segment % self.tick if self.tick else self.segment % self.chunks[-1]):

@@ -110,7 +110,8 @@ def made(folder: Path, about: dict, dtype: str = "F32", shards: int = 1) -> dict
     if shards == 1:
         (folder / files.SINGLE).write_bytes(file_of(arrays, dtype))
         return arrays
-    names, places = list(arrays), {}
+    names = list(arrays)
+    places: dict[str, str] = {}
     for n in range(shards):
         shard = f"model-{n + 1:05}-of-{shards:05}.safetensors"
         places |= dict.fromkeys(names[n::shards], shard)

@@ -503,7 +503,8 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "
                          "it may be damaged or not one of this program's") from error
-    weights = {n.removeprefix("weights.").replace(".feed.", ".projection."): a  # as it was once called
+    weights = {n.removeprefix("weights.").replace(".feed.", ".projection."):  # as it was once called
+               a.astype(np.float32) if a.dtype == np.float16 else a  # half precision is for files
                for n, a in arrays.items() if n.startswith("weights.")}
     model = Hope(config, None)
     model.load_state_dict(weights, assign=True)

@@ -44,6 +44,7 @@ from data import IGNORE, Corpus, Text, encode, fixed
 from hope import Hope, State, drifted
 from layers import cross_entropy
 from tools.command import Parser, typed
+from tools.folder import vocabulary
 from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
@@ -526,6 +527,9 @@ def evaluate(given: argparse.Namespace) -> None:
     path = Path(given.run) / "checkpoint.npz"
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {given.run}; give the folder of a run: --run runs/…")
+    if vocabulary(path.parent).unit != "byte":
+        raise ValueError(f"{given.run} is an adopted model with words of its own; only runs whose tokens are bytes are "
+                         "evaluated")
     model = hope.load(path)[0]
     if given.fresh:
         model = Hope(model.config, np.random.default_rng(given.seed))

@@ -571,7 +571,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for bad input."""
     given = parser().parse_args(arguments)
     try:
-        run = Run.open(given.run)
+        run = Run.open(given.run).of_bytes("served")
     except (ValueError, OSError) as error:
         print(f"apps.serve: error: {error}", file=sys.stderr)
         return 2

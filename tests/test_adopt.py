@@ -8,7 +8,7 @@ import pytest
 
 import hope
 import train
-from apps import chat
+from apps import chat, evaluate
 from apps.adopt import __main__ as program
 from apps.adopt import files, models
 from apps.adopt.architectures import KNOWN, Source
@@ -606,3 +606,11 @@ def test_the_package_safetensors_reads_what_is_written_here(tmp_path):
     files.write(tmp_path / "a.safetensors", {name: a.shape for name, a in arrays.items()}, arrays.__getitem__)
     found = safetensors.load_file(tmp_path / "a.safetensors")
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_programs_that_read_bytes_say_so_in_one_line(tmp_path, capsys):
+    run = adopted(tmp_path)
+    assert evaluate.main(["texts", "--run", str(run)]) == 2
+    assert "only runs whose tokens are bytes are evaluated" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="only runs whose tokens are bytes can be served"):
+        chat.Run.open(run).of_bytes("served")

@@ -1,0 +1,144 @@
+"""What does an adopted model forget when it goes on with another text, by the levels its MLPs are placed in?
+
+    pip install -r apps/adopt/requirements.txt
+    python docs/adopt.py            writes docs/adopt.json and the table in docs/adopt.md
+    python docs/adopt.py --table    the table alone, of what was measured
+
+A small Llama learns the documentation of Python (the topics of `help`), and is written as transformers writes it. It is
+adopted in several ways, and each goes on with the source of Python's library. Measured are bits per byte of validation
+texts of both, with all levels standing still. Chunk sizes count steps of the optimiser; a chunk of 1,000,000 steps is
+never over: such levels are frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import optimizers  # noqa: E402
+from apps.adopt import architectures, models, words  # noqa: E402
+from autograd import no_grad  # noqa: E402
+from data import Corpus, Segments, Text, fixed  # noqa: E402
+from hope import Hope  # noqa: E402
+from tools.folder import write_text  # noqa: E402
+
+BEGIN, END = "<!-- forgetting: python docs/adopt.py -->\n", "\n<!-- end of forgetting -->"
+NEVER = 1_000_000
+WAYS = {"one level": (1,), "three levels, 1, 4, 16": (1, 4, 16), "the slowest third frozen": (1, 4, NEVER),
+        "two thirds frozen": (1, NEVER, NEVER), "all MLPs frozen": (NEVER,)}
+ABOUT = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+         "max_position_embeddings": 512, "tie_word_embeddings": True, "eos_token_id": 0}
+SEEDS, FIRST, SECOND, BATCH, SEGMENT, BYTES = (0, 1, 2), 300, 100, 8, 128, 2 << 20
+
+
+def corpora() -> dict[str, Corpus]:
+    """Documentation and source, of what every Python brings along."""
+    found = Corpus.default().documents
+    kinds = {"documentation": [d for d in found if d.name.startswith("topics/")], "source": []}
+    size = 0
+    for document in found:
+        if document.name.startswith("stdlib/") and size < BYTES:
+            kinds["source"].append(document)
+            size += document.size
+    return {name: Corpus(documents) for name, documents in kinds.items()}
+
+
+def vocabulary(folder: Path, texts: list[Text]) -> words.Words:
+    """A tokenizer of 2,000 tokens that learned from both training texts, in the files of a run."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.train_from_iterator((text.read(0, len(text)).tobytes().decode("utf-8", "replace") for text in texts),
+                             trainers.BpeTrainer(vocab_size=2000, special_tokens=["<|endoftext|>"],
+                                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                                 show_progress=False))
+    made.save(str(folder / words.TOKENIZER))
+    write_text(folder / words.ABOUT, json.dumps({"config": ABOUT, "files": {}}))
+    return words.Words(folder)
+
+
+def train(model: Hope, text: Text, steps: int, lr: float, seed: int) -> None:
+    optimizer = optimizers.build("adamw", model.groups(weight_decay=0.0), lr=lr)
+    segments = Segments(text, BATCH, SEGMENT, seed=seed)
+    for step in range(steps):
+        optimizer.lr_scale = optimizers.schedule("cosine", step, steps, 20, 0.1)
+        optimizer.zero_grad()
+        model.loss(next(segments))[0].backward()
+        optimizers.clip_grad_norm(optimizer.params, 1.0)
+        optimizer.step()
+
+
+def bits(model: Hope, text: Text, known: words.Words) -> float:
+    """Bits per byte of a validation text."""
+    nats, size = 0.0, 0
+    with no_grad():
+        for tokens in fixed(text, BATCH, SEGMENT, 12):
+            nats += model.loss(tokens)[0].item() * tokens[:, 1:].size
+            size += known.count(tokens[:, 1:])
+    return nats / size / math.log(2)
+
+
+def measure(seed: int) -> Iterator[dict[str, Any]]:
+    """A model that learned the one text, and what going on with the other makes of it in each way."""
+    both = corpora()
+    with tempfile.TemporaryDirectory() as folder:
+        known = vocabulary(Path(folder), [corpus.split("train") for corpus in both.values()])
+        learn, held = ({name: corpus.split(side).encoded(known) for name, corpus in both.items()}
+                       for side in ("train", "validation"))
+        about, theirs = ABOUT | {"vocab_size": known.size}, Path(folder) / "theirs"
+        first = Hope(architectures.config(about, theirs), np.random.default_rng(seed))
+        train(first, learn["documentation"], FIRST, 2e-3, seed)
+        models.write(theirs, first, about)
+        for way, chunks in {"before": (1,), **WAYS}.items():
+            model = models.read(theirs, chunks=chunks)
+            if way != "before":
+                train(model, learn["source"], SECOND, 1e-3, seed)
+            yield {"seed": seed, "way": way, **{name: bits(model, text, known) for name, text in held.items()}}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The means over seeds, and how far seeds differ."""
+    lines = ["| the model | documentation, read first | source, read then | forgotten | learned |",
+             "| --- | --- | --- | --- | --- |"]
+    of = {way: {name: np.array([line[name] for line in found if line["way"] == way])
+                for name in ("documentation", "source")} for way in ("before", *WAYS)}
+    for way, now in of.items():
+        forgot = now["documentation"] - of["before"]["documentation"]
+        learned = of["before"]["source"] - now["source"]
+        change = ["", ""] if way == "before" else [f"{x.mean():.3f} ± {x.std():.3f}" for x in (forgot, learned)]
+        lines.append(f"| {way} | {now['documentation'].mean():.3f} | {now['source'].mean():.3f} | {change[0]} | "
+                     f"{change[1]} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    path, page = HERE / "adopt.json", HERE / "adopt.md"
+    if "--table" not in sys.argv:
+        found = []
+        for seed in SEEDS:
+            for line in measure(seed):
+                found.append(line)
+                print(line, flush=True)
+        write_text(path, "[" + ",\n ".join(json.dumps(line) for line in found) + "]\n")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    print(table(found))
+    if page.exists():
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        write_text(page, before + BEGIN + table(found) + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()

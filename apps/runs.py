@@ -74,8 +74,8 @@ class Run:
     def of_bytes(self, done: str) -> Run:
         """This run; ValueError if its tokens are words of an adopted model, for which something cannot be done yet."""
         if type(self.words) is not Vocabulary:
-            raise ValueError(f"{self.folder} is an adopted model with words of its own; only runs whose tokens are bytes "
-                             f"can be {done}; python -m apps.chat talks with it")
+            raise ValueError(f"{self.folder} is an adopted model with words of its own; only runs whose tokens are "
+                             f"bytes can be {done}; python -m apps.chat talks with it")
         return self
 
 

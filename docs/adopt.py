@@ -1,13 +1,15 @@
 """What does an adopted model forget when it goes on with another text, by the levels its MLPs are placed in?
 
     pip install -r apps/adopt/requirements.txt
-    python docs/adopt.py            writes docs/adopt.json and the table in docs/adopt.md
-    python docs/adopt.py --table    the table alone, of what was measured
+    python docs/adopt.py            writes docs/adopt.json and the tables in docs/adopt.md
+    python docs/adopt.py --table    the tables alone, of what was measured
 
 A small Llama learns the documentation of Python (the topics of `help`), and is written as transformers writes it. It is
 adopted in several ways, and each goes on with the source of Python's library. Measured are bits per byte of validation
 texts of both, with all levels standing still. Chunk sizes count steps of the optimiser; a chunk of 1,000,000 steps is
 never over: such levels are frozen.
+
+The model as it was adopted also reads some source twice, learning while it reads, its levels in 1, 4, 16.
 """
 
 from __future__ import annotations
@@ -29,17 +31,18 @@ import optimizers  # noqa: E402
 from apps.adopt import architectures, models, words  # noqa: E402
 from autograd import no_grad  # noqa: E402
 from data import Corpus, Segments, Text, fixed  # noqa: E402
-from hope import Hope  # noqa: E402
+from hope import Hope, State  # noqa: E402
+from tools.console import amount  # noqa: E402
 from tools.folder import write_text  # noqa: E402
 
-BEGIN, END = "<!-- forgetting: python docs/adopt.py -->\n", "\n<!-- end of forgetting -->"
 NEVER = 1_000_000
 WAYS = {"one level": (1,), "three levels, 1, 4, 16": (1, 4, 16), "the slowest third frozen": (1, 4, NEVER),
         "two thirds frozen": (1, NEVER, NEVER), "all MLPs frozen": (NEVER,)}
 ABOUT = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu",
          "max_position_embeddings": 512, "tie_word_embeddings": True, "eos_token_id": 0}
-SEEDS, FIRST, SECOND, BATCH, SEGMENT, BYTES = (0, 1, 2), 300, 100, 8, 128, 2 << 20
+SEEDS, FIRST, SECOND, BATCH, SEGMENT, WINDOWS, BYTES = (0, 1, 2), 300, 100, 8, 128, 32, 2 << 20
+READINGS = ((16, 0.1), (16, 1.0), (0, 0.1), (0, 1.0))  # rank, and rate of every level
 
 
 def corpora() -> dict[str, Corpus]:
@@ -81,14 +84,25 @@ def train(model: Hope, text: Text, steps: int, lr: float, seed: int) -> None:
         optimizer.step()
 
 
-def bits(model: Hope, text: Text, known: words.Words) -> float:
-    """Bits per byte of a validation text."""
+def bits(model: Hope, text: Text, known: words.Words, state: State | None = None) -> float:
+    """Bits per byte of a validation text, by what the levels have learned so far."""
     nats, size = 0.0, 0
     with no_grad():
-        for tokens in fixed(text, BATCH, SEGMENT, 12):
-            nats += model.loss(tokens)[0].item() * tokens[:, 1:].size
+        for tokens in fixed(text, 1 if state else BATCH, SEGMENT, 12 * (BATCH if state else 1)):
+            nats += model.loss(tokens, state)[0].item() * tokens[:, 1:].size
             size += known.count(tokens[:, 1:])
     return nats / size / math.log(2)
+
+
+def read(model: Hope, text: Text, state: State | None, known: words.Words) -> tuple[float, State]:
+    """Bits per byte of a text that is learned from while it is read, a window at a time, and the state then."""
+    nats, size = 0.0, 0
+    for tokens in fixed(text, 1, SEGMENT, WINDOWS):
+        loss, state = model.learn(tokens, state.reset("memory") if state else None)
+        nats += loss * (tokens.shape[1] - 1)
+        size += known.count(tokens[:, 1:])
+    assert state
+    return nats / size / math.log(2), state.reset("memory")
 
 
 def measure(seed: int) -> Iterator[dict[str, Any]]:
@@ -109,11 +123,33 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
             yield {"seed": seed, "way": way, **{name: bits(model, text, known) for name, text in held.items()}}
 
 
+        for rank, rate in READINGS:
+            model = models.read(theirs, chunks=(1, 4, 16), drift_rank=rank, learn_rate=rate)
+            once, state = read(model, learn["source"], None, known)
+            twice, state = read(model, learn["source"], state, known)
+            size = sum(d.data.nbytes for block in state.blocks for level in block.levels for d in level.drift.values())
+            yield {"seed": seed, "rank": rank, "rate": rate, "once": once, "twice": twice, "bytes": size,
+                   "documentation": bits(model, held["documentation"], known, state)}
+
+
+def readings(found: list[dict[str, Any]]) -> str:
+    """The same of reading twice."""
+    lines = ["| what a session may learn | rate | source, once | read again | documentation then (before) | size |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    before = np.mean([line["documentation"] for line in found if line.get("way") == "before"])
+    for rank, rate in READINGS:
+        same = [line for line in found if (line.get("rank"), line.get("rate")) == (rank, rate)]
+        once, twice, then = (np.mean([line[name] for line in same]) for name in ("once", "twice", "documentation"))
+        lines.append(f"| {f'rank {rank}' if rank else 'all'} | {rate:g} | {once:.3f} | {twice:.3f} | {then:.3f} "
+                     f"({before:.3f}) | {amount(same[0]['bytes'])} |")
+    return "\n".join(lines)
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """The means over seeds, and how far seeds differ."""
     lines = ["| the model | documentation, read first | source, read then | forgotten | learned |",
              "| --- | --- | --- | --- | --- |"]
-    of = {way: {name: np.array([line[name] for line in found if line["way"] == way])
+    of = {way: {name: np.array([line[name] for line in found if line.get("way") == way])
                 for name in ("documentation", "source")} for way in ("before", *WAYS)}
     for way, now in of.items():
         forgot = now["documentation"] - of["before"]["documentation"]
@@ -134,10 +170,11 @@ def main() -> None:
                 print(line, flush=True)
         write_text(path, "[" + ",\n ".join(json.dumps(line) for line in found) + "]\n")
     found = json.loads(path.read_text(encoding="utf-8"))
-    print(table(found))
-    if page.exists():
-        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        write_text(page, before + BEGIN + table(found) + END + rest.partition(END)[2])
+    for name, text in (("forgetting", table(found)), ("reading", readings(found))):
+        print(text)
+        begin, end = f"<!-- {name}: python docs/adopt.py -->\n", f"\n<!-- end of {name} -->"
+        before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+        write_text(page, before + begin + text + end + rest.partition(end)[2])
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def measure(seed: int) -> Iterator[dict[str, Any]]:
             model = models.read(theirs, chunks=(1, 4, 16), drift_rank=rank, learn_rate=rate)
             once, state = read(model, learn["source"], None, known)
             twice, state = read(model, learn["source"], state, known)
-            size = sum(d.data.nbytes for block in state.blocks for level in block.levels for d in level.drift.values())
+            size = sum(d.data.nbytes for block in state.blocks for level in block.levels
+                       for d in (level.drift or {}).values())
             yield {"seed": seed, "rank": rank, "rate": rate, "once": once, "twice": twice, "bytes": size,
                    "documentation": bits(model, held["documentation"], known, state)}
 

@@ -131,7 +131,7 @@ def judge(tokens: Sequence[int], logits: np.ndarray, top: int = 0) -> list[Token
     log_p = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
     found = [Token(tokens[0], None)] if len(tokens) > len(log_p) else []
     for token, row in zip(tokens[len(found):], log_p, strict=True):
-        best = np.argsort(-row, kind="stable")[:top].tolist()
+        best = np.argsort(-row, kind="stable")[:top].tolist() if top else []
         found.append(Token(token, float(row[token]), tuple((i, float(row[i])) for i in best)))
     return found
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cms
 import hope
 import train
 from apps import chat, evaluate
@@ -395,6 +396,15 @@ def test_a_text_that_was_learned_while_reading_is_less_surprising(tmp_path, abou
         assert all(d.shape[-1] == rank for block in state.blocks for d in block.levels[0].drift.values())
 
 
+def test_a_run_that_was_adopted_with_one_level_can_get_several_later(tmp_path):
+    made(tmp_path / "theirs", LLAMA)
+    for variant in ("spread", "independent"):
+        one, many = (models.read(tmp_path / "theirs", chunks=chunks, cms=variant) for chunks in ((1,), (1, 2, 4)))
+        stacked = cms.stack_levels(models.read(tmp_path / "theirs").state_dict(), one.config, many.config)
+        assert stacked.keys() == many.state_dict().keys()
+        assert all(np.array_equal(stacked[name], array) for name, array in many.state_dict().items())
+
+
 # --- the way back -------------------------------------------------------------------------------------------
 
 
@@ -532,6 +542,16 @@ def test_a_conversation_is_read_in_the_way_the_model_was_taught(tmp_path, capfd,
                        atol=1e-4)
 
 
+def test_a_template_that_refuses_a_conversation_is_quoted(tmp_path):
+    pytest.importorskip("jinja2", reason="the package jinja2 is not installed")
+    words = chat.Run.open(adopted(tmp_path, template="{{ raise_exception('no system, ' + messages[0].role) }}")).words
+    with pytest.raises(ValueError, match="cannot write this conversation: no system, user"):
+        words.conversation([("user", "a")])
+    words.template = "{{ messages.append(1) }}{{ ''.__class__.__mro__ }}"
+    with pytest.raises(ValueError, match="cannot write this conversation"):  # it may compute, and nothing else
+        words.conversation([("user", "a")])
+
+
 def test_what_a_session_learned_is_small_is_kept_and_can_be_exported(tmp_path, capfd, monkeypatch):
     pytest.importorskip("jinja2", reason="the package jinja2 is not installed")
     run = adopted(tmp_path, LLAMA, "--chunks", "1,2", "--drift-rank", "2")
@@ -624,7 +644,7 @@ def test_the_package_safetensors_reads_what_is_written_here(tmp_path):
 
 def test_programs_that_read_bytes_say_so_in_one_line(tmp_path, capsys):
     run = adopted(tmp_path)
-    assert evaluate.main(["texts", "--run", str(run)]) == 2
+    assert evaluate.main(["text", "--run", str(run)]) == 2
     assert "only runs whose tokens are bytes are evaluated" in capsys.readouterr().err
     with pytest.raises(ValueError, match="only runs whose tokens are bytes can be served"):
         chat.Run.open(run).of_bytes("served")

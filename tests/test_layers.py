@@ -69,6 +69,8 @@ def test_loading_copies_bits_into_the_same_arrays_and_names_what_does_not_fit():
     )
     one.first.weight.data += 1
     assert not np.array_equal(two.first.weight.data, one.first.weight.data)  # copied, not shared
+    two.load_state_dict(arrays, assign=True)
+    assert all(p.data is a for p, a in zip(two.parameters(), arrays.values(), strict=True))
     with pytest.raises(ValueError, match=r"lack 'first\.weight'"):
         two.load_state_dict({k: a for k, a in arrays.items() if k != "first.weight"})
     with pytest.raises(ValueError, match=r"unknown 'extra'"):

@@ -64,13 +64,8 @@ class Words(Vocabulary):
     def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
         if not self.template:
             return None
-        environment = jinja()
         said = [{"role": role, "content": content} for role, content in messages]
-        try:
-            return str(environment.from_string(self.template).render(
-                messages=said, add_generation_prompt=answer, **self.marks))
-        except environment.error as error:
-            raise ValueError(f"the model's chat template cannot write this conversation: {error}") from None
+        return rendered(self.template, messages=said, add_generation_prompt=answer, **self.marks)
 
 
 def tokenizer(path: Path) -> Any:
@@ -87,8 +82,8 @@ def tokenizer(path: Path) -> Any:
         raise ValueError(f"{path} is no tokenizer: {error}") from None
 
 
-def jinja() -> Any:
-    """Where templates are rendered, with what those of chats may use, and nothing else."""
+def rendered(template: str, **values: Any) -> str:
+    """A chat template with values in its places; ValueError if it refuses them. It may compute, and do nothing else."""
     try:
         import jinja2.sandbox
     except ImportError:
@@ -97,10 +92,13 @@ def jinja() -> Any:
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
-    made: Any = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    made.globals["raise_exception"], made.error = refuse, jinja2.TemplateError
-    return made
+    environment.globals["raise_exception"] = refuse
+    try:
+        return environment.from_string(template).render(**values)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the model's chat template cannot write this conversation: {error}") from None
 
 
 def pieces(made: Any) -> list[bytes]:

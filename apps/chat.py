@@ -55,22 +55,28 @@ class Chat:
         self.last = []
         said = [*self.said, ("user", message.decode("utf-8", "replace"))]
         asked = self.words.conversation(said)
-        self.hear(b"user: " + message + b"\nassistant: " if asked is None else self.unheard(asked))
+        if asked is None:
+            self.hear(b"user: " + message + b"\nassistant: ")
+        else:
+            self.listen(asked)
         answer = bytearray()
         try:
             yield from self.answer(answer)
         finally:
             self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
             answered = self.words.conversation(self.said, answer=False)
-            self.hear(bytes(answer) + b"\n" if answered is None else self.unheard(answered))
+            if answered is None:
+                self.hear(bytes(answer) + b"\n")
+            else:
+                self.listen(answered)
 
-    def unheard(self, text: str) -> bytes:
-        """What of a conversation is not in the place yet; where it reads otherwise than before, it is read anew."""
+    def listen(self, text: str) -> None:
+        """Read what of a conversation is not in the place yet; where it reads otherwise than before, all of it."""
         if not text.startswith(self.heard):
             forgot = self.session.reset("memory")
             self.session, self.heard = replace(forgot, place=replace(forgot.place, last=self.words.start)), ""
-        new, self.heard = text[len(self.heard):], text
-        return new.encode()
+        self.hear(text[len(self.heard):].encode())
+        self.heard = text
 
     def hear(self, text: bytes) -> None:
         """Read, and learn if that is on; the place moves only when all of it was read."""

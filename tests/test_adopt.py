@@ -599,20 +599,6 @@ def test_a_tokenizer_that_does_not_fit_or_is_none_is_refused(tmp_path, monkeypat
     assert not Path("x").exists()
 
 
-def test_the_page_shows_what_was_measured():
-    import importlib.util
-    import sys
-
-    docs = Path(program.__file__).parents[2] / "docs"
-    spec = importlib.util.spec_from_file_location("docs_adopt", docs / "adopt.py")
-    assert spec and spec.loader
-    before, page = list(sys.path), importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    sys.path[:] = before
-    found, text = json.loads((docs / "adopt.json").read_text()), (docs / "adopt.md").read_text(encoding="utf-8")
-    assert page.table(found) in text and page.readings(found) in text
-
-
 # --- beside transformers ------------------------------------------------------------------------------------
 
 

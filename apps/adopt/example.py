@@ -1,8 +1,8 @@
 """What does an adopted model forget when it goes on with another text, by the levels its MLPs are placed in?
 
     pip install -r apps/adopt/requirements.txt
-    python docs/adopt.py            writes docs/adopt.json and the tables in docs/adopt.md
-    python docs/adopt.py --table    the tables alone, of what was measured
+    python -m apps.adopt.example            writes docs/adopt.json and the tables in docs/adopt.md
+    python -m apps.adopt.example --table    the tables alone, of what was measured
 
 A small Llama learns the documentation of Python (the topics of `help`), and is written as transformers writes it. It is
 adopted in several ways, and each goes on with the source of Python's library. Measured are bits per byte of validation
@@ -24,16 +24,13 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import optimizers  # noqa: E402
-from apps.adopt import architectures, models, words  # noqa: E402
-from autograd import no_grad  # noqa: E402
-from data import Corpus, Segments, Text, fixed  # noqa: E402
-from hope import Hope, State  # noqa: E402
-from tools.console import amount  # noqa: E402
-from tools.folder import write_text  # noqa: E402
+import optimizers
+from apps.adopt import architectures, models, words
+from autograd import no_grad
+from data import Corpus, Segments, Text, fixed
+from hope import Hope, State
+from tools.console import amount
+from tools.folder import write_text
 
 NEVER = 1_000_000
 WAYS = {"one level": (1,), "three levels, 1, 4, 16": (1, 4, 16), "the slowest third frozen": (1, 4, NEVER),
@@ -162,7 +159,8 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    path, page = HERE / "adopt.json", HERE / "adopt.md"
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    path, page = docs / "adopt.json", docs / "adopt.md"
     if "--table" not in sys.argv:
         found = []
         for seed in SEEDS:
@@ -173,7 +171,7 @@ def main() -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     for name, text in (("forgetting", table(found)), ("reading", readings(found))):
         print(text)
-        begin, end = f"<!-- {name}: python docs/adopt.py -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name}: python -m apps.adopt.example -->\n", f"\n<!-- end of {name} -->"
         before, _, rest = page.read_text(encoding="utf-8").partition(begin)
         write_text(page, before + begin + text + end + rest.partition(end)[2])
 

@@ -592,6 +592,11 @@ def test_a_tokenizer_that_does_not_fit_or_is_none_is_refused(tmp_path, monkeypat
     about = with_tokenizer(Path("theirs"), LLAMA)
     (Path("theirs") / "config.json").write_text(json.dumps(about | {"vocab_size": 31}))
     assert program.main(["theirs", "--out", "x"]) == 2 and "do not belong together" in capsys.readouterr().err
+    (Path("theirs") / "config.json").write_text(json.dumps(about))
+    (Path("theirs") / "tokenizer_config.json").write_text("{")
+    assert program.main(["theirs", "--out", "x"]) == 2 and "tokenizer_config.json of the" in capsys.readouterr().err
+    (Path("theirs") / "tokenizer_config.json").write_text("{}")
+    assert program.main(["theirs", "--out", "x"]) == 2 and "with which token a text ends" in capsys.readouterr().err
     (Path("theirs") / "tokenizer.json").write_text("{}")
     assert program.main(["theirs", "--out", "x"]) == 2 and "is no tokenizer" in capsys.readouterr().err
     (Path("theirs") / "tokenizer.json").unlink()

@@ -51,6 +51,7 @@ def adopt(source: Path, out: Path, settings: dict[str, Any]) -> str:
     model = models.read(source, **{"drift_rank": RANK, **settings})
     with folder.made(out) as made:
         words.adopt(source, made, found)
+        words.Words(made)  # complains, if at all, before anything is kept
         folder.describe(made, PRESET, model.config, FINE_TUNING, {"sha256": "", "bytes": 0, "documents": {}})
         hope.save(made / checkpoint.LAST, model)
     c = model.config

@@ -28,8 +28,10 @@ class Words(Vocabulary):
 
     def __init__(self, folder: Path):
         about = read_json(folder / ABOUT)
+        if not {"files", "config"} <= about.keys():
+            raise ValueError(f"{folder / ABOUT} was not written by apps.adopt")
         texts, config = about["files"], about["config"]
-        said, spoken = (json.loads(texts.get(name, "{}")) for name in (TEXTS[0], TEXTS[2]))
+        said, spoken = (self.read(name, texts) for name in (TEXTS[0], TEXTS[2]))
         self.tokenizer = made = tokenizer(folder / TOKENIZER)
         self.pieces = pieces(made)
         self.size, self.lengths = len(self.pieces), np.array([len(piece) for piece in self.pieces])
@@ -47,6 +49,17 @@ class Words(Vocabulary):
             template = next((one["template"] for one in template if one.get("name") == "default"), None)
         self.template: str | None = texts.get("chat_template.jinja", template)
         self.taught = bool(self.template)
+
+    @staticmethod
+    def read(name: str, texts: Mapping[str, str]) -> dict[str, Any]:
+        """What is in a JSON file of theirs; nothing if it is not there."""
+        try:
+            found = json.loads(texts.get(name, "{}"))
+        except ValueError as error:
+            raise ValueError(f"{name} of the adopted model is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{name} of the adopted model holds a {type(found).__name__}, not settings")
+        return found
 
     def encode(self, text: bytes) -> Tokens:
         """Tokens of a text, which may spell special ones; what begins a text is not added."""

@@ -90,7 +90,10 @@ def config(found: Mapping[str, Any], path: Path, **levels: Any) -> Config:
     kind, c = found.get("model_type"), Settings(found, path)
     if kind not in KNOWN:
         raise ValueError(f"{path} is of the architecture {kind!r}{nearest(kind, KNOWN)}; known are {', '.join(KNOWN)}")
-    made = gpt2(c) if kind == "gpt2" else llama(c, kind)
+    try:
+        made = gpt2(c) if kind == "gpt2" else llama(c, kind)
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} holds a setting of another kind than it should be: {error}") from None
     return Config(vocabulary=c("vocab_size"), mixer="attention", scaled=False,
                   **{"chunks": (1,), "cms": "spread", **made, **levels})
 
@@ -109,14 +112,14 @@ def gpt2(c: Settings) -> dict[str, Any]:
 def llama(c: Settings, kind: str) -> dict[str, Any]:
     c.expect("hidden_act", "silu")
     c.expect("use_sliding_window", False)
-    if kind == "mistral":
-        c.expect("sliding_window", None)
     longest, heads = c("max_position_embeddings", 2048), c("num_attention_heads")
+    if kind == "mistral" and (window := c.found.get("sliding_window", 4096)) is not None and window < longest:
+        raise ValueError(f"{c.path} has a sliding_window of {window} tokens, which is not known here; known is none")
     size = c("head_dim", c("hidden_size") // heads)
     attention = ["qkv"] if kind == "qwen2" else ["qkv", "output"] if c("attention_bias", False) else []
     base, scaling = rotary(c, longest)
     return dict(width=c("hidden_size"), layers=c("num_hidden_layers"), heads=heads, hidden=c("intermediate_size"),
-                key_heads=c("num_key_value_heads", heads), activation="swiglu", norm="rms",
+                key_heads=c("num_key_value_heads", heads if kind == "llama" else None), activation="swiglu", norm="rms",
                 head_size=0 if size * heads == c("hidden_size") else size, norm_eps=c("rms_norm_eps", 1e-6),
                 tied=c("tie_word_embeddings", False), rotary_base=base, rotary_scaling=scaling,
                 biases=(*attention, *["level"] * bool(c("mlp_bias", False))), segment=min(SEGMENT, longest))

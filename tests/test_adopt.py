@@ -431,13 +431,26 @@ def test_what_was_learned_can_be_merged_into_what_is_written_back(tmp_path, rank
     assert apart(merged, again) < 1e-5 and apart(merged, model(TOKENS[:1, :20])[0].data) > 1e-3
 
 
-def test_levels_beside_each_other_and_other_models_cannot_be_written_back(tmp_path):
+@pytest.mark.parametrize("about", [GPT2, OF["biases"], LLAMA], ids=["GPT-2", "Llama with biases", "Llama"])
+def test_levels_beside_each_other_are_written_as_one_mlp_of_more_units(tmp_path, about):
+    made(tmp_path / "theirs", about)
+    model, rng = models.read(tmp_path / "theirs", chunks=(1, 2), cms="independent"), np.random.default_rng(0)
+    for p in model.parameters():  # as if they had learned apart
+        p.data += 0.1 * rng.standard_normal(p.shape).astype(np.float32)
+    _, state = model.learn(TOKENS[:1], rate=1.0)
+    models.write(tmp_path / "back", model, about, state)
+    back = models.read(tmp_path / "back")
+    assert back.config.hidden == 2 * model.config.hidden and back.config.chunks == (1,)
+    assert apart(back(TOKENS[:1])[0].data, model(TOKENS[:1], state.reset("memory"))[0].data) < 1e-5
+
+
+def test_levels_in_a_row_and_other_models_cannot_be_written_back(tmp_path):
     made(tmp_path / "theirs", LLAMA)
-    beside = models.read(tmp_path / "theirs", chunks=(1, 2), cms="independent")
-    with pytest.raises(ValueError, match="a block has 2 levels, and one of llama holds one MLP"):
-        models.write(tmp_path / "back", beside, LLAMA)
+    row = models.read(tmp_path / "theirs", chunks=(1, 2), cms="sequential")
+    with pytest.raises(ValueError, match="a block has 2 levels in a row, and one of llama holds one MLP"):
+        models.write(tmp_path / "back", row, LLAMA)
     with pytest.raises(ValueError, match="the model has width 24, and what was adopted has 32"):
-        models.write(tmp_path / "back", beside, LLAMA | {"hidden_size": 32})
+        models.write(tmp_path / "back", row, LLAMA | {"hidden_size": 32})
     assert not (tmp_path / "back").exists()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,10 @@ def shape_of(source: Source, ours: tuple[int, ...]) -> tuple[int, ...]:
 def write(folder: Path, model: Hope, about: Mapping[str, Any], state: State | None = None) -> None:
     """Write config.json and model.safetensors, with what the levels have learned if a state is given.
 
-    ValueError where their architecture cannot hold the model: a block of theirs has one MLP.
+    ValueError where their architecture cannot hold the model: a block of theirs has one MLP. (Levels side by side are
+    one, of as many times the hidden units.)
     """
-    config = exportable(model.config, about)
+    config = expect_theirs(model.config, about)
     weights = {name: p.data for name, p in model.named_parameters()}
     if state:
         if (sequences := {len(t) for t in state.leaves()}) - {1}:
@@ -76,6 +78,10 @@ def write(folder: Path, model: Hope, about: Mapping[str, Any], state: State | No
             for n, (level, its) in enumerate(zip(block.cms.levels, past.levels, strict=True)):
                 for name, merged in level.merged(its.drift).items():
                     weights[f"blocks.{i}.cms.levels.{n}.{name}.weight"] = merged
+    if config.cms == "independent":
+        config = replace(config, cms="spread", chunks=(1,), level_rates=(), hidden=len(config.chunks) * config.hidden)
+        weights = side_by_side(weights, config)
+        about = {**about, "n_inner" if about["model_type"] == "gpt2" else "intermediate_size": config.hidden}
     parts: dict[str, dict[int, tuple[str, Source]]] = {}
     for name, source in architectures.sources(about["model_type"], config, weights).items():
         parts.setdefault(source.name, {})[source.part] = name, source
@@ -90,13 +96,43 @@ def write(folder: Path, model: Hope, about: Mapping[str, Any], state: State | No
         name: shape_of(its[0][1], weights[its[0][0]].shape) for name, its in parts.items()}, joined)
 
 
-def exportable(config: Config, about: Mapping[str, Any]) -> Config:
-    """The configuration, if a Transformer of the architecture in `about` computes the same."""
+def side_by_side(weights: dict[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """Weights in which the levels of a block that stand beside each other are one MLP, with their units in a row.
+
+        Σ_ℓ w_ℓ W_down,ℓ σ(W_up,ℓ n_ℓ(x)),  w = softmax of what was learned;  n_ℓ = ν_ℓ x̂ + β_ℓ is put into W_up,ℓ
+    """
+    found = {name: array for name, array in weights.items() if ".cms." not in name}
+    for i in range(config.layers):
+        at, raw = f"blocks.{i}.cms.levels", weights[f"blocks.{i}.cms.mix"]
+        share = np.exp(raw - raw.max()) / np.sum(np.exp(raw - raw.max()))
+        levels = [{name.removeprefix(f"{at}.{n}."): array for name, array in weights.items()
+                   if name.startswith(f"{at}.{n}.")} for n in range(len(share))]
+        for name in ("gate", "up"):
+            if f"{name}.weight" in levels[0]:
+                found[f"{at}.0.{name}.weight"] = np.concatenate([
+                    level[f"{name}.weight"] * level["norm.weight"] for level in levels])
+            if f"{name}.bias" in levels[0]:
+                found[f"{at}.0.{name}.bias"] = np.concatenate([
+                    level[f"{name}.bias"] + level[f"{name}.weight"] @ level.get("norm.bias", 0 * level["norm.weight"])
+                    for level in levels])
+        found[f"{at}.0.down.weight"] = np.concatenate([
+            w * level["down.weight"] for w, level in zip(share, levels, strict=True)], axis=1)
+        if "down.bias" in levels[0]:
+            found[f"{at}.0.down.bias"] = np.sum([
+                w * level["down.bias"] for w, level in zip(share, levels, strict=True)], axis=0)
+        found[f"{at}.0.norm.weight"] = np.ones_like(levels[0]["norm.weight"])
+        if "norm.bias" in levels[0]:
+            found[f"{at}.0.norm.bias"] = np.zeros_like(levels[0]["norm.bias"])
+    return found
+
+
+def expect_theirs(config: Config, about: Mapping[str, Any]) -> Config:
+    """The configuration; ValueError unless a Transformer of the architecture in `about` computes the same."""
     then = architectures.config(about, Path("config.json"))
     for name in COMPUTED:
         if (value := getattr(config, name)) != getattr(then, name):
             raise ValueError(f"the model has {name} {value!r}, and what was adopted has {getattr(then, name)!r}")
-    if (levels := len(config.block_chunks(0))) != 1:
-        raise ValueError(f"a block has {levels} levels, and one of {about['model_type']} holds one MLP; only levels "
-                         "that are spread can be written")
+    if len(config.block_chunks(0)) != 1 and config.cms != "independent":
+        raise ValueError(f"a block has {len(config.chunks)} levels in a row, and one of {about['model_type']} holds "
+                         "one MLP; only levels that are spread or independent can be written")
     return config

@@ -11,7 +11,7 @@ import hope
 import train
 from apps import chat, evaluate
 from apps.adopt import __main__ as program
-from apps.adopt import files, models
+from apps.adopt import example, files, models
 from apps.adopt.architectures import KNOWN, Source
 from autograd import no_grad
 
@@ -619,6 +619,12 @@ def test_a_tokenizer_that_does_not_fit_or_is_none_is_refused(tmp_path, monkeypat
     (Path("theirs") / "tokenizer.json").unlink()
     assert program.main(["theirs", "--out", "x"]) == 2 and "there is no file" in capsys.readouterr().err
     assert not Path("x").exists()
+
+
+def test_the_page_shows_what_was_measured():
+    docs = Path(program.__file__).parents[2] / "docs"
+    found, text = json.loads((docs / "adopt.json").read_text()), (docs / "adopt.md").read_text(encoding="utf-8")
+    assert example.table(found) in text and example.readings(found) in text
 
 
 # --- beside transformers ------------------------------------------------------------------------------------

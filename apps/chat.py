@@ -82,7 +82,9 @@ class Chat:
         """Read, and learn if that is on; the place moves only when all of it was read."""
         if not text:
             return
-        tokens = self.words.encode(text).tolist()
+        tokens, place = self.words.encode(text).tolist(), self.session.place
+        if self.words.taught and place.state is None and tokens[0] == place.last:
+            del tokens[0]  # what begins a text is in the place, and templates write it, too
         pieces = list(read(self.run.model, self.session.place, tokens, self.learning))
         self.last += pieces
         learned = len(text) if self.learning else 0

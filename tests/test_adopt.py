@@ -461,7 +461,7 @@ TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message.role }}\n{{ mes
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def with_tokenizer(folder, about, template=TEMPLATE, kind="bytes"):
+def with_tokenizer(folder, about, template=TEMPLATE, kind="bytes", begins=False):
     """A folder of theirs with a tokenizer of its own, learned from TEXT."""
     tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
     from tokenizers import decoders, normalizers, pre_tokenizers, trainers
@@ -477,6 +477,9 @@ def with_tokenizer(folder, about, template=TEMPLATE, kind="bytes"):
     made_of.train_from_iterator([TEXT], trainers.BpeTrainer(
         vocab_size=700, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []))
+    if begins:
+        made_of.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
     described = json.loads(made_of.to_str())
     described["added_tokens"] = described["added_tokens"][:3]  # bytes are tokens like others
     made_of = tokenizers.Tokenizer.from_str(json.dumps(described))
@@ -551,12 +554,17 @@ def test_a_conversation_is_read_in_the_way_the_model_was_taught(tmp_path, capfd,
     else:
         assert read == f"user: and again\nassistant: {said}\n"
     assert len(answers) == 2 and talking.session.place.state is not None
-    # what lies in the state is the conversation, read in one piece
-    whole = run.words.conversation(talking.said, answer=False) or "".join(
-        f"{role}: {content}\n" for role, content in talking.said)
-    once = list(chat.read(run.model, chat.Place(last=None), run.words.encode(whole.encode()).tolist()))[-1].place
-    assert np.allclose(once.state.blocks[0].mixer.key.data, talking.session.place.state.blocks[0].mixer.key.data,
-                       atol=1e-4)
+
+
+def test_the_token_that_begins_a_text_is_read_once(tmp_path):
+    pytest.importorskip("jinja2", reason="the package jinja2 is not installed")
+    run = chat.Run.open(adopted(tmp_path, template="<|endoftext|>" + TEMPLATE, begins=True))
+    assert run.words.start == 0 and run.words.encode(b"7 birds")[0] != 0
+    talking = chat.Chat(run, chat.parser().parse_args(["", "--max-tokens", "0"]), colours=False)
+    list(talking.say(b"7 birds"))
+    read = run.words.encode(run.words.conversation(talking.said, answer=False).encode())
+    assert list(read).count(0) == 1
+    assert talking.session.place.state.blocks[0].mixer.key.shape[2] == len(read) - 1  # all but the last
 
 
 def test_a_template_that_refuses_a_conversation_is_quoted(tmp_path):

@@ -20,16 +20,16 @@ Legend: B batch, T time, D width, F hidden size, k levels, C chunk size (in step
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from autograd import Tensor, exp, grad, mean, minimum, softmax, sqrt, stack, sum
 from config import Config
-from layers import Linear, Module, Parameter, Rng, gelu, linear, rms_norm
+from layers import LayerNorm, Linear, Module, Parameter, RMSNorm, Rng, gelu, linear, swiglu
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -50,26 +50,65 @@ def due(clock: int, chunk: int) -> bool:
 
 
 class Level(Module):
-    """One memory of the chain: MLP(x) = W_down σ(W_up x), with σ = GELU.  x (B,T,D)"""
+    """One memory of the chain: MLP(x) = W_down σ(W_up x), σ = GELU; or W_down (silu(W_gate x) ∘ W_up x).  x (B,T,D)
 
-    def __init__(self, rng: Rng | None, width: int, hidden: int, chunk: int, scale: float):
-        self.chunk = chunk
-        self.up = Linear(rng, width, hidden)
-        self.down = Linear(rng, hidden, width, scale)
+    What it learns while reading is a drift of its matrices, not of biases; in rank r it is U V, where U (out,r) learns
+    and the rows of V (r,in) are orthonormal and stay as they were drawn [LoRA-FA, Zhang 2023].
+    """
+
+    def __init__(self, rng: Rng | None, config: Config, chunk: int):
+        width, hidden, bias = config.width, config.hidden, "level" in config.biases
+        self.chunk, self.rank, self.norm = chunk, config.drift_rank, make_norm(config)
+        self.up = Linear(rng, width, hidden, bias=bias)
+        self.down = Linear(rng, hidden, width, (2 * config.layers) ** -0.5, bias=bias)
+        if config.activation == "swiglu":
+            self.gate = Linear(rng, width, hidden, bias=bias)
 
     def weights(self) -> dict[str, Parameter]:
-        return {"up": self.up.weight, "down": self.down.weight}
+        return {name: layer.weight for name, layer in vars(self).items() if isinstance(layer, Linear)}
 
     def __call__(self, x: Tensor, drift: Drift | None = None) -> Tensor:
+        if hasattr(self, "gate"):
+            return self.through("down", swiglu(*(self.through(name, x, drift) for name in ("gate", "up"))), drift)
+        return self.through("down", gelu(self.through("up", x, drift)), drift)
+
+    def through(self, name: str, x: Tensor, drift: Drift | None) -> Tensor:
+        """(W + drift) x + b, of one matrix."""
+        layer: Linear = getattr(self, name)
         if drift is None:
-            return linear(gelu(linear(x, self.up.weight)), self.down.weight)
-        W = {name: w + drift[name] for name, w in self.weights().items()}  # (B,out,in)
-        return gelu(x @ W["up"].mT) @ W["down"].mT
+            return layer(x)
+        if self.rank:
+            V = directions(self.rank, x.shape[-1]).astype(x.dtype)
+            return layer(x) + linear(x, np.asarray(V, like=x.data)) @ drift[name].mT
+        y = x @ (layer.weight + drift[name]).mT  # (B,out,in)
+        return y if layer.bias is None else y + layer.bias
 
     def zero_drift(self, batch: int) -> Drift:
         """No drift yet, in a form that gradients can be taken of."""
-        return {name: Tensor(np.zeros_like(w.data, shape=(batch, *w.shape)), requires_grad=True)
+        return {name: Tensor(np.zeros_like(w.data, shape=(batch, len(w), self.rank or w.shape[1])), requires_grad=True)
                 for name, w in self.weights().items()}
+
+    def merged(self, drift: Drift | None) -> dict[str, np.ndarray]:
+        """The matrices with what one sequence has learned in them: the arrays themselves if it is nothing."""
+        if drift is None:
+            return {name: w.data for name, w in self.weights().items()}
+        whole = {name: d.data[0] @ directions(self.rank, self.weights()[name].shape[1]) if self.rank else d.data[0]
+                 for name, d in drift.items()}
+        return {name: (w.data + whole[name]).astype(w.dtype) for name, w in self.weights().items()}
+
+
+@functools.cache
+def directions(rank: int, size: int) -> np.ndarray:
+    """Orthonormal rows, always the same ones, in which the drift of a matrix may lie: (r,in)"""
+    q, r = np.linalg.qr(np.random.default_rng([rank, size]).standard_normal((size, rank)))
+    return np.ascontiguousarray((q * np.sign(np.diag(r))).T)
+
+
+def make_norm(config: Config) -> Any:
+    """What stands before a mixer or a level."""
+    if config.norm == "layer":
+        return LayerNorm(config.width, config.norm_eps)
+    return RMSNorm(config.width, config.norm_eps, learned=config.norm == "rms")
 
 
 class CMS(Module):
@@ -88,10 +127,8 @@ class CMS(Module):
     """
 
     def __init__(self, rng: Rng | None, config: Config, block: int):
-        scale = (2 * config.layers) ** -0.5
         self.variant = config.cms
-        self.levels = [Level(rng, config.width, config.hidden, chunk, scale)
-                       for chunk in config.block_chunks(block)]
+        self.levels = [Level(rng, config, chunk) for chunk in config.block_chunks(block)]
         self.ends = self.variant == "nested" or config.level_drift == "ends"
         self.fixed_rates = config.block_rates(block)
         if config.moves == "context":  # the rates are learned, too
@@ -106,12 +143,12 @@ class CMS(Module):
     def __call__(self, x: Tensor, states: Sequence[LevelState] | None = None) -> Tensor:
         drift = [state.drift for state in states or self.start()]
         if self.variant == "independent":
-            h, weight = rms_norm(x), softmax(self.mix)
+            y, weight = x, softmax(self.mix)
             for i, level in enumerate(self.levels):
-                x = x + weight[i] * level(h, drift[i])
-            return x
+                y = y + weight[i] * level(level.norm(x), drift[i])
+            return y
         for level, moved in zip(self.levels, drift, strict=True):
-            x = x + level(rms_norm(x), moved)
+            x = x + level(level.norm(x), moved)
         return x
 
     def rates(self) -> Any:
@@ -196,9 +233,7 @@ def stack_levels(weights: dict[str, np.ndarray], old: Config, new: Config) -> di
 def main() -> None:
     """A hand-sized trace: eight segments of 64 tokens, two levels, which weights move when."""
     rng = np.random.default_rng(0)
-    config: Any = SimpleNamespace(width=8, hidden=32, layers=1, cms="sequential",
-                                  block_chunks=lambda block: (1, 4), block_rates=lambda block: (0.5, 0.5),
-                                  moves="optimizer", level_drift="kept")
+    config = Config(width=8, hidden=32, layers=1, chunks=(1, 4), learn_rate=0.5)
     chain, A = CMS(rng, config, 0), (rng.standard_normal((8, 8)) / np.sqrt(8)).astype(np.float32)
     states = chain.start()
     print("Two levels, chunk sizes 1 and 4 (in segments), learn y = A x while they read eight segments:\n")

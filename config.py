@@ -21,7 +21,8 @@ import numpy as np
 RULES = ("linear", "retention", "delta", "signed", "gated", "oja", "dgd", "dgd-l2")  # of one matrix per head: memory.py
 MIXERS = ("titans", "plain-titans", "attention", *RULES, "omega", "ada", "generated", "banks", "cell", "rnn")
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # of self-modifying Titans: titans.py
-CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "memory": ("mlp", "matrix"),
+CHOICES = {"cms": ("sequential", "independent", "nested", "spread"), "norm": ("plain", "rms", "layer"),
+           "activation": ("gelu", "swiglu"), "memory": ("mlp", "matrix"),
            "objective": ("l2", "dot"), "targets": ("self", "value"), "reads": ("exact", "chunk"),
            "retention": ("initial", "zero"), "form": ("fused", "chunked", "recurrent"),
            "moves": ("optimizer", "context"), "level_drift": ("kept", "ends"),
@@ -34,9 +35,11 @@ LEAST = dict.fromkeys((
     "width", "layers", "heads", "segment", "vocabulary", "hidden", "memory_chunk", "projection_chunk",
     "generator_chunk", "generator_rank", "generator_hidden", "omega_window", "error_power", "steps", "batch",
     "accumulate", "validation", "log_every", "checkpoint_every"), 1) | dict.fromkeys((
-        "memory_hidden", "generator_rate", "learn_rate", "tick", "window", "minutes", "warmup", "final",
+        "memory_hidden", "generator_rate", "learn_rate", "tick", "drift_rank", "window", "key_heads", "head_size",
+        "rotary_base", "positions", "minutes", "warmup", "final",
         "weight_decay", "seed", "threads", "sample_every", "sample_tokens", "keep"), 0)
-POSITIVE = ("lr", "clip")
+POSITIVE = ("lr", "clip", "norm_eps")
+BIASES = ("qkv", "output", "level")  # where there may be some
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,25 @@ class Config:
     heads: int = 4              # independent memories per block, each of width/heads
     segment: int = 512          # T, tokens in one training window
     vocabulary: int = 256       # V; bytes by default
+    # what stands around mixers and levels
+    norm: str = "plain"         # before each: RMS without weights, or with, or LayerNorm
+    norm_eps: float = 1e-6      # ε of all norms
+    scaled: bool = True         # embeddings are multiplied by √width
+    tied: bool = True           # the unembedding is the embedding
+    positions: int = 0          # P, positions that have an embedding of their own, too; 0 = none have
+    biases: tuple[str, ...] = ()  # of qkv (the mixer attention), its output, level
     # what reads in a block
     mixer: str = "titans"       # what stands before the levels; with + between, several side by side
     # levels
     chunks: tuple[int, ...] = (1, 4, 16)  # chunk size of every level, fast to slow, in segments
     cms: str = "sequential"     # how the levels are put together
     hidden: int = 512           # F, hidden size of one level
+    activation: str = "gelu"    # of a level; swiglu has a third matrix, its gate
     moves: str = "optimizer"    # in training, levels move with the optimiser, or in the context, too, as in reading
     tick: int = 0               # tokens in a tick of the clocks in the context; 0 = the segment over the slowest chunk
     learn_rate: float = 0.1     # inner learning rate of the levels while reading
     level_rates: tuple[float, ...] = ()  # … of each level, fast to slow, where they differ
+    drift_rank: int = 0         # rank of what a level may learn while reading; 0 = all of its weights
     level_drift: str = "kept"   # what a level has learned is kept, or ends when the next slower one moves
     # of the mixers titans and plain-titans
     memory: str = "mlp"         # a memory is a residual network of two layers, or one matrix
@@ -83,6 +95,10 @@ class Config:
     form: str = "fused"         # how the delta rule is computed
     # of the mixer attention
     window: int = 0             # tokens that it looks back, the present one among them; 0 = all
+    key_heads: int = 0          # heads of keys and values, each for several of queries; 0 = as many
+    head_size: int = 0          # d; 0 = width/heads
+    rotary_base: float = 10000.0  # of rotary positions; 0 = none
+    rotary_scaling: tuple[float, ...] = ()  # of their angles: by one factor, or factor,low,high,length as Llama 3
     # of the mixer banks
     spans: tuple[int, ...] = (2, 8, 32, 128, 512)  # of each: tokens between two moves
     # of the mixer cell
@@ -99,9 +115,21 @@ class Config:
             if part not in MIXERS:
                 raise ValueError(f"mixer {part!r}{nearest(part, MIXERS)}; choose from {', '.join(MIXERS)}, "
                                  "or several with + between")
-        if self.width % self.heads or (self.width // self.heads) % 2:
+        if not self.head_size and self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} over {self.heads} heads gives heads of "
                              f"{self.width / self.heads:g}; the width must be an even multiple of heads")
+        if self.head_size % 2:
+            raise ValueError(f"head_size is {self.head_size}; it must be even")
+        if self.heads % (self.key_heads or 1):
+            raise ValueError(f"{self.heads} heads cannot share {self.key_heads} of keys; these must divide them")
+        if self.head_size and self.mixer != "attention":
+            raise ValueError(f"head_size is a choice of the mixer attention; of {self.mixer} heads are width/heads")
+        if unknown := set(self.biases) - set(BIASES):
+            raise ValueError(f"biases {', '.join(sorted(unknown))}; choose from {', '.join(BIASES)}")
+        if len(self.rotary_scaling) not in (0, 1, 4) or min(self.rotary_scaling, default=1) <= 0:
+            raise ValueError(f"rotary_scaling {self.rotary_scaling}; give factor, or factor,low,high,length")
+        if self.positions and (self.mixer != "attention" or self.window):
+            raise ValueError("positions are embedded only for the mixer attention without a window, which counts them")
         if not self.chunks or list(self.chunks) != sorted(self.chunks) or self.chunks[0] < 1:
             raise ValueError(f"chunks {self.chunks}; give the levels' chunk sizes fast to slow, each at "
                              "least 1, such as 1,4,16")
@@ -121,6 +149,9 @@ class Config:
                                      or self.segment % self.chunks[-1]):
             raise ValueError("nested levels need chunk sizes that divide one another and the segment; "
                              f"chunks {self.chunks} and segment {self.segment} do not")
+        if self.drift_rank > min(self.width, self.hidden):
+            raise ValueError(f"drift_rank is {self.drift_rank}; the matrices of a level have at most rank "
+                             f"{min(self.width, self.hidden)}")
         if self.level_rates and (len(self.level_rates) != len(self.chunks) or min(self.level_rates) <= 0):
             raise ValueError(f"level_rates {self.level_rates}; give each of the {len(self.chunks)} levels one, above 0")
         if self.moves == "context" and (self.segment % self.tick if self.tick else self.segment % self.chunks[-1]):
@@ -253,7 +284,7 @@ def setting(name: str, value: Any, like: Any) -> Any:
 
 def item(name: str, like: tuple[Any, ...]) -> Any:
     """One of the things that a list of settings holds."""
-    return like[0] if like else 1.0 if name == "level_rates" else ""
+    return like[0] if like else 1.0 if name in ("level_rates", "rotary_scaling") else ""
 
 
 def nearest(word: Any, known: Sequence[str]) -> str:

@@ -49,6 +49,29 @@ def decode(tokens: ArrayLike) -> str:
     return bytes(np.minimum(tokens, 255).tolist()).decode("utf-8", errors="replace")  # 255 is no UTF-8
 
 
+class Vocabulary:
+    """What tokens stand for: bytes, unless a model brings words of its own."""
+
+    size, unit = VOCABULARY, "byte"
+    taught = False  # whether a model was taught how conversations are written
+    start: int | None = 0  # a text begins after this token, or after none
+    ends: tuple[int, ...] = (0,)  # a text ends with one of these; the first stands between two documents
+
+    def encode(self, text: bytes) -> Tokens:
+        return np.frombuffer(text, np.uint8).astype(np.int64)
+
+    def spell(self, tokens: Sequence[int]) -> bytes:
+        return bytes(np.minimum(tokens, 255).tolist())  # 255 is no UTF-8
+
+    def count(self, tokens: Any) -> int:
+        """How many bytes these tokens are."""
+        return int(np.size(tokens))
+
+    def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
+        """Role and content of messages as text, as a model was taught to read them; None if it was not."""
+        return None
+
+
 # --- documents and texts ------------------------------------------------------------------------------------
 
 
@@ -58,16 +81,18 @@ class Changed(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """A name and `size` bytes: `source` holds them, or is the file that is read where they are wanted."""
+    """A name and `size` bytes: `source` holds them (or tokens), or is the file that is read where they are wanted."""
 
     name: str
-    source: bytes | Path
+    source: bytes | Path | Tokens
     size: int
     offset: int = 0
 
-    def read(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop). Changed if the file is not there any more or has become shorter."""
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Bytes [start, stop), or tokens. Changed if the file is not there any more or has become shorter."""
         start, stop = start + self.offset, stop + self.offset
+        if isinstance(self.source, np.ndarray):
+            return self.source[start:stop]
         if isinstance(self.source, bytes):
             return np.frombuffer(self.source, np.uint8)[start:stop]
         try:  # not mapped: of a mapped file that is cut short the system makes a bus error
@@ -98,18 +123,19 @@ class Text:
     ends here", and is the stop token when the model writes.
     """
 
-    def __init__(self, documents: Sequence[Document], name: str = "given") -> None:
-        self.documents, self.name = list(documents), name
+    def __init__(self, documents: Sequence[Document], name: str = "given", words: Vocabulary | None = None) -> None:
+        self.documents, self.name, self.words = list(documents), name, words or Vocabulary()
         self._starts = [0, *accumulate(document.size + 1 for document in self.documents)]
 
     def __len__(self) -> int:
         return max(self._starts[-1] - 1, 0)
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int) -> NDArray[Any]:
         """A copy of bytes [start, stop), its first document found by bisection; ValueError outside."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"[{start}, {stop}) is no range of the {self.name} text of {len(self)} bytes")
-        out = np.zeros(stop - start, np.uint8)
+        kind = np.int64 if isinstance(self.documents[0].source, np.ndarray) else np.uint8
+        out = np.full(stop - start, self.words.ends[0], kind)
         i = bisect_right(self._starts, start) - 1
         while i < len(self.documents) and (begin := self._starts[i]) < stop:
             document, at = self.documents[i], max(begin - start, 0)
@@ -117,6 +143,16 @@ class Text:
             out[at : at + piece.size] = piece
             i += 1
         return out
+
+    def encoded(self, words: Vocabulary) -> "Text":
+        """The same text in other tokens, which are kept in memory."""
+        if type(words) is Vocabulary:
+            return self
+        documents = []
+        for document in self.documents:
+            tokens = words.encode(document.read(0, document.size).tobytes())
+            documents.append(Document(document.name, tokens, len(tokens)))
+        return Text(documents, self.name, words)
 
     def stack(self, starts: Sequence[int], segment: int) -> Tokens:
         """The segments that begin at `starts`, each with the token that follows it, (B,T+1)."""
@@ -128,7 +164,7 @@ class Text:
             raise ValueError(f"batch is {batch} and segment is {segment}: both must be at least 1")
         if len(self) < (need := lanes * segment + 1):
             what = f"{need} are needed ({lanes} × segment {segment} + 1): give more text or a shorter segment"
-            raise ValueError(f"the {self.name} text has {len(self)} bytes, but {what}")
+            raise ValueError(f"the {self.name} text has {len(self)} {self.words.unit}s, but {what}")
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -51,7 +51,6 @@ from layers import (
     cross_entropy,
     linear,
     normal,
-    rms_norm,
 )
 from memory import RULES, MatrixMemory, MatrixState, OmegaMemory, OmegaState
 from titans import SelfModifyingTitans, TitansState
@@ -169,7 +168,9 @@ def make_mixer(rng: Rng | None, config: Config) -> Mixer:
         names = config.mixer.split("+")
         return mixers.SideBySide([make_mixer(rng, replace(config, mixer=name)) for name in names])
     if config.mixer == "attention":
-        return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5, config.window)
+        return CausalAttention(rng, config.width, config.heads, (2 * config.layers) ** -0.5, config.window,
+                               key_heads=config.key_heads, size=config.head_size, base=config.rotary_base,
+                               scaling=config.rotary_scaling, biases=config.biases)
     if config.mixer in OTHERS:
         return OTHERS[config.mixer](rng, config)
     if config.mixer in RULES:
@@ -183,11 +184,12 @@ class Block(Module):
     """x ← x + mixer(norm x);  x ← cms(x) [A 94–97].  x (B,T,D)"""
 
     def __init__(self, rng: Rng | None, config: Config, index: int):
+        self.norm: Any = cms.make_norm(config)
         self.mixer: Any = make_mixer(rng, config)
         self.cms = cms.CMS(rng, config, index)
 
     def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
-        y, mixed = self.mixer(rms_norm(x), state.mixer)
+        y, mixed = self.mixer(self.norm(x), state.mixer)
         return self.cms(x + y, state.levels), BlockState(mixed, state.levels)
 
 
@@ -212,18 +214,45 @@ class Hope(Module):
         self.config = config
         self.embedding = normal(rng, (config.vocabulary, config.width), 0.02)
         self.blocks = [Block(rng, config, i) for i in range(config.layers)]
-        self.norm = RMSNorm(config.width)
+        self.norm: Any = cms.make_norm(config) if config.norm == "layer" else RMSNorm(config.width, config.norm_eps)
+        if config.positions:
+            self.positions = normal(rng, (config.positions, config.width), 0.02)
+        if not config.tied:
+            self.unembedding = normal(rng, (config.vocabulary, config.width), config.width ** -0.5)
         for name, p in self.named_parameters():
             p.name = name
 
     def __call__(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
+        x, state = self.read(tokens, state)
+        return self.unembed(x), state
+
+    def read(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
+        """What the last block makes of tokens (B,T), and the state after them: x (B,T,D)."""
         state = state or State.start(self.config)
-        x = embedding(self.embedding, self._checked(tokens, state)) * self.config.width ** 0.5
-        blocks = []
+        x, blocks = self.embed(tokens, state), []
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, present = block(x, past)
             blocks.append(present)
-        return linear(self.norm(x), self.embedding), State(blocks, state.clock)
+        return x, State(blocks, state.clock)
+
+    def embed(self, tokens: Any, state: State) -> Tensor:
+        """The vectors that stand for tokens at their places: (B,T) → (B,T,D)"""
+        tokens, c = self._checked(tokens, state), self.config
+        x = embedding(self.embedding, tokens)
+        if c.scaled:
+            x = x * c.width ** 0.5
+        if c.positions:
+            past = state.blocks[0].mixer
+            t = self.blocks[0].mixer.position(past) if past else 0
+            if t + tokens.shape[1] > c.positions:
+                raise ValueError(f"the model has positions for {c.positions} tokens, and the text is {t} + "
+                                 f"{tokens.shape[1]} long; begin anew, or give it less")
+            x = x + self.positions[t:t + tokens.shape[1]]
+        return x
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Logits of the next token: (B,T,D) → (B,T,V)"""
+        return linear(self.norm(x), self.embedding if self.config.tied else self.unembedding)
 
     def _checked(self, tokens: Any, state: State | None) -> Any:
         """Tokens that can be read, where the weights are."""
@@ -333,7 +362,8 @@ class Hope(Module):
         for _ in range(count):
             with no_grad():
                 for t in range(0, tokens.shape[1], self.config.segment):
-                    logits, state = self(tokens[:, t:t + self.config.segment], state)
+                    x, state = self.read(tokens[:, t:t + self.config.segment], state)
+                logits = self.unembed(x[:, -1:])
             token = sample(host(logits.data[0, -1]), rng, temperature, top_k, top_p)
             yield token, state
             if token in stop:
@@ -352,8 +382,9 @@ class Hope(Module):
         levels = [] if in_context else [n for block in self.blocks for n in block.cms.levels]
         period = {id(p): level.chunk for level in levels for p in level.parameters()}
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        tables = [getattr(self, name, None) for name in ("embedding", "positions", "unembedding")]
         for p in self.parameters():
-            matrix = p.ndim == 2 and p is not self.embedding
+            matrix = p.ndim == 2 and all(p is not table for table in tables)
             key = (period.get(id(p), 1), matrix)
             new = {"params": [], "period": key[0], "weight_decay": weight_decay if matrix else 0.0}
             groups.setdefault(key, new if matrix else {**new, "method": "adamw"})["params"].append(p)
@@ -366,16 +397,16 @@ class Hope(Module):
                 return f"the weight {name}"
         state = state or State.start(self.config)
         with no_grad(), np.errstate(all="ignore"):
-            x = embedding(self.embedding, self._checked(tokens, state)) * self.config.width ** 0.5
+            x = self.embed(tokens, state)
             for i, (block, past) in enumerate(zip(self.blocks, state.blocks, strict=True)):
-                y, _ = block.mixer(rms_norm(x), past.mixer)
+                y, _ = block.mixer(block.norm(x), past.mixer)
                 if not np.all(np.isfinite(y.data)):
                     return f"block {i}, {self.config.mixer}"
                 for n, level in enumerate(block.cms.levels):
-                    if not np.all(np.isfinite(level(rms_norm(x + y), past.levels[n].drift).data)):
+                    if not np.all(np.isfinite(level(level.norm(x + y), past.levels[n].drift).data)):
                         return f"block {i}, the level with chunk size {level.chunk}"
                 x = block.cms(x + y, past.levels)
-            logits = linear(self.norm(x), self.embedding)
+            logits = self.unembed(x)
         return "" if np.all(np.isfinite(logits.data)) else "the unembedding"
 
 
@@ -402,7 +433,8 @@ def transformer(config: Config) -> Config:
     """The Transformer with as many parameters in its one MLP as all levels have together."""
     parameters = count(config)
     one = replace(config, mixer="attention", chunks=(1,), cms="sequential")
-    per_unit = 2 * config.width * config.layers  # parameters of one hidden unit in every block
+    matrices = 3 if config.activation == "swiglu" else 2
+    per_unit = matrices * config.width * config.layers  # parameters of one hidden unit in every block
     return replace(one, hidden=max(1, config.hidden + round((parameters - count(one)) / per_unit)))
 
 
@@ -453,11 +485,11 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "
                          "it may be damaged or not one of this program's") from error
-    weights = {n.removeprefix("weights.").replace(".feed.", ".projection."): a  # as it was once called
+    weights = {n.removeprefix("weights.").replace(".feed.", ".projection."):  # as it was once called
+               a.astype(np.float32) if a.dtype == np.float16 else a  # half precision is for files
                for n, a in arrays.items() if n.startswith("weights.")}
-    model, kept = Hope(config, np.random.default_rng(0)), weights.get("embedding", np.zeros(0, np.float16)).dtype
-    model.astype(np.float32 if kept == np.float16 else kept)  # half precision is for files
-    model.load_state_dict(weights)
+    model = Hope(config, None)
+    model.load_state_dict(weights, assign=True)
     state = State.unpack(arrays) if "state" in arrays else None
     rest = {n: a for n, a in arrays.items() if n != "state" and not n.startswith(("weights.", "state."))}
     return model, state, rest

@@ -4,8 +4,8 @@ A `Module` is any object whose attributes are parameters or other modules (also 
 it computes; nothing it computes is hidden in its attributes: a layer that remembers takes its state and hands
 back the next one, `y, state = layer(x, state)`. What takes the time is an operation of a kernel (kernels/).
 
-Legend: B batch, T time, D width, H heads, d = D/H head size, W taps of a filter, V vocabulary, P keys of
-the past.
+Legend: B batch, T time, D width, H heads, K heads of keys, d = D/H head size, W taps of a filter, V vocabulary,
+P keys of the past.
 Weights are (out, in), as in y = W x.
 """
 
@@ -21,9 +21,10 @@ import numpy as np
 
 import functions  # noqa: F401  (gives tensors the methods and functions that NumPy's users know)
 import kernels
-from autograd import Leaf, Tensor, concatenate, fused, op, reshape, softmax, tensor, where
+from autograd import Leaf, Tensor, broadcast_to, concatenate, fused, op, reshape, softmax, tensor, where
 
 Rng = np.random.Generator
+BASE = 10000.0  # of the angles of rotary positions [Su 2021]
 
 
 class Parameter(Leaf):
@@ -65,8 +66,11 @@ class Module:
         """The arrays of all parameters by name (the arrays themselves, not copies)."""
         return {name: p.data for name, p in self.named_parameters()}
 
-    def load_state_dict(self, arrays: dict[str, np.ndarray]) -> None:
-        """Copy arrays into the parameters; ValueError names the first missing, unknown or misshaped one."""
+    def load_state_dict(self, arrays: dict[str, np.ndarray], assign: bool = False) -> None:
+        """Copy arrays into the parameters, or let them be these (`assign`).
+
+        ValueError names the first missing, unknown or misshaped one.
+        """
         own = dict(self.named_parameters())
         for name in [*own, *arrays]:
             if name not in arrays or name not in own:
@@ -76,7 +80,10 @@ class Module:
                 raise ValueError(f"{name} has shape {arrays[name].shape} in the file and {own[name].shape} "
                                  "in the model; load it with the configuration it was saved with")
         for name, p in own.items():
-            p.data[...] = np.asarray(arrays[name], like=p.data)
+            if assign:
+                p.data = arrays[name]
+            else:
+                p.data[...] = np.asarray(arrays[name], like=p.data)
             p.mark_changed()
 
 
@@ -117,25 +124,28 @@ def linear(x, w):
 
 
 class Linear(Module):
-    """y = W x (no bias).  x (…,in) → (…,out)"""
+    """y = W x, or W x + b.  x (…,in) → (…,out)"""
 
-    def __init__(self, rng: Rng | None, inputs: int, outputs: int, scale: float = 1.0):
+    def __init__(self, rng: Rng | None, inputs: int, outputs: int, scale: float = 1.0, bias: bool = False):
         self.weight = normal(rng, (outputs, inputs), scale / np.sqrt(inputs))
+        self.bias = Parameter(np.zeros(outputs, dtype=np.float32)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+        y = linear(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 gelu = fused(kernels.gelu)
+swiglu = fused(kernels.swiglu)
 causal_conv = fused(kernels.causal_conv)
 attention = fused(kernels.attention)
 weighted_rms_norm = fused(kernels.rms_norm)
 token_cross_entropy = fused(kernels.cross_entropy)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """w·x/√(mean x² + ε).  x (…,D), w (D,), 1 unless it is given"""
-    return weighted_rms_norm(x, np.ones_like(x.data, shape=x.shape[-1:]) if weight is None else weight)
+    return weighted_rms_norm(x, np.ones_like(x.data, shape=x.shape[-1:]) if weight is None else weight, eps=eps)
 
 
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
@@ -158,13 +168,24 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
 
 
 class RMSNorm(Module):
-    """y = w·x/√(mean x² + ε).  x (…,D)"""
+    """y = w·x/√(mean x² + ε), w learned or 1.  x (…,D)"""
 
-    def __init__(self, width: int):
-        self.weight = Parameter(np.ones(width, dtype=np.float32))
+    def __init__(self, width: int, eps: float = 1e-6, learned: bool = True):
+        self.weight, self.eps = Parameter(np.ones(width, dtype=np.float32)) if learned else None, eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(Module):
+    """y = w·c/√(mean c² + ε) + b,  c = x − mean x.  x (…,D)"""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        self.weight, self.eps = Parameter(np.ones(width, dtype=np.float32)), eps
+        self.bias = Parameter(np.zeros(width, dtype=np.float32))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x - x.mean(axis=-1, keepdims=True), self.weight, self.eps) + self.bias
 
 
 @op
@@ -250,12 +271,27 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
 
 
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attention` in which every head of keys and values serves several of queries [Ainslie 2023].
+
+    q (B,H,T,d), k, v (B,K,P,d), H a multiple of K → (B,H,T,d)
+    """
+    (B, H, T, d), (K, P) = q.shape, k.shape[1:3]
+    if K == H:
+        return attention(q, k, v)
+    if T == 1:  # nothing lies ahead of the last token: the queries of a group read together
+        scores = (reshape(q, shape=(B, K, H // K, d)) @ k.mT) * d ** -0.5  # (B,K,H/K,P)
+        return reshape(softmax(scores) @ v, shape=q.shape)
+    k, v = (reshape(broadcast_to(x[:, :, None], shape=(B, K, H // K, P, d)), shape=(B, H, P, d)) for x in (k, v))
+    return attention(q, k, v)
+
+
 @dataclass(frozen=True)
 class AttentionState:
     """All that attention has read, or what lies in its window."""
 
-    key: Tensor  # (B,H,T,d), turned by their positions unless there is a window
-    value: Tensor  # (B,H,T,d)
+    key: Tensor  # (B,K,T,d), turned by their positions unless there is a window
+    value: Tensor  # (B,K,T,d)
 
 
 class CausalAttention(Mixer):
@@ -265,30 +301,37 @@ class CausalAttention(Mixer):
 
     The read is argmin_m Σ_i exp(q_t·k_i/√d) ‖v_i − m‖² [A 62]: a memory without weights, fitted anew for every query.
 
-    x (B,T,D) → (B,T,D).
+    `key_heads` K: heads of keys and values, if fewer than of queries; `size`: d, if not D/H; `base` and `scaling` of
+    rotary positions as in `frequencies`, base 0 for none; `biases`: of "qkv", "output".  x (B,T,D) → (B,T,D).
     """
 
-    def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0, window: int = 0):
-        self.heads, self.window, self.clocks = heads, window, {"attention": 0}
-        self.query, self.key, self.value = (Linear(rng, width, width) for _ in range(3))
-        self.output = Linear(rng, width, width, scale)
+    def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0, window: int = 0, *,
+                 key_heads: int = 0, size: int = 0, base: float = BASE, scaling: tuple[float, ...] = (),
+                 biases: tuple[str, ...] = ()):
+        self.heads, self.window, self.key_heads, self.size = heads, window, key_heads or heads, size or width // heads
+        self.clocks = {"attention": 0}
+        self.rotate = functools.partial(rotate, base=base, scaling=scaling) if base else lambda x, start: x
+        self.query, self.key, self.value = (Linear(rng, width, n * self.size, bias="qkv" in biases)
+                                            for n in (heads, self.key_heads, self.key_heads))
+        self.output = Linear(rng, heads * self.size, width, scale, bias="output" in biases)
 
     def start(self, x: Tensor) -> AttentionState:
-        nothing = Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.heads, 0, x.shape[2] // self.heads)))
+        nothing = Tensor(np.zeros_like(x.data, shape=(x.shape[0], self.key_heads, 0, self.size)))
         return AttentionState(nothing, nothing)
 
     def __call__(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
         past = 0 if state is None else state.key.shape[2]
-        q, k, v = (split_heads(f(x), heads=self.heads) for f in (self.query, self.key, self.value))  # (B,H,T,d)
-        q = rotate(q, start=past)
+        q = split_heads(self.query(x), heads=self.heads)  # (B,H,T,d)
+        k, v = (split_heads(f(x), heads=self.key_heads) for f in (self.key, self.value))  # (B,K,T,d)
+        q = self.rotate(q, start=past)
         if not self.window:
-            k = rotate(k, start=past)
+            k = self.rotate(k, start=past)
         if state is not None and past:
             k, v = concatenate([state.key, k], axis=2), concatenate([state.value, v], axis=2)
         if not self.window:
-            return self.output(merge_heads(attention(q, k, v))), AttentionState(k, v)
+            return self.output(merge_heads(grouped_attention(q, k, v))), AttentionState(k, v)
         # only distances count: positions begin anew with every window
-        y = windowed_attention(q, rotate(k, start=0), v, self.window)
+        y = windowed_attention(q, self.rotate(k, start=0), v, self.window)
         kept = max(0, k.shape[2] - self.window + 1)
         return self.output(merge_heads(y)), AttentionState(k[:, :, kept:], v[:, :, kept:])
 
@@ -296,14 +339,14 @@ class CausalAttention(Mixer):
         return state.key.shape[2]
 
     def cost(self, tokens: int) -> Cost:
-        width = self.query.weight.shape[0]
-        kept = min(tokens, self.window - 1) if self.window else tokens
-        return Cost(width * (2 * self.window if self.window else tokens), 2 * width * kept)  # half of all is masked
+        width, kept = self.heads * self.size, min(tokens, self.window - 1) if self.window else tokens
+        return Cost(width * (2 * self.window if self.window else tokens),  # half of all is masked
+                    2 * self.key_heads * self.size * kept)
 
 
 @op
-def rotate(x, *, start, back=False):
-    """z = x with pairs (x_2i, x_2i+1) turned by the angle t·10000^(−2i/d), t from `start`;  x̄ = z̄ turned
+def rotate(x, *, start, base=BASE, scaling=(), back=False):
+    """z = x with pairs (x_2i, x_2i+1) turned by the angle t·ω_i, t from `start`, ω of `frequencies`;  x̄ = z̄ turned
     back
 
     Rotary positions: the product of two such vectors depends on their distance only.  x (B,H,T,d)
@@ -311,7 +354,8 @@ def rotate(x, *, start, back=False):
     ours, real = isinstance(x.data, np.ndarray), np.result_type(x.dtype, np.float32)
     as_it_is = ours and x.data.strides[-1] == x.data.itemsize and x.data.dtype == real
     data = x.data if as_it_is else np.ascontiguousarray(x.data, dtype=real, like=x.data)
-    turn = turns(start, *x.shape[2:]) if ours else turns.__wrapped__(start, *x.shape[2:], data)
+    turn = turns(start, *x.shape[2:], base, scaling) if ours else turns.__wrapped__(
+        start, *x.shape[2:], base, scaling, data)
     turn = turn.astype(np.result_type(real, np.complex64), copy=False)
     pairs, turn = data.view(turn.dtype), turn.conj() if back else turn  # as complex numbers
     if ours:
@@ -319,11 +363,28 @@ def rotate(x, *, start, back=False):
         kernels.split(lambda i, j: np.multiply(pairs[i:j], turn, out=z[i:j]), len(z), z.size)
     else:
         z = pairs * turn
-    return z.view(real).astype(x.dtype, copy=False), (lambda g: rotate(g, start=start, back=not back),)
+    return z.view(real).astype(x.dtype, copy=False), (
+        lambda g: rotate(g, start=start, base=base, scaling=scaling, back=not back),)
 
 
 @functools.lru_cache(maxsize=8)
-def turns(start: int, time: int, size: int, like: Any = None) -> Any:
+def turns(start: int, time: int, size: int, base: float, scaling: tuple[float, ...], like: Any = None) -> Any:
     """exp(i·angle) of every position and pair: (T,d/2)"""
-    t, i = np.arange(start, start + time, like=like), np.arange(0, size, 2, like=like)
-    return np.exp(1j * t[:, None] * 10000.0 ** (-i / size))
+    return np.exp(1j * np.arange(start, start + time, like=like)[:, None] * frequencies(size, base, scaling, like))
+
+
+def frequencies(size: int, base: float = BASE, scaling: tuple[float, ...] = (), like: Any = None) -> Any:
+    """ω_i = base^(−2i/d), scaled where a model reads further than it first learned to: (d/2,)
+
+    scaling (f,): all are f times slower. (f, low, high, L), Llama 3's: those that turn fewer than `low` times in L
+    tokens are f times slower, those that turn more than `high` times are as they were, and in between it is in between.
+    """
+    w = base ** (-np.arange(0, size, 2, like=like) / size)
+    if not scaling:
+        return w
+    factor, *bounds = scaling
+    if not bounds:
+        return w / factor
+    low, high, length = bounds
+    kept = np.clip((length * w / (2 * math.pi) - low) / (high - low), 0, 1)
+    return w * (kept + (1 - kept) / factor)

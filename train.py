@@ -45,7 +45,7 @@ import kernels
 import optimizers
 from autograd import Tensor, no_grad
 from config import Config, Training
-from data import VOCABULARY, Changed, Corpus, Document, Segments, Text, compressed_bits_per_byte, decode, fixed
+from data import Changed, Corpus, Document, Segments, Text, Vocabulary, compressed_bits_per_byte, fixed
 from hope import Hope, State
 from tools import checkpoint, command, console, folder, machine, plots, stopping
 from tools.telemetry import Telemetry
@@ -54,17 +54,19 @@ from tools.telemetry import Telemetry
 class Run:
     """A model in training, and the folder it lives in."""
 
-    def __init__(self, where: Path, preset: str, config: Config, training: Training, corpus: Corpus):
-        if config.vocabulary < VOCABULARY:
-            raise ValueError(f"vocabulary is {config.vocabulary}; tokens are bytes: it must be at least "
-                             f"{VOCABULARY}")
+    def __init__(self, where: Path, preset: str, config: Config, training: Training, corpus: Corpus,
+                 words: Vocabulary | None = None):
+        self.words = words or Vocabulary()
+        if config.vocabulary < self.words.size:
+            raise ValueError(f"vocabulary is {config.vocabulary}; tokens are {self.words.unit}s: it must be at least "
+                             f"{self.words.size}")
         self.folder, self.preset, self.config, self.training, self.corpus = where, preset, config, training, corpus
         if training.threads:
             kernels.set_threads(training.threads)
-        self.text = corpus.split("validation")
+        self.text = corpus.split("validation").encoded(self.words)
         self.text.require(1, config.segment)
-        self.segments = Segments(corpus.split("train"), training.batch, config.segment, training.order,
-                                 training.seed)
+        self.segments = Segments(corpus.split("train").encoded(self.words), training.batch, config.segment,
+                                 training.order, training.seed)
         self.model = Hope(config, np.random.default_rng(training.seed))
         self.gpu, self.place = machine.choose(training.device, training.matmul)
         if self.gpu:
@@ -115,7 +117,7 @@ class Run:
 
     def advance(self) -> dict[str, Any]:
         """One step: predict, send the error back, move every level whose clock is due."""
-        t, started, losses = self.training, time.perf_counter(), []
+        t, started, losses, read = self.training, time.perf_counter(), [], 0
         self.before = self.segments.state(), self.state, self.step
         self.optimizer.zero_grad()
         for _ in range(t.accumulate):
@@ -123,6 +125,7 @@ class Run:
             past = None if self.segments.restarted else self.state
             loss, after = self.loss(tokens, past)
             losses.append(loss.item())
+            read += self.words.count(tokens[:, 1:])
             if not math.isfinite(losses[-1]):
                 raise self.diverged(self.model.first_non_finite(tokens[:, :-1], past) or "the loss")
             (loss * (1 / t.accumulate)).backward()
@@ -140,7 +143,8 @@ class Run:
             fired = self.optimizer.step()
             self.step += 1
         mean, seconds = math.fsum(losses) / t.accumulate, time.perf_counter() - started
-        return {"step": self.step, "loss": mean, "bits_per_byte": mean / math.log(2), "gradient_norm": norm,
+        each = t.accumulate * tokens[:, 1:].size / max(read, 1)  # tokens per byte
+        return {"step": self.step, "loss": mean, "bits_per_byte": mean / math.log(2) * each, "gradient_norm": norm,
                 "learning_rate": self.optimizer.lr, "fired": fired,
                 "tokens_per_second": t.accumulate * tokens[:, 1:].size / seconds}
 
@@ -177,6 +181,8 @@ class Run:
             self.model.load_state_dict(weights)
         with folder.made(self.folder, exact) as self.folder:
             folder.describe(self.folder, self.preset, self.config, self.training, self.corpus.manifest())
+            if self.training.origin:
+                folder.hand_down(checkpoint.find(self.training.origin).parent, self.folder)
             self.save()
         return self
 
@@ -218,13 +224,15 @@ class Run:
         """Let the model go on from the beginning of the validation text; sample.txt keeps what it writes."""
         self.expect_finite()
         prompt = self.text.read(0, min(64, self.config.segment)).astype(np.int64)
-        rng = np.random.default_rng([self.training.seed, self.step])
+        rng, room = np.random.default_rng([self.training.seed, self.step]), self.config.positions - len(prompt)
+        length = min(self.training.sample_tokens, room) if self.config.positions else self.training.sample_tokens
         try:
             written = [token for token, _ in self.model.generate(
-                prompt, self.training.sample_tokens, temperature=0.8, top_p=0.95, seed=rng, stop=(0,))]
+                prompt, length, temperature=0.8, top_p=0.95, seed=rng,
+                stop=self.words.ends)]
         except ValueError:  # probabilities that are no numbers, of weights that are
             raise self.diverged("a prediction") from None
-        text = f"step {self.step}: {readable(prompt)} ▶ {readable(written)}"
+        text = f"step {self.step}: {readable(prompt, self.words)} ▶ {readable(written, self.words)}"
         folder.append(self.folder / "sample.txt", text + "\n\n")
         return textwrap.indent(text, "  | ", lambda _: True)
 
@@ -234,7 +242,7 @@ class Run:
         with no_grad():
             for tokens in fixed(self.text, t.batch, self.config.segment, t.validation):
                 losses.append(self.model.loss(tokens)[0].item() * tokens[:, 1:].size)
-                seen.append(tokens[:, 1:].astype(np.uint8).tobytes())
+                seen.append(self.words.spell(tokens[:, 1:].reshape(-1).tolist()))
         read = b"".join(seen)
         bits = math.fsum(losses) / len(read) / math.log(2)
         if not math.isfinite(bits):
@@ -251,8 +259,8 @@ class Run:
                 f"{shlex.quote(str(self.folder))}{threads}")
 
 
-def readable(tokens: Any) -> str:
-    return console.readable(decode(tokens))
+def readable(tokens: Any, words: Vocabulary) -> str:
+    return console.readable(words.spell(np.asarray(tokens).tolist()).decode("utf-8", "replace"))
 
 
 # Beginning and end ------------------------------------------------------------------------------------------
@@ -262,14 +270,15 @@ def begin(preset: str, config: Config, training: Training) -> Run:
     """A new run in a folder of its own."""
     machine.expect_room(config)
     where = Path(training.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return Run(where, preset, config, training, corpus(training)).begin(exact=bool(training.out))
+    words = folder.vocabulary(checkpoint.find(training.origin).parent) if training.origin else None
+    return Run(where, preset, config, training, corpus(training), words).begin(exact=bool(training.out))
 
 
 def resume(where: Path, given: dict[str, Any]) -> Run:
     """The run in a folder, as of its last checkpoint; what is given may change training, not the model."""
     saved = folder.read_json(where / "config.json")
     preset, config, training = command.resumed(where, saved, given)
-    run = Run(where, preset, config, training, corpus(training))
+    run = Run(where, preset, config, training, corpus(training), folder.vocabulary(where))
     folder.expect_data(where, saved, run.corpus.manifest(), by_default=not training.data)
     run.restore()
     if training.steps < run.step:
@@ -294,8 +303,8 @@ def introduce(run: Run) -> None:
     if run.training.quiet:
         return
     print(command.described([run.config, run.training]))
-    print(f"{run.preset}: {hope.count(run.config):,} parameters, {len(run.segments.text):,} bytes of text and "
-          f"{len(run.text):,} held out, steps {run.step} to {run.training.steps}; everything goes to {run.folder}")
+    print(f"{run.preset}: {hope.count(run.config):,} parameters, {len(run.segments.text):,} {run.words.unit}s of text "
+          f"and {len(run.text):,} held out, steps {run.step} to {run.training.steps}; everything goes to {run.folder}")
     print(f"on {run.place}")
 
 
@@ -307,7 +316,7 @@ def finish(run: Run) -> bool:
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
     if run.training.baseline:
         other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config),
-                    replace(run.training, minutes=0.0, baseline=False, keep=0, origin=""), run.corpus)
+                    replace(run.training, minutes=0.0, baseline=False, keep=0, origin=""), run.corpus, run.words)
         (other.restore if (other.folder / checkpoint.LAST).exists() else other.begin)()
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
         if other.train(run.step):

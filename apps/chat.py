@@ -36,7 +36,7 @@ import numpy as np
 
 import hope
 from apps.about import About
-from apps.runs import END, TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
+from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
 from apps.sessions import Session, file_of, saved_in
 from config import nearest
 from tools import console
@@ -53,30 +53,66 @@ class Chat:
 
     def __init__(self, run: Run, given: argparse.Namespace, colours: bool):
         self.run, self.given, self.colours = run, given, colours
-        self.folder = run.sessions / "chat"
-        self.session, self.learning, self.saved = Session("chat"), given.learn, True
-        self.completing, self.before = given.complete, self.session  # `before` the last message
+        self.folder, self.words = run.sessions / "chat", run.words
+        self.learning, self.completing = given.learn, given.complete
+        self.begin(Session("chat", Place(last=run.words.start)))
+        self.before = self.standing  # the last message
         self.rng = np.random.default_rng(given.seed)
+
+    def begin(self, session: Session) -> None:
+        """Talk in a session in which, as far as this conversation goes, nothing was said yet."""
+        self.session, self.saved = session, True
+        self.said: list[tuple[str, str]] = []  # messages, by role
+        self.heard = ""  # what they were read as, where the model was taught a way to
         self.last: list[Piece] = []  # the last text, as it was read
+
+    @property
+    def standing(self) -> tuple[Session, list[tuple[str, str]], str]:
+        """Where the conversation stands, for /undo."""
+        return self.session, self.said, self.heard
 
     # what is said -------------------------------------------------------------------------------------------
 
     def say(self, message: bytes) -> Generator[str, None, None]:
         """Read a message, and answer it bit by bit; whoever stops half-way keeps what was said so far."""
-        self.last, self.before, answer = [], self.session, bytearray()
+        self.last, self.before = [], self.standing
+        said, asked = self.said, None
         if self.completing:  # a text of its own, after what was read before
-            self.session = replace(self.session, place=Place(self.session.place.state, END))
+            self.session = replace(self.session, place=Place(self.session.place.state, self.words.start))
             self.hear(message)
         else:
-            self.hear(b"user: " + message + b"\nassistant: ")
+            said = [*said, ("user", message.decode("utf-8", "replace"))]
+            asked = self.words.conversation(said)
+            if asked is None:
+                self.hear(b"user: " + message + b"\nassistant: ")
+            else:
+                self.listen(asked)
+        answer = bytearray()
         try:
             yield from self.answer(answer)
         finally:
-            self.hear(bytes(answer) + b"\n")
+            if asked is None:
+                self.hear(bytes(answer) + b"\n")
+            else:
+                self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
+                self.listen(self.words.conversation(self.said, answer=False) or "")
+
+    def listen(self, text: str) -> None:
+        """Read what of a conversation is not in the place yet; where it reads otherwise than before, all of it."""
+        if not text.startswith(self.heard):
+            forgot = self.session.reset("memory")
+            self.session, self.heard = replace(forgot, place=replace(forgot.place, last=self.words.start)), ""
+        self.hear(text[len(self.heard):].encode())
+        self.heard = text
 
     def hear(self, text: bytes) -> None:
         """Read, and learn if that is on; the place moves only when all of it was read."""
-        pieces = list(read(self.run.model, self.session.place, text, self.learning))
+        if not text:
+            return
+        tokens, place = self.words.encode(text).tolist(), self.session.place
+        if self.words.taught and place.state is None and tokens[0] == place.last:
+            del tokens[0]  # what begins a text is in the place, and templates write it, too
+        pieces = list(read(self.run.model, self.session.place, tokens, self.learning))
         self.last += pieces
         learned = len(text) if self.learning else 0
         self.session = self.session.after(pieces[-1].place, learned)
@@ -85,23 +121,27 @@ class Chat:
     def answer(self, written: bytearray) -> Iterator[str]:
         """The model's own words; `written` gathers their bytes."""
         place, given = self.session.place, self.given
-        text, stops, waiting = Utf8(), Stops([bytes([END])] if self.completing else [TURN, bytes([END])]), bytearray()
+        text, stops, waiting = Utf8(), Stops([] if self.completing or self.words.taught else [TURN]), bytearray()
         shown = Squeezed(within=self.completing)
         for _ in range(given.max_tokens):
             (logits, state), = predict(self.run.model, [place])
             token = hope.sample(logits, self.rng, given.temperature, given.top_k, given.top_p)
             place = Place(state, token)
-            waiting.append(token)
-            free = stops.feed(token)
-            written += waiting[:free]
-            yield shown.feed(visible(text.feed(waiting[:free])))
-            del waiting[:free]
+            if token in self.words.ends:
+                break
+            for byte in self.words.spell([token]):
+                waiting.append(byte)
+                free = stops.feed(byte)
+                written += waiting[:free]
+                yield shown.feed(visible(text.feed(waiting[:free])))
+                del waiting[:free]
+                if stops.hit:
+                    waiting.clear()  # the stop itself
+                    break
             if stops.hit:
                 break
-        else:
-            written += waiting
-            yield shown.feed(visible(text.feed(waiting)))
-        yield shown.feed(visible(text.feed(b"", final=True)))
+        written += waiting
+        yield shown.feed(visible(text.feed(waiting, final=True)))
 
     # commands -----------------------------------------------------------------------------------------------
 
@@ -116,11 +156,13 @@ class Chat:
             self.completing = argument == "on"
             return "lines are beginnings of texts" if self.completing else "lines are messages"
         if name == "reset":
-            self.before, self.session, self.saved, self.last = self.session, Session("chat"), True, []
+            self.before = self.standing
+            self.begin(Session("chat", Place(last=self.words.start)))
             return "all is forgotten; the run is as it was trained (/undo takes that back)"
         if name == "undo":
-            undone = self.session is not self.before
-            self.session, self.saved, self.last = self.before, self.before.learned == 0, []
+            undone = self.session is not self.before[0]
+            self.session, self.said, self.heard = self.before
+            self.saved, self.last = self.session.learned == 0, []
             return "the last message is undone" if undone else "there is nothing to undo"
         if name in ("save", "load") and argument:
             return self.save(argument) if name == "save" else self.load(argument)
@@ -151,8 +193,8 @@ class Chat:
         path = file_of(self.folder, name)
         if not path.exists():
             raise ValueError(f"no session {name!r} is in {self.folder}; /save {name} would make one")
-        self.session, self.saved, self.last = Session.load(path, self.run.fingerprint), True, []
-        self.before = self.session
+        self.begin(Session.load(path, self.run.fingerprint))
+        self.before = self.standing
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
 
     def keep(self) -> str:
@@ -169,16 +211,17 @@ class Chat:
         out, text, total, at = [], Utf8(), 0.0, 0
         for token in tokens:
             total += token.bits or 0.0
-            if character := text.feed([token.byte]):
+            if character := text.feed(self.words.spell([token.byte])):
                 out.append(self.paint(visible(character), total))
                 total = 0.0
         moves = []
         for piece in self.last:
             at += len(piece.tokens)
             if piece.moved:
-                moves.append(f"byte {at}: levels with chunk size {', '.join(map(str, piece.moved))}")
-        mean = np.mean([token.bits or 0.0 for token in tokens])
-        return "\n".join(["".join(out), f"{mean:.2f} bits per byte of {len(tokens)} bytes",
+                moves.append(f"{self.words.unit} {at}: levels with chunk size {', '.join(map(str, piece.moved))}")
+        size = self.words.count([token.byte for token in tokens])
+        mean = np.sum([token.bits or 0.0 for token in tokens]) / max(size, 1)
+        return "\n".join(["".join(out), f"{mean:.2f} bits per byte of {size} bytes",
                           *(moves or ["no level moved" + ("" if self.learning else ": learning is off")])])
 
     def paint(self, text: str, bits: float) -> str:
@@ -190,9 +233,12 @@ class Chat:
         """What the model is, and what to try."""
         about = About.of(self.run.folder)
         trained = f", {about.sentence}" if about.sentence else ""
+        model = f"{self.run.name}: {hope.count(self.run.model.config):,} parameters{trained}."
+        if self.words.taught:
+            return f"{model} /help lists the commands."
         how = "begin one" if self.completing else "begin one after /complete on"
-        return (f"{self.run.name}: {hope.count(self.run.model.config):,} parameters{trained}.\nIt continues texts, and "
-                f"was not taught to converse: {how}, such as `{about.example}`. /help lists the commands.")
+        return (f"{model}\nIt continues texts, and was not taught to converse: {how}, such as `{about.example}`. "
+                "/help lists the commands.")
 
     def status(self) -> str:
         return (f"{self.session.learned:,} bytes learned, state {amount(self.session.place.nbytes)}, process "

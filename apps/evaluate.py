@@ -56,6 +56,7 @@ from hope import Hope, State, drifted
 from layers import cross_entropy
 from tools import console
 from tools.command import Parser, typed
+from tools.folder import vocabulary
 from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
@@ -459,6 +460,9 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     path = run / "checkpoint.npz"
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
+    if vocabulary(path.parent).unit != "byte":
+        raise ValueError(f"{run} is an adopted model with words of its own; only runs whose tokens are bytes are "
+                         "evaluated")
     model = hope.load(path)[0]
     if not given.run:
         print(f"the run {run}")

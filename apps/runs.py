@@ -4,11 +4,11 @@
     for piece in read(run.model, Place(), tokens, learn=True):
         piece.tokens, piece.moved, piece.place
 
-Tokens are bytes. A `Place` is all that a reader keeps: the running state, and the last token, which the state
-has not read yet. Places are never changed, only replaced; so whoever gives up in the middle still has the old
-one.
+Tokens are bytes, or those of an adopted model. A `Place` is all that a reader keeps: the running state, and the last
+token, which the state has not read yet. Places are never changed, only replaced; so whoever gives up in the middle
+still has the old one.
 
-Legend: T tokens of one piece, V vocabulary (256 bytes).
+Legend: T tokens of one piece, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ import numpy as np
 import cms
 import hope
 from autograd import no_grad
+from data import Vocabulary
 from hope import BlockState, Hope, State
+from tools.folder import vocabulary
 
 READ = 128  # tokens read at once; others get their turn in between
 LEARN = 32  # CHOICE: tokens in a segment while talking; every clock ticks once per so many bytes of text
@@ -47,6 +49,7 @@ class Run:
     folder: Path
     model: Hope
     fingerprint: str  # of configuration and weights: a state is of use only to the model it was made with
+    words: Vocabulary = field(default_factory=Vocabulary)  # what its tokens stand for
 
     @property
     def name(self) -> str:
@@ -67,13 +70,21 @@ class Run:
             model = hope.load(path)[0]
         except FileNotFoundError:
             raise ValueError(f"there is no checkpoint in {folder}; give a trained run's folder") from None
-        if model.config.vocabulary != 256:
+        words = vocabulary(folder)
+        if type(words) is Vocabulary and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
-                             "be talked to")
+                             "be talked to, or words of an adopted model")
         sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
         for name, weights in model.state_dict().items():
             sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
-        return cls(folder.absolute(), model, sha.hexdigest())
+        return cls(folder.absolute(), model, sha.hexdigest(), words)
+
+    def of_bytes(self, done: str) -> Run:
+        """This run; ValueError if its tokens are words of an adopted model, for which something cannot be done yet."""
+        if type(self.words) is not Vocabulary:
+            raise ValueError(f"{self.folder} is an adopted model with words of its own; only runs whose tokens are "
+                             f"bytes can be {done}; python -m apps.chat talks with it")
+        return self
 
 
 def newest(below: Path) -> Path:
@@ -111,7 +122,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Token:
-    """A byte, how probable it was before it came, and what was likelier."""
+    """A byte (or another token of an adopted model), how probable it was before it came, and what was likelier."""
 
     byte: int
     log_p: float | None  # nats; None where nothing came before
@@ -130,7 +141,7 @@ def judge(tokens: Sequence[int], logits: np.ndarray, top: int = 0) -> list[Token
     log_p = x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
     found = [Token(tokens[0], None)] if len(tokens) > len(log_p) else []
     for token, row in zip(tokens[len(found):], log_p, strict=True):
-        best = np.argsort(-row, kind="stable")[:top].tolist()
+        best = np.argsort(-row, kind="stable")[:top].tolist() if top else []
         found.append(Token(token, float(row[token]), tuple((i, float(row[i])) for i in best)))
     return found
 

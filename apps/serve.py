@@ -183,7 +183,7 @@ def serve(given: argparse.Namespace) -> int:
             raise ValueError(f"there is no readable file {file}")
     if given.ssl_keyfile and not secure:
         raise ValueError("--ssl-keyfile needs --ssl-certfile")
-    runs = [Run.open(folder) for folder in given.runs or [""]]
+    runs = [Run.open(folder).of_bytes("served") for folder in given.runs or [""]]
     if twice := [run.name for run in runs if [one.name for one in runs].count(run.name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}, and requests name them so; rename one's folder")
     folders = [Path(given.session_folder, *[run.name] * (len(runs) > 1)) if given.session_folder else

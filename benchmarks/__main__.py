@@ -24,7 +24,8 @@ from benchmarks.harness import Disagreement, Failed
 BENCHMARKS = {  # name → where it is
     "ceiling": "benchmarks.ceiling:run", "transformer": "benchmarks.training:transformer",
     "hope": "benchmarks.training:hope", "delta": "benchmarks.delta:run", "growth": "benchmarks.growth:run",
-    "decode": "benchmarks.decode:run", "start": "benchmarks.start:run", "loss": "benchmarks.loss:run"}
+    "decode": "benchmarks.decode:run", "start": "benchmarks.start:run", "loss": "benchmarks.loss:run",
+    "adopted": "benchmarks.adopted:run"}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 TURN = 0.3  # seconds; a shorter step is repeated within its turn
-OPTIONAL = ("torch", "jax")  # a program that needs one that is not installed is left out
+OPTIONAL = ("torch", "transformers", "jax")  # a program that needs one that is not installed is left out
 
 
 class Disagreement(Exception):

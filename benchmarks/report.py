@@ -69,7 +69,7 @@ class Result:
         from tools import machine
 
         versions = machine.versions()
-        for package in ("torch", "jax"):
+        for package in ("torch", "transformers", "jax"):
             with suppress(importlib.metadata.PackageNotFoundError):
                 versions[package] = importlib.metadata.version(package)
         return asdict(self) | {"date": time.strftime("%Y-%m-%d"), "command": command, "seconds": seconds,

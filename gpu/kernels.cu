@@ -53,6 +53,21 @@ extern "C" __global__ void gelu_backward(integer n, const real* x, const real* y
     }
 }
 
+// SwiGLU: y·x/(1 + e^−x) -----------------------------------------------------------------------------------------
+
+extern "C" __global__ void swiglu(integer n, const real* x, const real* y, real* z) {
+    EACH(i, n) z[i] = y[i] * (x[i] / ((real)1 + exp(-x[i])));
+}
+
+extern "C" __global__ void swiglu_backward(integer n, const real* x, const real* y, const real* z_bar, real* x_bar,
+                                           real* y_bar) {
+    EACH(i, n) {
+        const real p = (real)1 / ((real)1 + exp(-x[i]));
+        x_bar[i] = z_bar[i] * y[i] * p * ((real)1 + x[i] * ((real)1 - p));
+        y_bar[i] = z_bar[i] * x[i] * p;
+    }
+}
+
 // RMS normalisation: a block per row; backwards a block per `rows_each` rows, so that w_bar adds up in one order ---
 
 extern "C" __global__ void rms_norm(integer D, real eps, const real* x, const real* w, real* y, real* r) {

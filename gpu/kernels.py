@@ -84,6 +84,22 @@ def gelu_backward(x: Array, z_bar: Array) -> list[Array]:
     return [x_bar]
 
 
+def swiglu(x: Array, y: Array) -> tuple[Array, tuple]:
+    check_shapes(y=(y, x.shape))
+    x, y = ready(x, y)
+    (z,) = empty(x, x.shape)
+    run("swiglu", each(x.size), THREADS, x.size, x, y, z)
+    return z, (x, y)
+
+
+def swiglu_backward(kept: tuple, z_bar: Array) -> list[Array]:
+    check_shapes(z_bar=(z_bar, kept[0].shape))
+    x, y, z_bar = ready(*kept, z_bar)
+    bars = empty(x, x.shape, x.shape)
+    run("swiglu_backward", each(x.size), THREADS, x.size, x, y, z_bar, *bars)
+    return bars
+
+
 def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> tuple[Array, tuple]:
     check_shapes(w=(w, x.shape[-1:]))
     x, w = ready(x, w)
@@ -365,7 +381,7 @@ def _layers(by_name: dict) -> np.ndarray:
 
 
 TWINS: dict[str, tuple[Callable, ...]] = {
-    "gelu": (gelu, gelu_backward), "rms_norm": (rms_norm, rms_norm_backward),
+    "gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward), "rms_norm": (rms_norm, rms_norm_backward),
     "cross_entropy": (cross_entropy, cross_entropy_backward), "adamw": (adamw,),
     "causal_conv": (causal_conv, causal_conv_backward), "delta_rule": (delta_rule, delta_rule_backward)}
 

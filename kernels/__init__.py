@@ -21,9 +21,10 @@ from kernels.gelu import gelu
 from kernels.product import product
 from kernels.rms_norm import rms_norm
 from kernels.runtime import GRAIN, JIT, Kernel, cache_folder, compiled, compiling, set_threads, split
+from kernels.swiglu import swiglu
 
 KERNELS = {kernel.name: kernel for kernel in (
-    gelu, rms_norm, cross_entropy, causal_conv, attention, delta_rule, adamw)}
+    gelu, swiglu, rms_norm, cross_entropy, causal_conv, attention, delta_rule, adamw)}
 
 __all__ = ["GRAIN", "JIT", "KERNELS", "Kernel", "adamw", "attention", "cache_folder", "causal_conv", "compiled",
-           "compiling", "cross_entropy", "delta_rule", "gelu", "product", "rms_norm", "set_threads", "split"]
+           "compiling", "cross_entropy", "delta_rule", "gelu", "product", "rms_norm", "set_threads", "split", "swiglu"]

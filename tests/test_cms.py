@@ -107,6 +107,27 @@ def test_what_a_sequence_has_drifted_is_added_to_its_own_weights():
     assert np.allclose(level(Tensor(x), level.zero_drift(3)).data, level(Tensor(x)).data, atol=1e-14)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_drift_of_low_rank_is_the_full_one_projected_on_directions_that_stay(activation, rank):
+    level = model_of(small(activation=activation, biases=("level",), drift_rank=rank)).blocks[0].cms.levels[0]
+    x, weights = Tensor(draw(1, 2, 5, 8)), level.weights()
+    drift = {name: Tensor(draw(2, 2, len(w), rank or w.shape[1])) for name, w in weights.items()}
+    y = level(x, drift).data
+    for n in range(2):
+        merged = level.merged({name: Tensor(d.data[n:n + 1]) for name, d in drift.items()})
+        assert all(np.linalg.matrix_rank(merged[name] - w.data) <= (rank or 8) for name, w in weights.items())
+        other = model_of(small(activation=activation, biases=("level",))).blocks[0].cms.levels[0]
+        for name, w in other.weights().items():
+            w.data[...] = merged[name]
+        assert np.allclose(y[n], other(Tensor(x.data[n:n + 1])).data[0], atol=1e-12)
+        if rank:  # its size is that of the matrix it stands for
+            sizes = [np.linalg.norm(merged[name] - w.data) for name, w in weights.items()]
+            assert np.allclose(sizes, [np.linalg.norm(d.data[n]) for d in drift.values()])
+    assert np.allclose(level(x, level.zero_drift(2)).data, level(x).data, atol=1e-14)
+    assert all(merged is w.data for merged, w in zip(level.merged(None).values(), weights.values(), strict=True))
+
+
 def attend(layer, x: np.ndarray) -> np.ndarray:
     """Causal softmax attention of one sequence x (T,D), rotary positions as rotations of complex numbers."""
     T, D = x.shape

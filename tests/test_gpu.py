@@ -185,6 +185,7 @@ def calls(dtype, N, T, d_k, d_v):
     x, w, g, targets = normal(N, T, d_v), normal(d_v), normal(N, T, d_v), rng.integers(0, d_v, (N, T))
     targets.flat[::3] = -100
     yield "gelu", [x], {}, [g]
+    yield "swiglu", [x, normal(N, T, d_v)], {}, [g]
     yield "rms_norm", [x, w], {}, [g]
     yield "cross_entropy", [x], {"targets": targets}, [normal(N, T)]
     yield "causal_conv", [x, normal(N, 3, d_v), normal(4, d_v)], {}, [g, normal(N, 3, d_v)]

@@ -130,7 +130,7 @@ def test_every_folder_lists_the_packages_it_imports(folder):
     missing = set().union(*map(imports, files)) - sys.stdlib_module_names - ours
     missing -= listed(ROOT / "requirements.txt")
     if folder != ROOT:
-        missing -= listed(folder / "requirements.txt")
+        missing -= set().union(*map(listed, folder.rglob("requirements.txt")))
     assert not missing, f"{folder.name}/requirements.txt does not list {', '.join(sorted(missing))}"
 
 

@@ -277,6 +277,7 @@ def arguments(name, dtype=np.float64, B=3, T=7, D=5):
     return {
         "delta_rule": (rule, {}, rule_cotangents(rule)),
         "gelu": ([x], {}, [z_bar]),
+        "swiglu": ([x, draw(B, T, D, dtype=dtype, seed=12)], {}, [z_bar]),
         "rms_norm": ([x, w], {}, [z_bar]),
         "cross_entropy": ([x], {"targets": targets}, [z_bar[..., 0]]),
         "adamw": ([x, z_bar, *moments], dict(lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, step=3), []),
@@ -438,7 +439,7 @@ def test_float32_gelu_is_within_a_few_ulp_and_keeps_the_tail_that_tanh_loses():
 
 
 @needs_jit
-@pytest.mark.parametrize("name", ["gelu", "rms_norm", "cross_entropy", "attention"])
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "rms_norm", "cross_entropy", "attention"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_nan_is_not_hidden(name, dtype):
     arrays, settings, bars = arguments(name, dtype)

@@ -13,6 +13,7 @@ from autograd import Tensor, check_grad, grad
 from layers import (
     CausalAttention,
     CausalConv,
+    LayerNorm,
     Linear,
     Module,
     Parameter,
@@ -20,13 +21,16 @@ from layers import (
     attention,
     causal_conv,
     cross_entropy,
+    frequencies,
     gelu,
+    grouped_attention,
     linear,
     merge_heads,
     normal,
     rms_norm,
     rotate,
     split_heads,
+    swiglu,
 )
 from optimizers import SGD
 
@@ -65,6 +69,8 @@ def test_loading_copies_bits_into_the_same_arrays_and_names_what_does_not_fit():
     )
     one.first.weight.data += 1
     assert not np.array_equal(two.first.weight.data, one.first.weight.data)  # copied, not shared
+    two.load_state_dict(arrays, assign=True)
+    assert all(p.data is a for p, a in zip(two.parameters(), arrays.values(), strict=True))
     with pytest.raises(ValueError, match=r"lack 'first\.weight'"):
         two.load_state_dict({k: a for k, a in arrays.items() if k != "first.weight"})
     with pytest.raises(ValueError, match=r"unknown 'extra'"):
@@ -460,3 +466,72 @@ def test_attention_is_a_regression_on_values_solved_anew_for_every_query():
         return np.sum(np.exp(k[0, 0] @ q[0, 0, 0] / 2) * np.sum((v[0, 0] - m) ** 2, -1))
     for step in (*np.eye(4), *-np.eye(4)):
         assert objective(m) < objective(m + 1e-3 * step)
+
+
+# --- what Transformers of others are made of ----------------------------------------------------------------
+
+
+def test_layer_norm_is_its_formula_with_derivatives_of_any_order():
+    norm, x = LayerNorm(6, eps=1e-3).astype(np.float64), draw(0, 2, 3, 6) + 2
+    norm.weight.data[:], norm.bias.data[:] = draw(1, 6), draw(2, 6)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+    assert np.allclose(norm(Tensor(x)).data, expected * norm.weight.data + norm.bias.data, atol=1e-12)
+    check_grad(lambda x, w, b: rms_norm(x - x.mean(axis=-1, keepdims=True), w, 1e-3) + b, x, draw(1, 6), draw(2, 6))
+    check_grad(norm, x)
+
+
+def test_rms_norm_takes_another_epsilon_and_goes_without_weights():
+    x = draw(0, 2, 5) * 0.1
+    for norm in (RMSNorm(5, 0.5, learned=False), RMSNorm(5, 0.5)):
+        assert np.allclose(norm(Tensor(x)).data, x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 0.5), atol=1e-7)
+    assert not RMSNorm(5, learned=False).parameters()
+
+
+def test_swiglu_is_its_formula_with_derivatives_of_any_order():
+    x, y = draw(0, 3, 5) * 3, draw(1, 3, 5)
+    assert np.allclose(swiglu(Tensor(x), Tensor(y)).data, y * x / (1 + np.exp(-x)), atol=1e-12)
+    check_grad(swiglu, x, y, order=3)
+
+
+def test_a_linear_layer_with_a_bias_adds_it():
+    layer, x = Linear(np.random.default_rng(0), 3, 2, bias=True).astype(np.float64), draw(0, 4, 3)
+    layer.bias.data[:] = [1, -2]
+    assert np.allclose(layer(Tensor(x)).data, x @ layer.weight.data.T + [1, -2])
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("queries", [1, 3, 70])
+def test_grouped_queries_read_the_keys_of_their_group(heads, queries):
+    q, k, v = draw(0, 2, 4, queries, 6), draw(1, 2, heads, queries + 5, 6), draw(2, 2, heads, queries + 5, 6)
+    every = [np.repeat(x, 4 // heads, axis=1) for x in (k, v)]
+    assert np.allclose(grouped_attention(*map(Tensor, (q, k, v))).data, kernels.attention.definition(q, *every),
+                       atol=1e-12)
+    if queries < 70:
+        check_grad(grouped_attention, q, k, v)
+
+
+def test_keys_of_fewer_heads_of_another_size_are_kept_as_they_are():
+    layer = CausalAttention(np.random.default_rng(0), 8, 4, key_heads=2, size=6, biases=("qkv", "output"))
+    x = Tensor(draw(0, 2, 7, 8).astype(np.float32))
+    y, state = layer(x, layer.start(x))
+    assert y.shape == (2, 7, 8) and state.key.shape == state.value.shape == (2, 2, 7, 6)
+    assert layer.cost(7).numbers == state.key.data[0].size + state.value.data[0].size
+    assert layer.output.bias.shape == (8,) and layer.key.bias.shape == (12,)
+
+
+def test_without_a_base_positions_are_not_turned():
+    layer = CausalAttention(np.random.default_rng(0), 8, 2, base=0.0).astype(np.float64)
+    x = draw(0, 1, 5, 8)
+    swapped = x[:, [2, 0, 1, 3, 4]]  # the last token reads a set
+    assert np.allclose(layer(Tensor(x))[0].data[:, 4], layer(Tensor(swapped))[0].data[:, 4], atol=1e-12)
+
+
+def test_frequencies_are_scaled_where_they_turn_too_slowly():
+    plain, scaled = frequencies(64, 5e5), frequencies(64, 5e5, (8.0, 1.0, 4.0, 256.0))
+    turns = 256 * plain / (2 * np.pi)  # in the length that was learned first
+    assert np.array_equal(scaled[turns > 4], plain[turns > 4]) and np.allclose(scaled[turns < 1], plain[turns < 1] / 8)
+    between = (turns > 1) & (turns < 4)
+    assert between.any() and np.all((scaled < plain)[between] & (scaled > plain / 8)[between])
+    assert np.array_equal(frequencies(8, 100.0, (4.0,)), frequencies(8, 100.0) / 4)
+    assert np.allclose(frequencies(4, 100.0), [1, 0.1])

@@ -21,7 +21,7 @@ import cms
 import hope
 import train
 from config import PRESETS
-from data import Corpus, Document, Segments
+from data import Corpus, Document, Segments, Vocabulary
 from tools import folder as folders
 from tools import stopping
 from tools.folder import read_log
@@ -177,8 +177,8 @@ def test_a_run_is_the_same_whether_its_kernels_are_compiled_or_come_from_the_cac
 
 
 def test_unprintable_bytes_are_written_as_escapes():
-    assert train.readable(list(b"a\x1b[0m\n\tb\x00" + "é".encode())) == "a\\x1b[0m\n\tb\\x00é"
-    assert train.readable([0xC3]) == "\ufffd"
+    assert train.readable(list(b"a\x1b[0m\n\tb\x00" + "é".encode()), Vocabulary()) == "a\\x1b[0m\n\tb\\x00é"
+    assert train.readable([0xC3], Vocabulary()) == "\ufffd"
 
 
 # stopping and going on --------------------------------------------------------------------------------------

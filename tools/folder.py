@@ -10,9 +10,11 @@ What must not be lost is written beside, synced and renamed: at every moment it 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -20,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, Training
+from data import Vocabulary
 from tools.machine import machine, versions
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+HANDED_DOWN = ("tokenizer.json", "adopted.json")
+
 
 @contextmanager
 def made(folder: Path, exact: bool = True) -> Iterator[Path]:
@@ -99,6 +105,21 @@ def describe(folder: Path, preset: str, config: Config, training: Training, data
     write_text(folder / "config.json", json.dumps(
         {"preset": preset, "config": asdict(config), "training": asdict(training), "data": data,
          "versions": versions(), "machine": machine()}, indent=1))
+
+
+def vocabulary(folder: Path) -> Vocabulary:
+    """What the tokens of a run stand for: bytes, or words of the model that was adopted in it."""
+    if not (folder / HANDED_DOWN[0]).exists():
+        return Vocabulary()
+    words: Vocabulary = importlib.import_module("apps.adopt.words").Words(folder)  # by name only: it is a room's
+    return words
+
+
+def hand_down(origin: Path, folder: Path) -> None:
+    """What a run that starts from another needs of its folder beside weights: the files of an adopted model."""
+    for name in HANDED_DOWN:
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, folder / name)
 
 
 def expect_data(folder: Path, saved: dict[str, Any], now: dict[str, Any], by_default: bool) -> None:

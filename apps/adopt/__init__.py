@@ -1,0 +1,1 @@
+"""How does a Transformer that somebody else trained go on learning?  Read, placed in levels, and written back."""

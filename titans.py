@@ -35,6 +35,7 @@ from autograd import (
     sqrt,
     sum,
     tanh,
+    tree_map,
 )
 from config import Config
 from kernels import titans as kernel
@@ -56,6 +57,15 @@ class TitansState:
     drift: Drifts  # of every memory M − M₀ (with retention "zero" M itself), each layer (B,H,out,in)
     chunk_start: Drifts  # the same as of the start of the present chunk, of those memories that are inside one
     momentum: Drifts  # of every memory, what goes on of its writes; {} without momentum
+
+
+@dataclass(frozen=True)
+class Gates:
+    """How all memories of a head are written, token by token, each (B,H,n)."""
+
+    eta: Tensor
+    log_alpha: Tensor
+    log_beta: Tensor | None  # None without momentum
 
 
 class SelfModifyingTitans(MemoryMixer):
@@ -144,27 +154,24 @@ class SelfModifyingTitans(MemoryMixer):
         return [(k, (delta @ W[1]) * slope), (inputs[1], delta)]
 
     def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, limit: int,
-              gates: dict[str, Tensor], q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
+              gates: Gates, q: Tensor | None = None) -> tuple[Any, Tensor, Any]:
         """n writes of one layer [A 88], and its reads before each write. S is the drift, W = M₀ + S:
 
             S ← S(α I − η′ z zᵀ) − η′ (δ + M₀ z) zᵀ         (with retention "zero" S = W, without M₀ z)
 
-        With momentum −η′ δ zᵀ goes through N ← β N − η′ δ zᵀ.
+        With momentum −η′ δ zᵀ goes through N ← β N − η′ δ zᵀ. δ is clipped to ‖δ‖² ≤ limit.
         """
         c = self.config
         if not c.through_writes:
-            z, delta, S = z.detach(), delta.detach(), S.detach()
-            N, gates = N if N is None else N.detach(), {name: gate.detach() for name, gate in gates.items()}
-        # δ, clipped to ‖δ‖² = limit
+            z, delta, S, N, gates = tree_map(Tensor.detach, (z, delta, S, N, gates))
         u = -delta * minimum(1.0, 1 / sqrt(sum(delta * delta, axis=-1, keepdims=True) / limit + 1e-12))
-        alpha, power = exp(gates["alpha"]), 2.0 if c.objective == "l2" else 1.0
-        rate = STEPS[c.step](gates["eta"], sum(z * z, axis=-1), alpha, power)
+        rate = STEPS[c.step](gates.eta, sum(z * z, axis=-1), exp(gates.log_alpha), 2 if c.objective == "l2" else 1)
         forgotten = -(z @ (M0 if c.through_writes else M0.detach()).mT) if c.retention == "initial" else z[..., :1] * 0
-        if N is None:
-            reads, S = delta_rule(q, z, u + forgotten, gates["alpha"], rate, rate, S, c.form)
+        if N is None or gates.log_beta is None:
+            reads, S = delta_rule(q, z, u + forgotten, gates.log_alpha, rate, rate, S, c.form)
         else:
             once = rate[..., None] * (forgotten + u * 0)
-            reads, S, N = momentum_rule(q, z, u, once, gates["alpha"], rate, rate, gates["beta"], S, N, c.form)
+            reads, S, N = momentum_rule(q, z, u, once, gates.log_alpha, rate, rate, gates.log_beta, S, N, c.form)
         if q is not None and c.retention == "initial":
             reads = reads + q @ M0.mT
         return reads, S, N
@@ -183,9 +190,9 @@ class SelfModifyingTitans(MemoryMixer):
         def says(name: str) -> Tensor:
             return self.memory(name, W.get(name), asked["gate" if name in GATES else name])[0]
         q, k, v = normalize(says("q")), normalize(says("k")), rms_normalize(says("v"))  # [A 83, 86]
-        gates = {name: says(name)[..., 0] + bias[:, None] for name, bias in self.bias.items()}  # (B,H,n); from here on
-        gates = {name: sigmoid(x) * c.eta_max if name == "eta" else log_sigmoid(x)  # η, log α and log β
-                 for name, x in gates.items()}
+        logit = {name: says(name)[..., 0] + bias[:, None] for name, bias in self.bias.items()}  # (B,H,n)
+        gates = Gates(sigmoid(logit["eta"]) * c.eta_max, log_sigmoid(logit["alpha"]),
+                      log_sigmoid(logit["beta"]) if c.momentum else None)
 
         drifts: Drifts = {}
         momenta: Drifts = {name: [] for name in momentum}
@@ -244,7 +251,7 @@ class SelfModifyingTitans(MemoryMixer):
         is not over at the end; and without gradients, which need all those drifts, after a few.
         """
         spans: list[Span] = []
-        seen = {name: -(name in inside) for name in self.chunk_size}
+        seen = {name: EARLIER if name in inside else 0 for name in self.chunk_size}
         while T and (grad_enabled() or len(spans) < FEW):
             n = min(T, LONGEST, *(size - position % size for size in self.chunk_size.values()))
             spans.append(Span(n, seen))
@@ -269,7 +276,7 @@ class SelfModifyingTitans(MemoryMixer):
         initial: Any = self.initial if c.retention == "initial" else {
             name: [np.zeros_like(M0.data) for M0 in layers] for name, layers in self.initial.items()}
         weights = {"bias": self.bias, "readout": self.readout, "initial": initial}
-        before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s < 0}
+        before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s == EARLIER}
         return fused_read(asked, weights, before, drift, momentum, mixer=self, spans=spans)
 
     def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts,
@@ -307,6 +314,7 @@ class SelfModifyingTitans(MemoryMixer):
 # Spans and their kernel ----------------------------------------------------------------------------------
 
 LONGEST = 64  # tokens written at once; a longer chunk is cut, which changes nothing
+EARLIER = -1  # in place of a span: an earlier call, in which the chunk began
 FEW = 8  # spans that are read in one go where no gradients are wanted: so many states are held meanwhile
 
 
@@ -315,7 +323,7 @@ class Span:
     """Tokens that lie in one chunk of every memory."""
 
     tokens: int
-    seen: dict[str, int]  # by memory: the span with which its chunk began, whose state errors see; −1: an earlier call
+    seen: dict[str, int]  # by memory: the span with which its chunk began, whose state errors see, or EARLIER
 
 
 def between(asked: dict[str, Tensor], start: int, stop: int, whole: int) -> dict[str, Tensor]:

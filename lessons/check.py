@@ -397,7 +397,7 @@ def clip_error(delta: np.ndarray) -> np.ndarray:
     """δ, scaled down to an RMS of 1 where it is larger"""
     S, zero = Tensor(np.zeros((1, 1, 4, 4))), Tensor(np.zeros((1, 1, 1)))
     z = Tensor(np.eye(4)[None, None, :1])
-    written = mixer().write(S, None, S, z, Tensor(delta[None, None, None]), 4, {"alpha": zero, "eta": zero + 1.0})[1]
+    written = mixer().write(S, None, S, z, Tensor(delta[None, None, None]), 4, titans.Gates(zero + 1.0, zero, None))[1]
     return -2 * written.data[0, 0, :, 0]  # at the exact step η/(1 + η) = ½
 
 
@@ -426,7 +426,7 @@ def written_layer(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarra
 def layer_write(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarray, alpha: float, eta: float
                 ) -> np.ndarray:
     """The drift after one write: S ← α S − η′ ((S + M₀) z + δ) zᵀ, η′ = η/(1 + η‖z‖²) [A 88]"""
-    gates = {"alpha": Tensor(np.full((1, 1, 1), np.log(alpha))), "eta": Tensor(np.full((1, 1, 1), eta))}
+    gates = titans.Gates(Tensor(np.full((1, 1, 1), eta)), Tensor(np.full((1, 1, 1), np.log(alpha))), None)
     row = [Tensor(x[None, None, None]) for x in (z, delta)]
     return mixer().write(Tensor(S[None, None]), None, Tensor(M0[None]), *row, len(delta), gates)[1].data[0, 0]
 
@@ -493,7 +493,7 @@ def self_target(W2: np.ndarray, W1: np.ndarray, k: np.ndarray, v: np.ndarray) ->
 def pull_to_start(M: np.ndarray, M0: np.ndarray, alpha: float) -> np.ndarray:
     """M after one token of retention that leads back to M₀"""
     zero, nothing = Tensor(np.zeros((1, 1, 1, 4))), Tensor(np.zeros((1, 1, 1, 3)))
-    gates = {"alpha": Tensor(np.full((1, 1, 1), np.log(alpha))), "eta": Tensor(np.zeros((1, 1, 1)))}
+    gates = titans.Gates(Tensor(np.zeros((1, 1, 1))), Tensor(np.full((1, 1, 1), np.log(alpha))), None)
     drift = mixer().write(Tensor((M - M0)[None, None]), None, Tensor(M0[None]), zero, nothing, len(M), gates)[1]
     return M0 + drift.data[0, 0]
 
@@ -727,9 +727,20 @@ def stacked(x: np.ndarray, mixer: Callable, levels: list, norm: Callable) -> np.
 }, tolerance=1e-5)
 def block(x: np.ndarray, mixer: Callable, levels: list[Callable], norm: Callable) -> np.ndarray:
     """x ← x + mixer(norm x), then x ← x + level(norm x) for each level, fast to slow [A 94–97]"""
-    chain = SimpleNamespace(variant="sequential", levels=[lambda h, drift, f=f: f(h) for f in levels],
+    class Given:
+        """A level that is a function"""
+
+        norm = staticmethod(layers.rms_norm)
+
+        def __init__(self, f: Callable):
+            self.f = f
+
+        def __call__(self, h: Tensor, drift: Any) -> Any:
+            return self.f(h)
+
+    chain = SimpleNamespace(variant="sequential", levels=[Given(f) for f in levels],
                             start=lambda: [cms.LevelState() for _ in levels])
-    whole = SimpleNamespace(mixer=lambda h, state: (mixer(h), None),
+    whole = SimpleNamespace(norm=layers.rms_norm, mixer=lambda h, state: (mixer(h), None),
                             cms=lambda x, states: cms.CMS.__call__(chain, x))  # type: ignore[arg-type]
     y, _ = hope.Block.__call__(whole, Tensor(x), hope.BlockState(None, ()))  # type: ignore[arg-type]
     return y.data

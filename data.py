@@ -134,8 +134,7 @@ class Text:
         """A copy of bytes [start, stop), its first document found by bisection; ValueError outside."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"[{start}, {stop}) is no range of the {self.name} text of {len(self)} bytes")
-        kind = np.int64 if isinstance(self.documents[0].source, np.ndarray) else np.uint8
-        out = np.full(stop - start, self.words.ends[0], kind)
+        out = np.full(stop - start, self.words.ends[0], np.uint8 if type(self.words) is Vocabulary else np.int64)
         i = bisect_right(self._starts, start) - 1
         while i < len(self.documents) and (begin := self._starts[i]) < stop:
             document, at = self.documents[i], max(begin - start, 0)

@@ -186,7 +186,7 @@ if hasattr(os, "register_at_fork"):
 # Compiling --------------------------------------------------------------------------------------------------
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
-SECONDS = 40  # that all kernels of a model take to compile, roughly: 35 of them those of Titans
+SECONDS = 20  # that all kernels of a model take to compile, roughly: 16 of them those of Titans
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
 _compiling = 0  # functions, one inside the other
 

@@ -186,9 +186,14 @@ if hasattr(os, "register_at_fork"):
 # Compiling --------------------------------------------------------------------------------------------------
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
-SECONDS = 40  # that all kernels of a model take to compile, roughly: 35 of them those of Titans
+SECONDS = 20  # that all kernels of a model take to compile, roughly: 16 of them those of Titans
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
 _compiling = 0  # functions, one inside the other
+
+
+if JIT:  # no way in from Python is compiled
+    INNER = {"fastmath": FLAGS, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+             "pipeline_class": LinkedCompiler}
 
 
 def jit(function: Callable) -> Any:
@@ -203,11 +208,10 @@ def jit(function: Callable) -> Any:
 
 
 def inner(function: Callable) -> Any:
-    """A function that only compiled code calls: no way in from Python is compiled."""
+    """A function that only compiled code calls."""
     if not JIT:
         return function
-    return numba.njit(fastmath=FLAGS, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True,
-                      pipeline_class=LinkedCompiler)(function)
+    return numba.njit(**INNER)(function)
 
 
 def if_given(function: Callable) -> Any:
@@ -217,7 +221,7 @@ def if_given(function: Callable) -> Any:
 
     def called(*args: Any) -> None: ...
 
-    @overload(called, strict=False, jit_options={"fastmath": FLAGS, "error_model": "numpy"})
+    @overload(called, strict=False, jit_options=INNER)
     def choose(*args: Any) -> Callable:
         return (lambda *args: None) if args[0] == types.none else function
     return called

@@ -885,6 +885,13 @@ def test_the_gradient_across_1024_tokens_neither_vanishes_nor_explodes(chunk, me
     assert 1e-6 < sensitivity(make_mixer(np.random.default_rng(0), config)) < 1e1
 
 
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_the_gradient_stays_bounded_where_memories_write_strongly_from_the_start(chunk):
+    config = Config(width=64, heads=2, layers=1, eta_max=0.5, eta_start=0.13, memory_chunk=chunk,
+                    projection_chunk=chunk)
+    assert sensitivity(make_mixer(np.random.default_rng(0), config)) < 1
+
+
 def largest_weight(config: Config, tokens: int, gate: float = 0.0) -> float:
     """The largest number in the state while reading normal noise, inner learning rates pushed by `gate`."""
     mixer: Any = make_mixer(np.random.default_rng(0), config)

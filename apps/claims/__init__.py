@@ -71,6 +71,7 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> Non
             found = claim.measure(study)
         kept = {"claim": name, "paper": claim.PAPER, "here": found["here"], "holds": found["holds"],
                 "command": f"python -m apps.evaluate claims {name}", "machine": machine(),
+                "date": time.strftime("%Y-%m-%d"),
                 "seconds": round(time.perf_counter() - started),
                 "processor seconds": round(time.process_time() - worked),
                 "seeds": study.seeds, "parameters": study.parameters, "sweep": study.sweeps,
@@ -148,6 +149,8 @@ def overview(folder: Path) -> str:
             left = ", ".join(f"{levels} {said(tuple(k))}" for levels, k in tried["kept"].items())
             rest = "".join(f"; {what}: {it}" for what, it in tried.items() if what != "kept")
             notes.append(f"- {name}, if {once}: {left}{rest}.")
+        notes.append(f"- {name}: measured on {kept['date']}." if "date" in kept else
+                     f"- {name}: measured before the initial states and rates of memories became what they are now.")
         if at := edges(kept["sweep"]):
             notes.append(f"- {name}: the best rate is at the edge of the sweep for {', '.join(at)}.")
     return "\n".join([*lines, "", "## What is asked", "", *asked, "", "## Beside the numbers", "", *notes]) + "\n"

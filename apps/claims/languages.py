@@ -1,12 +1,14 @@
 """Words of a formal language, one language per model: trained on up to 40 symbols, asked for words of 40 and of 80.
 
-Known is a word with every symbol right. Memories are written token by token (C = 1), by the step as printed:
-along a key they keep α − 2η, down to −1. That turns a state over, which parity, (aa)* and (abab)* need (Grazzi et al.
+Known is a word with every symbol right. Memories are written token by token (C = 1), by the step as printed: along
+a key they keep α − 2η, down to −1. That turns a state over, which parity, (aa)* and (abab)* need (Grazzi et al.
 2024); delta keeps 1 − η, above 0. Hope's memories are matrices, and to have it done in minutes only the main memory
-adapts; in the reading below all five do. DGD on the squared error [A 93] is the same rule whose errors see every write,
-with v for a target. Attention has rotary positions.
-Half of the channels of every short filter start on the token before, as in recall; the LSTM has no filter. Of the
-sweep and its rate the mean over all languages decides.
+adapts; in the reading below all five do. DGD on the squared error [A 93] is the same rule whose errors see every
+write, with v for a target. Attention has rotary positions. Half of the channels of every short filter start on the
+token before, as in recall; the LSTM has no filter. The rate is the best for the mean over all languages. With its
+main memory alone Hope learns parity in three seeds of five, and then to any length; with all five memories in every
+seed (the reading). Where a symbol is only counted, in aⁿbⁿ, nobody goes on surely beyond what it was trained on,
+where the paper has 100% for all.
 """
 
 from __future__ import annotations

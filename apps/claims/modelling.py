@@ -18,7 +18,7 @@ from config import Config
 from hope import Hope, count
 
 PAPER = "language modelling: Hope below Titans, these below RetNet, DeltaNet and Transformer++ (Table 2)"
-STEPS, OPTIMIZER, RATES = 200, "muon", (2e-2, 5e-2, 1e-1, 2e-1)
+STEPS, OPTIMIZER, RATES = 150, "muon", (2e-2, 5e-2, 1e-1, 2e-1)
 BASE = Config(width=64, layers=2, heads=2, segment=128, chunks=(1,), hidden=192, memory_hidden=32)
 
 

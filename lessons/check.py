@@ -50,7 +50,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @exercise(0, lambda rng: (rng.dirichlet(np.ones(8), 5), rng.integers(8, size=5)), {
-    "it were in nats; a bit is log 2 of them": lambda p, t: -np.mean(np.log(p[np.arange(len(t)), t])),
+    "the natural logarithm were taken; bits want log₂": lambda p, t: -np.mean(np.log(p[np.arange(len(t)), t])),
     "the bytes were added up and not averaged": lambda p, t: -np.sum(np.log2(p[np.arange(len(t)), t])),
     "the mean were taken before the logarithm": lambda p, t: -np.log2(np.mean(p[np.arange(len(t)), t])),
     "all bytes counted, and not only those that came": lambda p, t: -np.mean(np.log2(p)),
@@ -64,7 +64,7 @@ def bits_per_byte(p: np.ndarray, targets: np.ndarray) -> float:
 
 @exercise(0, lambda rng: (normal(rng, 6), rng.uniform(0.3, 3)), {
     "it were multiplied by the temperature and not divided": lambda z, t: softmax(z * t),
-    "the temperature came after the exponential: that is no temperature": lambda z, t: softmax(z),
+    "the temperature were left out, or came after the exponential, where it cancels": lambda z, t: softmax(z),
     "the shares did not add up to 1": lambda z, t: np.exp(z / t),
     "logits were divided by their sum, without an exponential": lambda z, t: z / t / np.sum(z / t),
 })

@@ -102,6 +102,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
         return "there is still a blank (...) in it."
     if any(part is None for part in whole):
         return "not yet. It gives back nothing; is a return missing?"
+    if isinstance(result, list) and len(result) == len(wanted) > 1:
+        return "not yet. It gives back a list of them; write return a, b without brackets."
     try:
         shapes = [part.shape for part in parts(result)]
     except (TypeError, ValueError):

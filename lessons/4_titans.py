@@ -93,16 +93,16 @@ check.memory_gradients(memory_gradients)
 #
 # Two things stand around this line in the project. PAPER.md numbers them among its choices.
 #
-# - *Errors are clipped* (choice 11): a δ whose RMS, √(mean δ²), is above 1 is scaled down to an RMS of 1. One odd
-#   token shall not wreck the memory. (That is for the memory of this lesson. The memories that lesson 5 adds are held
-#   shorter.)
-# - *Forgetting leads back to the start* (choice 8). A trained memory starts from weights M₀ that training has found.
-#   If α took away from all of W, those would fade as well. So W = M₀ + S, and only S, the **drift**, fades (put it
-#   into the line above, with α before S alone, and take M₀ away on both sides):
+# - *Errors are clipped* ([choice 11](../PAPER.md#choice-11)): a δ whose RMS, √(mean δ²), is above 1 is scaled down to
+#   an RMS of 1. One odd token shall not wreck the memory. (That is for the memory of this lesson. The memories that
+#   lesson 5 adds are held shorter.)
+# - *Forgetting leads back to the start* ([choice 8](../PAPER.md#choice-8)). A trained memory starts from weights M₀
+#   that training has found. If α took away from all of W, those would fade as well. So W = M₀ + S, and only S, the
+#   **drift**, fades (put it into the line above, with α before S alone, and take M₀ away on both sides):
 #
 #         S ← α S − η′ ((S + M₀) z + δ) zᵀ
 #
-# Lesson 5 shows what happens without the two.
+# Lesson 5 shows what happens without the second, and what the first is part of.
 #
 # ### Exercise 4.3: clip
 
@@ -189,12 +189,12 @@ plt.show()
 # %% [markdown]
 # It learns while it reads, and no optimiser is in sight: writing *is* the learning. It does not reach zero. The rule
 # forgets twice, once by (I − η′ z zᵀ) and once in the error, so that a pair that comes again and again rests between
-# what was there and what was shown (finding 2 of PAPER.md).
+# what was there and what was shown (finding 2 of [PAPER.md](../PAPER.md#what-we-found)).
 #
-# Now the layer around the memory, the **mixer**: a short filter over the last four tokens, a weighted sum of them;
-# fixed linear maps that make q, k, v and two gates of every token; the memory; an output map. The gates say for each
-# token how much to write (η, between 0 and a bound η_max) and how much to keep (α, between 0 and 1). A mixer can have
-# several **heads**, each with a memory of its own for a part of the width; ours has one.
+# Now the layer around the memory, the **mixer**: a short filter, a weighted sum of the last four tokens (before a
+# text stand zeros); fixed linear maps that make q, k, v and two gates of every token; the memory; an output map. The
+# gates say for each token how much to write (η, between 0 and a bound η_max) and how much to keep (α, between 0 and
+# 1). A mixer can have several **heads**, each with a memory of its own for a part of the width; ours has one.
 #
 # One more thing, for speed. Errors are found with the weights as they were at the start of the **chunk** that a token
 # lies in [A 90], so that all errors of a chunk can be computed side by side. The writes are still exact, token by

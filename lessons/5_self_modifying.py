@@ -131,7 +131,8 @@ plt.show()
 # that of W₁ is δ σ(W₂ k)ᵀ, which is zero if W₂ is; that of W₂ has W₁ᵀ δ in it, which is zero if W₁ is. **At zero
 # there is no gradient to leave zero by.** Near zero there is next to none, and fading wins.
 #
-# What mends it (choice 8 of PAPER.md): let only what was *learned while reading* fade, the drift S = M − M₀.
+# What mends it ([choice 8](../PAPER.md#choice-8)): let only what was *learned while reading* fade, the drift S = M −
+# M₀.
 #
 # ### Exercise 5.2: fade to where you began
 #
@@ -185,12 +186,13 @@ plt.show()
 # 2, 4, 16, 256, 65,536: after ten tokens m is beyond what a float64 can hold. A target that grows with the memory,
 # and a memory that grows with its target, feed on each other. And below 1 it dies.
 #
-# What mends it (choices 10 and 11): values and targets have a fixed scale, RMS 1, or go through tanh where they are
-# one number; and errors are clipped, as in lesson 4: to an RMS of 1 in the main memory, to a *length* of 1 in the
-# memories that make k, v, η and α. (A vector of d numbers with an RMS of 1 is √d long, so that is the tighter bound.
-# What a change of k or η does comes back in everything that is written afterwards.) A memory can then still be wrong,
-# but not by more and more. (The dotted lines all die, for tanh(n·tanh(n)) is less than n. That is so in this smallest
-# case only: a vector that is brought to an RMS of 1 neither grows nor dies.)
+# What mends it ([choice 10](../PAPER.md#choice-10), [choice 11](../PAPER.md#choice-11)): values and targets have a
+# fixed scale, RMS 1, or go through tanh where they are one number; and errors are clipped, as in lesson 4: to an RMS
+# of 1 in the main memory, to a *length* of 1 in the memories that make k, v, η and α. (A vector of d numbers with an
+# RMS of 1 is √d long, so a length of 1 is the tighter bound. What a change of k or η does comes back in everything
+# that is written afterwards.) A memory can then still be wrong, but not by more and more. (The dotted lines all die,
+# for tanh(n·tanh(n)) is less than n. That is so in this smallest case only: a vector that is brought to an RMS of 1
+# neither grows nor dies.)
 #
 # ## Chaos
 #
@@ -217,9 +219,10 @@ plt.show()
 # text is as large as that ratio, 10⁹: training cannot use it. With η up to 1 the push grows some tenfold in 300
 # tokens. With η up to ½ it does not grow.
 #
-# What mends it (choice 9): η_t = η_max · sigmoid(…), with a small η_max, ½ here, and an even smaller start. (The
-# tighter clip from above helps, too. With RMS 1 in all five memories, the gradient across a text of 1,024 tokens can
-# reach 10⁴ at η_max = ½, in a model four times as wide as this one; as it is, it stays below 1: choice 11.)
+# What mends it ([choice 9](../PAPER.md#choice-9)): η_t = η_max · sigmoid(…), with a small η_max, ½ here, and an even
+# smaller start. (The tighter clip from above helps, too. With RMS 1 in all five memories, the gradient across a text
+# of 1,024 tokens can reach 10⁴ at η_max = ½, in a model four times as wide as this one; as it is, it stays below 1:
+# choice 11.)
 #
 # ### Exercise 5.4: a rate with a bound
 #
@@ -259,14 +262,15 @@ plt.show()
 # 64 it swings from one side to the other and hardly settles.
 #
 # A frozen error does this only because it has M in it, M(k) − v. A memory can lower −⟨M(k), v⟩ instead, the **dot
-# product**: then the error is −v, whatever M is, and nothing is lost by freezing it (choice 43).
+# product**: then the error of what it answers is −v, whatever M is, and it cannot swing like this ([choice
+# 43](../PAPER.md#choice-43)).
 #
 # ### Exercise 5.5: the factor of a swing
 #
 # Let e be how far M is from ½ at a chunk's start. How far is it after C tokens, as a multiple of e? Hints: inside a
 # chunk M ← (1 − η) M − η·error, with a fixed error = M_start − 1. Where would M come to rest, if the chunk went on
-# for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of PAPER.md has the answer; try
-# first.)
+# for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of
+# [PAPER.md](../PAPER.md#what-we-found) has the answer; try first.)
 
 # %%
 def swing_factor(eta, C):
@@ -285,6 +289,7 @@ check.swing_factor(swing_factor)
 # | η of any size | chaos: a billionth decides | η has a small bound, and starts smaller (9) |
 # | errors frozen for long | a swing that hardly settles | short chunks, or the dot product (43) |
 #
-# Every one of them has a setting that gives the literal form back, such as `--retention zero`, and a test with a
-# counterexample. [titans.py](../titans.py) is the whole of it; `python titans.py` prints which memory moves when.
-# Next: [what moves when](6_levels.ipynb).
+# All but the bounds of values, targets and errors are settings: `--retention zero` is the literal form, `--eta-max`
+# and `--memory-chunk` can be as large as you like. Extinction, blow-up and swing have a test each that shows them, in
+# [test_findings.py](../tests/test_findings.py). [titans.py](../titans.py) is the whole of it; `python titans.py`
+# prints which memory moves when. Next: [what moves when](6_levels.ipynb).

@@ -269,7 +269,8 @@ plt.show()
 # %% [markdown]
 # Go through the panels one by one.
 #
-# *ICL* knows language A while A stands among its last 32 tokens, and loses it as B moves in. Its memory is its window.
+# *ICL* knows language A, to some three quarters, while A stands among its last 32 tokens, and loses it as B moves in.
+# Its memory is its window.
 #
 # *One level, trained on AAAABBBB* knows a language after a segment or two, and then loses much of it to the next, even
 # though the words are others. (How much differs from seed to seed.) Nothing in its training ever asked for A again, so

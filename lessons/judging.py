@@ -113,7 +113,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
     if len(shapes) != len(expected):
         return f"not yet. It gives back {len(shapes)} and is asked for {len(expected)} arrays or numbers."
     return "not yet. The shape is " + ", ".join(
-        f"{mine} where {its} is expected" for mine, its in zip(shapes, expected, strict=True) if mine != its) + "."
+        f"{mine or 'that of one number'} where {its or 'one number'} is expected"
+        for mine, its in zip(shapes, expected, strict=True) if mine != its) + "."
 
 
 def parts(result: Any, strict: bool = True) -> list[np.ndarray]:

@@ -183,9 +183,9 @@ plt.show()
 #     M₂ ← β₃ M₂ + (1 − β₃) Σ_{last f} g                    at every f-th step              [A 75, Algorithm 1]
 #     W ← W − η (NS(M₁) + α NS(M₂)),  shaped by √V
 #
-# NS is Newton–Schulz from above, and α says how much the slow memory counts. (The averages are the project's reading;
-# printed are sums, which never fade.) Let us ask M3 what it holds: feed it one gradient of 1 and then zeros, and
-# look.
+# NS is Newton–Schulz from above, and α says how much the slow memory counts. *Shaped*: the step is divided by √V,
+# number by number, and brought back to the length that it had. (The averages are the project's reading; printed are
+# sums, which never fade.) Let us ask M3 what it holds: feed it one gradient of 1 and then zeros, and look.
 
 # %%
 class Weight:                                  # what an optimiser needs of a parameter

@@ -2,7 +2,8 @@
 # # 0. Quickstart
 #
 # **You will know** how to train a tiny model on text in ten lines, let it write, and check for yourself that its way
-# forward and its way back are right. The lessons after this one open the box.
+# forward (from text to predictions) and its way back (from the error to every weight) are right. The lessons after
+# this one open the box.
 #
 # - **Time** 25 minutes with the exercises. Running it takes some seconds; where kernels have never been compiled, a
 #   minute more, once.
@@ -43,11 +44,17 @@ print(f"{count(config):,} parameters read {80 * 8 * config.segment:,} bytes")
 print(f"bits per byte: {bits[0]:.2f} at the first step, {np.mean(bits[-5:]):.2f} over the last five")
 
 # %% [markdown]
-# The loop is the loop of every network: forget the old gradients, read and see how wrong you are, send the error back,
-# move.
+# The loop is the loop of every network: forget the old gradients, read and see how wrong you are, send the error
+# back, move. Four words for it:
+#
+# - A **weight** is a number that training may change. The model has 39,464 of them.
+# - The **loss** is one number: how wrong the model was on a *batch*, here eight windows side by side.
+# - The **gradient** of a weight says how much the loss would change if that weight were pushed. `backward` finds all
+#   of them at once; lesson 1 shows how.
+# - The **optimiser** moves every weight against its gradient. `lr` sets how far. (`adamw` is one of many: lesson 7.)
 #
 # **Bits per byte** say how surprised the model is: with 8 bits it knows nothing (a byte *is* 8 bits), and what it
-# knows, it need not be told.
+# knows, it need not be told. (The loss has natural logarithms. Divided by log 2 it is in bits.)
 
 # %%
 plt.plot(bits)
@@ -67,8 +74,8 @@ written = [token for token, _ in model.generate(encode("def "), 120, temperature
 print("def " + decode(written))
 
 # %% [markdown]
-# No Python yet. It has learned which bytes are frequent, and that spaces come in rows, from forty thousand bytes: a few
-# pages of a book. (`python train.py --preset nano` reads a megabyte, in some minutes.)
+# No Python yet. It has learned which bytes are frequent, and that spaces come in rows, from forty thousand bytes:
+# some twenty pages of a book. (`python train.py --preset nano` reads a megabyte, in some minutes.)
 #
 # ## Check the way forward: does it add up?
 #
@@ -89,8 +96,8 @@ print(f"loss by hand {by_hand:.6f}, by the model {loss.item():.6f}")
 # %% [markdown]
 # ### Exercise 0.1: bits per byte
 #
-# `p` has a row of probabilities per position, `targets` the bytes that came. Return the average of −log₂ of what the
-# model gave to the byte that came.
+# `p` has a row of probabilities per position, `targets` has one number per position: the byte that came. Return the
+# average of −log₂ of what the model gave to the byte that came.
 
 # %%
 def bits_per_byte(p, targets):
@@ -103,7 +110,8 @@ check.bits_per_byte(bits_per_byte)
 # ### Exercise 0.2: temperature
 #
 # `temperature` in `generate` divides the logits before they become probabilities. Below 1 the likely bytes become
-# likelier. Write it for one row of logits. (No need to care about overflow.)
+# likelier. `logits` is one row of them. Return their probabilities at this temperature. (No need to care about
+# overflow.)
 
 # %%
 def tempered(logits, temperature):
@@ -130,7 +138,8 @@ print("positions where something changed:", np.flatnonzero(differences))
 # ## Check the way forward: does it read on?
 #
 # The model returns a *state*, what it has read. Reading 40 bytes and then 24 with that state must be the same as
-# reading 64. (Its memories have moved meanwhile, and it goes on from there. That is what this course is about.)
+# reading 64, but for the rounding of float32. (Its memories have moved meanwhile, and it goes on from there. That is
+# what this course is about.)
 
 # %%
 with no_grad():
@@ -142,8 +151,8 @@ print(f"largest difference: {np.max(np.abs(both - logits.data)):.1e}, where logi
 # %% [markdown]
 # ## Check the way back: push a weight
 #
-# `loss.backward()` says of each weight how much the loss would change if it were pushed. Let us push one and see. We
-# take a copy of the model in float64, for a small push drowns in the rounding of float32.
+# `loss.backward()` says of each weight how much the loss would change if it were pushed. Let us push one and see. A
+# small push drowns in the rounding of float32, so we make the model anew in float64, as it was before training.
 
 # %%
 exact = Hope(config, np.random.default_rng(0)).astype(np.float64)

@@ -131,6 +131,9 @@ except AssertionError as problem:
     print("not right:", problem)
 
 # %% [markdown]
+# (Neither number is the slope at 0.5, which is 0.75: the check sends a random cotangent back. But one is three times
+# the other.)
+#
 # A rule that nobody compared with a difference is a rule that nobody checked. The project's own operations are all
 # checked like this, to the second order, by `python -m pytest tests/test_autograd.py -k central_differences`.
 #
@@ -168,8 +171,12 @@ check.tanh_rule(tanh_rule)
 #
 #     W̄_ij = ȳ_i x_j,   as a matrix   W̄ = ȳ xᵀ                                             [A 8, 29]
 #
-# Such a product of a column and a row is an **outer product**, `np.outer(ȳ, x)`. ȳ is the error that the layer hears
-# from behind; x is what it saw. Keep this formula: the next lesson begins with it, and the whole course is about it.
+# Such a product of a column and a row is an **outer product**, `np.outer(ȳ, x)`. ȳ is the **error** that the layer
+# hears from behind; x is what it saw. Keep this formula: the next lesson begins with it, and the whole course is
+# about it.
+#
+# (In the code every token is a row, so that many fit into one array. The same layer then reads y = x Wᵀ. That is what
+# `linear(x, W)` computes.)
 
 # %%
 rng = np.random.default_rng(0)

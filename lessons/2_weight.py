@@ -189,8 +189,9 @@ def proximal_step(W, x, y, eta):
 check.proximal_step(proximal_step)
 
 # %% [markdown]
-# The project's optimiser `DGD`, delta gradient descent, takes such steps in training. What it writes under x is
-# u = −ȳ, and it forgets what was there [A 56–57]. Set its `forget` to 0 and it is the step from above:
+# The project's optimiser `DGD`, delta gradient descent, takes such steps in training. It writes −ȳ under x, as any
+# gradient step does, with the short step η′. As the paper prints it [A 56–57], it also takes away a share of what was
+# there under x: `forget`, 1 unless you say otherwise. Set it to 0, and it is the step from above:
 
 # %%
 class Weight:                                  # what an optimiser needs of a parameter
@@ -211,13 +212,15 @@ print("largest difference:", abs(p.data - by_hand).max())
 # %% [markdown]
 # ## An optimiser is a memory, too
 #
-# SGD looks at the present gradient only. With **momentum** it keeps a matrix m, and moves by that:
+# Plain gradient descent (**SGD**, the S is for *stochastic*: on other data at every step) looks at the present
+# gradient only. With **momentum** it keeps a matrix m, and moves by that:
 #
 #     m ← μ m + η g,      W ← W − m                                                         [A 33]
 #
-# What is in m? Unroll it: m_t = η (g_t + μ g_{t−1} + μ² g_{t−2} + …). It is a memory of gradients in which the old ones
-# fade. And it learns as a weight does: its step is a gradient step on −⟨m, g⟩, which turns m towards g
-# [A 12–13]; the factor μ is what it forgets. Here is what gradients count in it, by their age.
+# What is in m? Unroll it: m_t = η (g_t + μ g_{t−1} + μ² g_{t−2} + …). It is a memory of gradients in which the old
+# ones fade. And it learns as a weight does: its step is a gradient step on −⟨m, g⟩, whose slope by m is −g: so η g is
+# added, and m turns towards g [A 12–13]; μ is how much it keeps. Here is which share gradients have in it, by their
+# age: μ to the power of the age, over the sum of all such powers, which is 1/(1 − μ).
 
 # %%
 ages = np.arange(60)

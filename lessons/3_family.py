@@ -81,8 +81,9 @@ check.retention_write(retention_write)
 
 # %% [markdown]
 # Here is the same by the project's own code. `RULES` has three numbers for each rule (we come to them; the first is
-# kept as a logarithm, since near 1 a float32 has few digits left), and `recurrent` writes token by token. Below stand
-# the eight tokens under retention with α = 0.9.
+# kept as a logarithm, since near 1 a float32 has few digits left), and `recurrent` writes token by token. (It takes
+# queries, keys, values, the three numbers and the memory; `None`: nothing is asked. It returns what was read, and the
+# memory.) Below stand the eight tokens under retention with α = 0.9.
 
 # %%
 def project_write(name, alpha=0.9, eta=0.5):
@@ -130,7 +131,8 @@ check.delta_write(delta_write)
 #
 #     S ← S (α I − η′ k kᵀ) + η′ v kᵀ                                                       [A 56–57, 92]
 #
-# Mind where α stands: the whole of S fades by α, and along k another share η′ is taken away.
+# Mind where α stands: the whole of S fades by α, and along k another share η′ is taken away, of what was there
+# *before* it faded.
 #
 # ### Exercise 3.3: delta gradient descent
 #
@@ -153,6 +155,9 @@ check.dgd_write(dgd_write)
 # - a, what stays of everything,
 # - b, what is forgotten along the key,
 # - c, what is written.
+#
+# In the table, `linear` is the first rule, adding. `gated` is a neighbour that we have passed over, the *gated delta
+# rule*: it fades first, and then asks the memory that has faded, so that b = α η.
 
 # %%
 alpha, eta = 0.9, 0.5
@@ -246,7 +251,8 @@ check.read_then_write(read_then_write)
 # idle. Can a chunk of C tokens be written at once? Adding can: the sum of outer products is one matrix product, VᵀK.
 # But the delta rule asks the memory before each write, and there all earlier writes of the chunk already are.
 #
-# Write down what it asks for. Call u_t what token t really writes, so that S_t = S_{t−1} + u_t k_tᵀ:
+# Write down what it asks for. S_0 is the memory at the chunk's start, S_t that after token t. Call u_t what token t
+# really writes, so that S_t = S_{t−1} + u_t k_tᵀ:
 #
 #     u_t = η (v_t − S_{t−1} k_t),        S_{t−1} = S_0 + Σ_{i<t} u_i k_iᵀ
 #
@@ -262,7 +268,8 @@ check.read_then_write(read_then_write)
 #     g_31 u_1 + g_32 u_2 +      u_3   = η (v_3 − S_0 k_3)
 #
 # That is a **triangular system** of equations: (I + L) U = η (V − K S_0ᵀ), where L holds the g below the diagonal and
-# zeros elsewhere, and U has one row per token. Solving it is one call. All else is products of large matrices.
+# zeros elsewhere, and K, V and U have one row per token. Solving it is one call. All else is products of large
+# matrices.
 #
 # ### Exercise 3.5: solve a chunk
 #

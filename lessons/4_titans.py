@@ -85,21 +85,24 @@ check.memory_gradients(memory_gradients)
 # %% [markdown]
 # ## The step
 #
-# A layer that is trained on its input z and its error δ is a memory of its own: a matrix with the key z. So each
-# layer is written as in lesson 3, by delta gradient descent [A 88]:
+# A layer that is trained on its input z and its error δ is a memory of its own: a matrix with the key z, under which
+# a gradient step writes −δ (lesson 2). So each layer is written as in lesson 3, by delta gradient descent, with −δ in
+# the place of v [A 88]:
 #
 #     W ← W (α I − η′ z zᵀ) − η′ δ zᵀ,      η′ = η/(1 + η‖z‖²)
 #
 # Two things stand around this line in the project. PAPER.md numbers them among its choices.
 #
-# - *Errors are clipped* (choice 11): a δ whose RMS, √(mean δ²), is above 1 is scaled down to an RMS of 1. One odd token
-#   shall not wreck the memory.
-# - *Forgetting leads back to the start* (choice 8). A trained memory starts from weights M₀ that training has found. If
-#   α took away from all of W, those would fade as well. So W = M₀ + S, and only S, the **drift**, fades:
+# - *Errors are clipped* ([choice 11](../PAPER.md#choice-11)): a δ whose RMS, √(mean δ²), is above 1 is scaled down to
+#   an RMS of 1. One odd token shall not wreck the memory. (That is for the memory of this lesson. The memories that
+#   lesson 5 adds are held shorter.)
+# - *Forgetting leads back to the start* ([choice 8](../PAPER.md#choice-8)). A trained memory starts from weights M₀
+#   that training has found. If α took away from all of W, those would fade as well. So W = M₀ + S, and only S, the
+#   **drift**, fades (put it into the line above, with α before S alone, and take M₀ away on both sides):
 #
 #         S ← α S − η′ ((S + M₀) z + δ) zᵀ
 #
-# Lesson 5 shows what happens without the two.
+# Lesson 5 shows what happens without the second, and what the first is part of.
 #
 # ### Exercise 4.3: clip
 
@@ -114,7 +117,7 @@ check.clip_error(clip_error)
 # %% [markdown]
 # ### Exercise 4.4: write one layer
 #
-# Return the drift after the write. (δ comes clipped.)
+# Return the drift after the write. (δ has been clipped already.)
 
 # %%
 def layer_write(S, M0, z, delta, alpha, eta):
@@ -186,10 +189,12 @@ plt.show()
 # %% [markdown]
 # It learns while it reads, and no optimiser is in sight: writing *is* the learning. It does not reach zero. The rule
 # forgets twice, once by (I − η′ z zᵀ) and once in the error, so that a pair that comes again and again rests between
-# what was there and what was shown (finding 2 of PAPER.md).
+# what was there and what was shown (finding 2 of [PAPER.md](../PAPER.md#what-we-found)).
 #
-# Now the mixer: a short filter over the last four tokens; fixed linear maps that make q, k, v and two gates of every
-# token; the memory; an output map. The gates say for each token how much to write and how much to keep.
+# Now the layer around the memory, the **mixer**: a short filter, a weighted sum of the last four tokens (before a
+# text stand zeros); fixed linear maps that make q, k, v and two gates of every token; the memory; an output map. The
+# gates say for each token how much to write (η, between 0 and a bound η_max) and how much to keep (α, between 0 and
+# 1). A mixer can have several **heads**, each with a memory of its own for a part of the width; ours has one.
 #
 # One more thing, for speed. Errors are found with the weights as they were at the start of the **chunk** that a token
 # lies in [A 90], so that all errors of a chunk can be computed side by side. The writes are still exact, token by
@@ -222,6 +227,8 @@ def titans(w, x, chunk, eta_max):
 
 # %% [markdown]
 # Is it the project's? We make its mixer, take out its weights, and let both read 50 random tokens in chunks of 8.
+# (The settings switch off what comes later, such as the memories of lesson 5. What each of them means stands in
+# [config.py](../config.py); nothing here depends on it.)
 
 # %%
 config = Config(width=16, layers=1, heads=1, segment=64, hidden=16, mixer="plain-titans", adaptive=("memory",),
@@ -255,6 +262,8 @@ print("largest difference:", abs(ours - theirs.data[0]).max())
 #     N ← β N + η v kᵀ,      S ← S (α I − η k kᵀ) + N
 #
 # What is read was written by the last tokens together. Here the value 1 is written once, under one key, at token 5.
+# (`momentum_rule` takes for every token: q, k, v; what does not go through N, here nothing; log α; the rates of
+# forgetting along k, here 0, and of writing; log β.)
 
 # %%
 k, v = np.ones((30, 1)), np.zeros((30, 1))
@@ -272,7 +281,7 @@ plt.show()
 
 # %% [markdown]
 # With β near 0 the write is done at once, and then fades. With β = 0.8 it goes on for a dozen tokens; without the
-# fading it would add up to 1/(1 − β) = 5 times as much.
+# fading it would add up to 1/(1 − β) = 5 times as much, 2.5.
 #
 # ### Exercise 4.5: a write with momentum
 #
@@ -293,9 +302,9 @@ check.momentum_write(momentum_write)
 # Here is a question that looks too simple: read zeros and ones, and say whether the ones so far are even or odd. That
 # is **parity**. A memory that only fades cannot do it: for parity, each 1 must *turn something over*.
 #
-# Look along one key. There, a write multiplies what the memory answers by a number, an *eigenvalue* of
+# Look along one key, of length 1. There, a write multiplies what the memory answers by a number, an *eigenvalue* of
 # (a I − b k kᵀ): it is a − b. Adding has 1. Retention has α. The delta rule has 1 − η, which lies between 0 and 1: it
-# fades. To turn over, one needs −1.
+# fades. To turn over, one needs −1. The *signed* delta rule gets there by a step of 2η: 1 − 2η.
 
 # %%
 etas = np.linspace(0, 1, 101)
@@ -316,8 +325,8 @@ plt.show()
 # (DGD on the squared error forgets twice, hence α − 2η′; here α = 1. With the exact step, η′ = η/(1 + η) is at most a
 # half at η = 1, and the eigenvalue never gets below 0. The step as it is printed in the paper reaches −1.)
 #
-# Now let a memory read 24 bits. A 1 comes with η = 1, a 0 with η = 0; nothing is ever written, v = 0. We ask under
-# the key.
+# Now let a memory read 24 bits. A 1 comes with η near 1 (0.999), a 0 with η = 0; nothing is ever written, v = 0. We
+# ask under the key.
 
 # %%
 bits = rng.integers(0, 2, 24)

@@ -30,9 +30,10 @@ rng = np.random.default_rng(0)
 #     k_t = M_k(x_t),   v_t = M_v(x_t),   η_t = M_η(x_t),   α_t = M_α(x_t)                  [A 83]
 #     y_t = M_memory(q_t)
 #
-# (Only q_t = W_q x_t stays fixed.) At every token *each* of these memories is written, by the rule that you know,
-# [A 88]. All that is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural.
-# The paper lets every memory make its own target, of the value:
+# (Only q_t = W_q x_t stays fixed. η and α are one number each: M_η and M_α end in one number, and a sigmoid brings it
+# between its bounds.) At every token *each* of these memories is written, by the rule that you know, [A 88]. All that
+# is missing is: what shall each of them learn? For the main memory, "answer k_t with v_t" was natural. The paper lets
+# every memory make its own target, of the value:
 #
 #     v̂_□ = M_□(v_t),      M_□ lowers  ½‖M_□(k_t) − v̂_□‖²                                   [A 84–85]
 #
@@ -61,7 +62,7 @@ def make(**settings):
     """Self-modifying Titans of width 16, one head; the project's choices, unless others are given."""
     chosen = {"adaptive": ("k", "v", "eta", "alpha", "memory"), "targets": "self", "memory": "mlp",
               "memory_hidden": 16, "objective": "l2", "error_power": 2.0, "reads": "exact", "memory_chunk": 1,
-              "projection_chunk": 1, "eta_max": 0.1, "eta_start": 0.05, "momentum": False,
+              "projection_chunk": 1, "eta_max": 0.5, "eta_start": 0.05, "momentum": False,
               "retention": "initial", "step": "proximal", "form": "recurrent"}
     config = Config(width=16, layers=1, heads=1, segment=64, hidden=16, mixer="titans", **(chosen | settings))
     return SelfModifyingTitans(np.random.default_rng(1), config).astype(np.float64)
@@ -87,13 +88,14 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# All five move. Behind this quiet picture stand a few decisions of the project. We now take them away, one by one, and
-# follow the letter of the paper.
+# All five move, the main memory farthest. Behind this quiet picture stand a few decisions of the project. We now take
+# them away, one by one, and follow the letter of the paper.
 #
 # ## Extinction
 #
 # Retention in [A 88] multiplies *all* of M by α. Initial states are what training has found. How much of them is left
-# after t tokens? α^t, whatever is written meanwhile.
+# after t tokens? α^t, whatever is written meanwhile. Here is a network without the `x +`, for that has no weights
+# that could fade, written by plain gradient steps.
 
 # %%
 def literal_network(tokens, alpha, eta):
@@ -129,7 +131,8 @@ plt.show()
 # that of W₁ is δ σ(W₂ k)ᵀ, which is zero if W₂ is; that of W₂ has W₁ᵀ δ in it, which is zero if W₁ is. **At zero
 # there is no gradient to leave zero by.** Near zero there is next to none, and fading wins.
 #
-# What mends it (choice 8 of PAPER.md): let only what was *learned while reading* fade, the drift S = M − M₀.
+# What mends it ([choice 8](../PAPER.md#choice-8)): let only what was *learned while reading* fade, the drift S = M −
+# M₀.
 #
 # ### Exercise 5.2: fade to where you began
 #
@@ -180,11 +183,16 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# 2, 4, 16, 256, 65,536: after a dozen tokens m is beyond what a float64 can hold. A target that grows with the memory,
+# 2, 4, 16, 256, 65,536: after ten tokens m is beyond what a float64 can hold. A target that grows with the memory,
 # and a memory that grows with its target, feed on each other. And below 1 it dies.
 #
-# What mends it (choices 10 and 11): values and targets have a fixed scale, RMS 1, or go through tanh where they are one
-# number; and errors are clipped. A memory can then still be wrong, but not by more and more.
+# What mends it ([choice 10](../PAPER.md#choice-10), [choice 11](../PAPER.md#choice-11)): values and targets have a
+# fixed scale, RMS 1, or go through tanh where they are one number; and errors are clipped, as in lesson 4: to an RMS
+# of 1 in the main memory, to a *length* of 1 in the memories that make k, v, η and α. (A vector of d numbers with an
+# RMS of 1 is √d long, so a length of 1 is the tighter bound. What a change of k or η does comes back in everything
+# that is written afterwards.) A memory can then still be wrong, but not by more and more. (The dotted lines all die,
+# for tanh(n·tanh(n)) is less than n. That is so in this smallest case only: a vector that is brought to an RMS of 1
+# neither grows nor dies.)
 #
 # ## Chaos
 #
@@ -195,7 +203,7 @@ plt.show()
 x = rng.standard_normal((1, 300, 16))
 pushed = x.copy()
 pushed[0, 0, 0] += 1e-9
-for eta_max in (0.1, 1.0, 4.0):
+for eta_max in (0.5, 1.0, 4.0):
     mixer = make(eta_max=eta_max, eta_start=eta_max / 2)
     with no_grad():
         apart = mixer(Tensor(x))[0].data - mixer(Tensor(pushed))[0].data
@@ -206,12 +214,15 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# With η up to 4 a push of a billionth is as large as the answers themselves after some fifty tokens. Nothing
-# overflows: all numbers are bounded. But what the model says is then decided by a rounding error, and a gradient
-# through such a text is as large as that ratio, 10⁹: training cannot use it. With η up to 0.1 the push stays what it
-# was.
+# With η up to 4 a push of a billionth is as large as the answers themselves after some 150 tokens. Nothing overflows:
+# all numbers are bounded. But what the model says is then decided by a rounding error, and a gradient through such a
+# text is as large as that ratio, 10⁹: training cannot use it. With η up to 1 the push grows some tenfold in 300
+# tokens. With η up to ½ it does not grow.
 #
-# What mends it (choice 9): η_t = η_max · sigmoid(…), with a small η_max, and an even smaller start.
+# What mends it ([choice 9](../PAPER.md#choice-9)): η_t = η_max · sigmoid(…), with a small η_max, ½ here, and an even
+# smaller start. (The tighter clip from above helps, too. With RMS 1 in all five memories, the gradient across a text
+# of 1,024 tokens can reach 10⁴ at η_max = ½, in a model four times as wide as this one; as it is, it stays below 1:
+# choice 11.)
 #
 # ### Exercise 5.4: a rate with a bound
 #
@@ -250,12 +261,16 @@ plt.show()
 # The memory rests at ½ and not at 1, since the rule forgets twice. With chunks of 1 and 8 it gets there. With chunks of
 # 64 it swings from one side to the other and hardly settles.
 #
+# A frozen error does this only because it has M in it, M(k) − v. A memory can lower −⟨M(k), v⟩ instead, the **dot
+# product**: then the error of what it answers is −v, whatever M is, and it cannot swing like this ([choice
+# 43](../PAPER.md#choice-43)).
+#
 # ### Exercise 5.5: the factor of a swing
 #
 # Let e be how far M is from ½ at a chunk's start. How far is it after C tokens, as a multiple of e? Hints: inside a
 # chunk M ← (1 − η) M − η·error, with a fixed error = M_start − 1. Where would M come to rest, if the chunk went on
-# for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of PAPER.md has the answer; try
-# first.)
+# for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of
+# [PAPER.md](../PAPER.md#what-we-found) has the answer; try first.)
 
 # %%
 def swing_factor(eta, C):
@@ -272,8 +287,9 @@ check.swing_factor(swing_factor)
 # | α fades all of M | extinction: at zero there is no gradient | only the drift from M₀ fades (choice 8) |
 # | targets of any size | blow-up: a memory squares itself | values and targets of RMS 1, errors clipped (10, 11) |
 # | η of any size | chaos: a billionth decides | η has a small bound, and starts smaller (9) |
-# | errors frozen for long | a swing that hardly settles | the dot product for an objective (43), or short chunks |
+# | errors frozen for long | a swing that hardly settles | short chunks, or the dot product (43) |
 #
-# Every one of them has a setting that gives the literal form back, such as `--retention zero`, and a test with a
-# counterexample. [titans.py](../titans.py) is the whole of it; `python titans.py` prints which memory moves when.
-# Next: [what moves when](6_levels.ipynb).
+# All but the bounds of values, targets and errors are settings: `--retention zero` is the literal form, `--eta-max`
+# and `--memory-chunk` can be as large as you like. Extinction, blow-up and swing have a test each that shows them, in
+# [test_findings.py](../tests/test_findings.py). [titans.py](../titans.py) is the whole of it; `python titans.py`
+# prints which memory moves when. Next: [what moves when](6_levels.ipynb).

@@ -6,7 +6,7 @@
 # the first one afterwards.
 #
 # - **Time** 60 minutes with the exercises; running it takes about a minute.
-# - **You need** lesson 2 (steps that write), and the idea of attention: a token looks back at earlier tokens.
+# - **You need** lesson 2 (steps that write) and lesson 5 (memories have chunks of tokens).
 # - **Equations** [A 70–73]; §7.1.
 
 # %%
@@ -26,8 +26,11 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A network whose parts have clocks
 #
-# In a Transformer, each block has one MLP, a network of two layers. It moves at every step of training, and never again
-# afterwards. The paper puts several in a row, the **levels** of a *continuum memory system*:
+# A **Transformer** is a stack of blocks. Each has *attention*, in which a token asks all earlier ones: it has a
+# query, each of them has a key and a value, and it takes an average of the values, weighed by how well their keys fit
+# the query. And each has one **MLP**, a network of two layers for every token by itself. It moves at every step of
+# training, and never again afterwards. The paper puts several in a row, the **levels** of a *continuum memory
+# system*:
 #
 #     y = MLP_k( … MLP_2(MLP_1(x)) … )                                                      [A 70]
 #
@@ -80,9 +83,11 @@ check.frequencies(frequencies)
 #
 #     θ ← θ − η Σ_{last C steps} g        if i is a multiple of C, else unchanged            [A 71]
 #
-# All of these gradients were found at the weights as they stood, since they did not move. Below, two levels learn
-# y = A x, a fixed map, while they "read" segments of 64 random x. `learn` is the project's line for A 71. (A level is
-# y = W_down σ(W_up x); so there are two gradients for each.)
+# Here θ is all weights of the level, and g the gradient of the loss by them. All of these gradients were found at the
+# weights as they stood, since they did not move. Below, two levels learn y = A x, a fixed map, while they "read"
+# segments of 64 random x. `learn` is the project's line for A 71. (A level is y = W_down σ(W_up x); so there are two
+# gradients for each. `states` holds, for each level, its drift and what it has gathered; the 1 in `drifts` is the
+# number of texts.)
 
 # %%
 settings = Config(width=8, heads=2, layers=1, hidden=32, mixer="attention", chunks=(1, 4), cms="sequential",
@@ -183,7 +188,8 @@ print("language B:", " ".join(f"{'ijklmnop'[w - 8]}={m - 16}" for w, m in one[16
 #
 # The second kind is trained twice: on texts AAAABBBB, and on texts AAABBBAB, where language A is asked for again
 # later. (The Transformer gets two blocks and four times as many steps. With one block, or fewer steps, it does not
-# learn to look a word up, and there would be nothing to compare.)
+# learn to look a word up, and there would be nothing to compare. `tick` is how many tokens the clock calls a step:
+# 16, one segment. `window` is how far attention looks back.)
 
 # %%
 common = {"width": 32, "heads": 2, "segment": 128, "vocabulary": 24, "mixer": "attention", "window": 32,
@@ -263,7 +269,8 @@ plt.show()
 # %% [markdown]
 # Go through the panels one by one.
 #
-# *ICL* knows language A while A stands among its last 32 tokens, and loses it as B moves in. Its memory is its window.
+# *ICL* knows language A, to some three quarters, while A stands among its last 32 tokens, and loses it as B moves in.
+# Its memory is its window.
 #
 # *One level, trained on AAAABBBB* knows a language after a segment or two, and then loses much of it to the next, even
 # though the words are others. (How much differs from seed to seed.) Nothing in its training ever asked for A again, so
@@ -273,8 +280,8 @@ plt.show()
 # moves. What differs is the state that it begins with: it was learned, through the moves, to be one in which both
 # languages find room.
 #
-# *Two levels* do as well here, and not better. The paper's picture (Fig. 8) has more levels forget less; this small
-# case does not show it, since one level is enough. Lesson 9 has what a larger measurement says.
+# *Two levels* do as well here, and not better. The paper (Fig. 8) has more levels forget less; this small case does
+# not show it, since one level is enough. Lesson 9 has what a larger measurement says.
 #
 # ### Exercise 6.4: a number for it
 #

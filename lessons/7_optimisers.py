@@ -35,7 +35,7 @@ rng = np.random.default_rng(0)
 # | M3 | a fast m, a slow m, and V | both, turned likewise |
 #
 # We let them run on one small problem, a layer of 2 × 3 weights and eight tokens, each at its best learning rate.
-# `best_walk` tries rates from 0.001 to 10 and returns the best.
+# `best_walk` takes 50 steps at each of nine rates from 0.001 to 10, two per factor of ten, and returns the best.
 
 # %%
 names = ("sgd", "momentum", "adagrad", "adamw", "muon", "m3")
@@ -59,9 +59,10 @@ plt.show()
 #
 #     V ← V + g²,      W ← W − η g/√V                                                       [A 105]
 #
-# It is a memory of the kind you know. Ask: which factor n brings all gradients so far closest to a target P, in the
-# sense of Σ (n g_i − P_i)²? The answer is n = Σ g_i P_i / Σ g_i², with V below the line. What it does: a number whose
-# gradients are always large takes smaller steps.
+# It is a memory of the kind you know. Ask, for one weight: which factor n brings its gradients g_i closest to targets
+# P_i, in the sense of the least Σ (n g_i − P_i)²? The slope by n is zero at n = Σ g_i P_i / Σ g_i², with V below the
+# line. AdaGrad's targets are √V for the newest gradient and 0 for all older ones, and n is g/√V. What it does: a
+# weight whose gradients are always large takes smaller steps. (g², √V and the quotient are taken number by number.)
 #
 # ### Exercise 7.1: AdaGrad
 
@@ -95,11 +96,11 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# SGD writes under u_1 while task 1 is on, and never again: its line stays flat. Momentum is different. When the
-# second task begins, m is full of the first. It goes on writing under u_1 for a while, though nobody asked, and
-# spoils what was right. AdaGrad and AdamW divide by √V, number by number, which turns the direction of a step: what
-# they write for one task is heard under the keys of the others. And M3 makes every direction in its memories count
-# the same, also one that is nearly forgotten (how, we shall see): it walks on along u_1 to the end.
+# SGD writes under u_1 while task 1 is on, and never again: its line stays flat. (The picture ends at 10⁻⁹.) Momentum
+# is different. When the second task begins, m is full of the first. It goes on writing under u_1 for a while, though
+# nobody asked, and spoils what was right. AdaGrad and AdamW divide by √V, number by number, which turns the direction
+# of a step: what they write for one task is heard under the keys of the others. And M3 makes every direction in its
+# memories count the same, also one that is nearly forgotten (how, we shall see): it walks on along u_1 to the end.
 #
 # The memory of an optimiser is not the weight's memory: it is short, and knows nothing of tasks.
 #
@@ -168,7 +169,7 @@ plt.show()
 
 # %% [markdown]
 # The cubic tends to 1; small values take long, since each step makes them at most 1.5 times larger. The quintic lifts
-# them 3.4 times per step, and then wavers between 0.7 and 1.2. Five steps are what Muon takes.
+# them 3.4 times per step, and then wavers between 0.68 and 1.14. Five steps are what Muon takes.
 #
 # (As it is printed, [A 44] also pulls X back to where it began, and then it stops on the way: finding 16 of PAPER.md.)
 #
@@ -182,8 +183,9 @@ plt.show()
 #     M₂ ← β₃ M₂ + (1 − β₃) Σ_{last f} g                    at every f-th step              [A 75, Algorithm 1]
 #     W ← W − η (NS(M₁) + α NS(M₂)),  shaped by √V
 #
-# (The averages are the project's reading; printed are sums, which never fade.) Let us ask M3 what it holds: feed it one
-# gradient of 1 and then zeros, and look.
+# NS is Newton–Schulz from above, and α says how much the slow memory counts. *Shaped*: the step is divided by √V,
+# number by number, and brought back to the length that it had. (The averages are the project's reading; printed are
+# sums, which never fade.) Let us ask M3 what it holds: feed it one gradient of 1 and then zeros, and look.
 
 # %%
 class Weight:                                  # what an optimiser needs of a parameter
@@ -209,7 +211,8 @@ plt.show()
 
 # %% [markdown]
 # The fast memory has forgotten it after a hundred steps. The slow one hears of it late, at the end of its window, and
-# holds it for hundreds. That is a *level*, as in lesson 6, only that its weights are gradients.
+# at the end of the picture still holds a third of it. That is a *level*, as in lesson 6, only that its weights are
+# gradients.
 #
 # ### Exercise 7.4: the slow memory
 #

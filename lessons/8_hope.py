@@ -53,7 +53,7 @@ check.block(block)
 #
 # Each byte has a vector, a row of a table E, the *embedding*. The blocks turn it into something that says what comes
 # next. At the end this is compared with all rows of the same table: the logits are `norm(x) Eᵀ`, where this last norm
-# also has a weight per channel, 1 at the start.
+# also has a weight for each of the numbers of x, 1 at the start.
 #
 # Let us walk through the project's `tiny` by hand: its parts are there to be called.
 
@@ -138,8 +138,8 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# When this was written, the Transformer ended ahead, by 3.57 against 3.86 bits per byte, and it needed a fraction of
-# the time. Do not smooth that over; ask why.
+# When this was written, the Transformer ended ahead, by some three tenths of a bit per byte, and it needed a fraction
+# of the time. Do not smooth that over; ask why.
 #
 # - A window has 64 bytes. Attention sees all of them at once, and nothing has to be forgotten yet. What a memory of
 #   fixed size is good for, a long text, does not come up.
@@ -224,7 +224,8 @@ plt.show()
 #
 # ## What you know now
 #
-# - A block is a mixer and levels, with norms and residual connections; a model is blocks between an embedding.
+# - A block is a mixer and levels, with norms and residual connections; a model is blocks between an embedding and the
+#   same embedding once more.
 # - A comparison needs equal parameters, equal data and tuned rates; and it may come out against you.
 # - A memory of fixed size does not grow; attention does.
 # - Reading with learning on is one call.

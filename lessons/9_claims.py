@@ -22,8 +22,10 @@ from config import PRESETS
 # %% [markdown]
 # ## The claims
 #
-# Each claim was measured by one command, `python -m apps.evaluate claims NAME`, which writes a file to `docs/claims/`.
-# We read those files, as they are now.
+# Each claim was measured by one command, `python -m apps.evaluate claims NAME`, which writes a file to
+# `docs/claims/`. We read those files, as they are now. (Names that you have not met, such as Comba, RWKV-7 or LSTM,
+# are other models; EWC is a way to train that holds on to what was learned before; *perplexity* is 2 to the power of
+# the bits per token. A number behind ± is the half-width of the interval that comes below.)
 
 # %%
 folder = check.ROOT / "docs" / "claims"
@@ -63,7 +65,7 @@ plt.show()
 print("altogether: " + ", ".join(f"{word} {sum(row[n] for row in counts.values())}" for n, word in enumerate(words)))
 
 # %% [markdown]
-# A *no* is against the claim; *not shown* is neither for nor against it. Most comparisons of small models with few
+# A *no* is against the claim; *not shown* is neither for nor against it. Many comparisons of small models with few
 # seeds end there, and saying so is a result.
 #
 # ## One training is one throw of dice

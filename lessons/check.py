@@ -50,7 +50,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @exercise(0, lambda rng: (rng.dirichlet(np.ones(8), 5), rng.integers(8, size=5)), {
-    "it were in nats; a bit is log 2 of them": lambda p, t: -np.mean(np.log(p[np.arange(len(t)), t])),
+    "the natural logarithm were taken; bits want log₂": lambda p, t: -np.mean(np.log(p[np.arange(len(t)), t])),
     "the bytes were added up and not averaged": lambda p, t: -np.sum(np.log2(p[np.arange(len(t)), t])),
     "the mean were taken before the logarithm": lambda p, t: -np.log2(np.mean(p[np.arange(len(t)), t])),
     "all bytes counted, and not only those that came": lambda p, t: -np.mean(np.log2(p)),
@@ -64,8 +64,9 @@ def bits_per_byte(p: np.ndarray, targets: np.ndarray) -> float:
 
 @exercise(0, lambda rng: (normal(rng, 6), rng.uniform(0.3, 3)), {
     "it were multiplied by the temperature and not divided": lambda z, t: softmax(z * t),
-    "the temperature came after the exponential: that is no temperature": lambda z, t: softmax(z),
+    "the temperature were left out, or came after the exponential, where it cancels": lambda z, t: softmax(z),
     "the shares did not add up to 1": lambda z, t: np.exp(z / t),
+    "those were logits still; probabilities are asked for": lambda z, t: z / t,
     "logits were divided by their sum, without an exponential": lambda z, t: z / t / np.sum(z / t),
 })
 def tempered(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -197,6 +198,8 @@ def ftrl(W1: np.ndarray, gradients: np.ndarray, eta: float) -> np.ndarray:
         lambda W, x, y, eta: W - eta * np.outer(W @ x - y, x),
     "η/(1 + η) stood for η/(1 + η‖x‖²), which is right for ‖x‖ = 1 only":
         lambda W, x, y, eta: W - eta / (1 + eta) * np.outer(W @ x - y, x),
+    "x were squared number by number; ‖x‖² is one number": lambda W, x, y, eta:
+        W - eta / (1 + eta * x * x) * np.outer(W @ x - y, x),
     "‖x‖ stood for its square": lambda W, x, y, eta:
         W - eta / (1 + eta * np.linalg.norm(x)) * np.outer(W @ x - y, x),
     "what W already answers were not taken away": lambda W, x, y, eta: W + eta / (1 + eta * x @ x) * np.outer(y, x),
@@ -420,6 +423,8 @@ def written_layer(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarra
         lambda S, M0, z, d, alpha, eta: written_layer(S, M0, z, d, alpha, eta, 0.0),
     "η/(1 + η) stood for η/(1 + η‖z‖²)":
         lambda S, M0, z, d, alpha, eta: written_layer(S, M0, z, d, alpha, eta, 1.0),
+    "it were the whole weight M₀ + S; the drift S is asked for": lambda S, M0, z, d, alpha, eta:
+        written_layer(S, M0, z, d, alpha, eta) + M0,
     "along z only the drift were forgotten, and not what M₀ answers":
         lambda S, M0, z, d, alpha, eta: written_layer(S, 0 * M0, z, d, alpha, eta),
 })
@@ -784,6 +789,8 @@ def spread(values: np.ndarray, t: float | None = None, ddof: int = 1, root: bool
     "squares were averaged over n; with the mean taken from the same numbers, it is n − 1":
         lambda x, t: spread(x, t, ddof=0),
     "1.96 stood for Student's t, which is larger for so few seeds": lambda x, t: spread(x, 1.96),
+    "those were the ends of the interval; its mean and its half-width are asked for":
+        lambda x, t: (spread(x, t)[0] - spread(x, t)[1], spread(x, t)[0] + spread(x, t)[1]),
     "it were the whole width and not the half": lambda x, t: (spread(x, t)[0], 2 * spread(x, t)[1]),
 })
 def interval(values: np.ndarray, t: float) -> tuple[float, float]:

@@ -102,6 +102,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
         return "there is still a blank (...) in it."
     if any(part is None for part in whole):
         return "not yet. It gives back nothing; is a return missing?"
+    if isinstance(result, list) and len(result) == len(wanted) > 1:
+        return "not yet. It gives back a list of them; write return a, b without brackets."
     try:
         shapes = [part.shape for part in parts(result)]
     except (TypeError, ValueError):
@@ -111,7 +113,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
     if len(shapes) != len(expected):
         return f"not yet. It gives back {len(shapes)} and is asked for {len(expected)} arrays or numbers."
     return "not yet. The shape is " + ", ".join(
-        f"{mine} where {its} is expected" for mine, its in zip(shapes, expected, strict=True) if mine != its) + "."
+        f"{mine or 'that of one number'} where {its or 'one number'} is expected"
+        for mine, its in zip(shapes, expected, strict=True) if mine != its) + "."
 
 
 def parts(result: Any, strict: bool = True) -> list[np.ndarray]:

@@ -121,7 +121,7 @@ def test_every_named_mistake_is_one_and_is_told_from_the_others(name):
 
 
 SLIPS = [  # in a solution, as somebody would make them; what is said of it
-    ("bits_per_byte", "np.log2(", "np.log(", "nats"),
+    ("bits_per_byte", "np.log2(", "np.log(", "natural logarithm"),
     ("bits_per_byte", "np.mean(", "np.sum(", "added up"),
     ("tempered", "logits / temperature", "logits * temperature", "multiplied"),
     ("tempered", "p / np.sum(p)", "p", "add up to 1"),
@@ -143,6 +143,7 @@ SLIPS = [  # in a solution, as somebody would make them; what is said of it
     ("proximal_step", "eta / (1 + eta * (x @ x))", "eta", "plain η"),
     ("momentum_step", "eta * g", "(1 - mu) * eta * g", "average"),
     ("momentum_step", "mu * m + eta * g", "m + eta * g", "nothing faded"),
+    ("momentum_step", "return W - m, m", "return [W - m, m]", "without brackets"),
     ("share_of_last", "1 - mu", "mu", "times what|largest error"),
     ("share_of_last", "mu ** n", "mu ** (n + 1)", "too many"),
     ("retention_write", "alpha * S", "S", "decay were missing"),

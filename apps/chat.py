@@ -100,8 +100,7 @@ class Chat:
     def listen(self, text: str) -> None:
         """Read what of a conversation is not in the place yet; where it reads otherwise than before, all of it."""
         if not text.startswith(self.heard):
-            forgot = self.session.reset("memory")
-            self.session, self.heard = replace(forgot, place=replace(forgot.place, last=self.words.start)), ""
+            self.session, self.heard = self.session.reset("memory", self.words.start), ""
         self.hear(text[len(self.heard):].encode())
         self.heard = text
 

@@ -72,7 +72,8 @@ class Words(Vocabulary):
 
     def count(self, tokens: Any) -> int:
         """How many bytes they are."""
-        return int(np.sum(self.lengths[np.asarray(tokens)[np.asarray(tokens) < len(self.lengths)]]))
+        found = np.asarray(tokens, np.int64)
+        return int(np.sum(self.lengths[found[found < len(self.lengths)]]))
 
     def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
         if not self.template:

@@ -91,10 +91,11 @@ class Chat:
         try:
             yield from self.answer(answer)
         finally:
+            if not self.completing:
+                self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
             if asked is None:
                 self.hear(bytes(answer) + b"\n")
             else:
-                self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
                 self.listen(self.words.conversation(self.said, answer=False) or "")
 
     def listen(self, text: str) -> None:

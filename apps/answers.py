@@ -20,13 +20,14 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from apps.engine import Busy, Closing, Done, Engine, Event, Failed, Heard, Job, Wrote
+from apps.engine import Busy, Closing, Done, Engine, Event, Failed, Heard, Job, TooLong, Wrote
 from apps.runs import Run, Token, Utf8
 from apps.schemas import ChatRequest, CompletionRequest, Refused
 from data import Vocabulary
 
 SLICE = 512  # entries of a list that are encoded at once
 BYTES = Vocabulary()
+FAILED = ((Closing, 503, "closing"), (TooLong, 400, "context_length_exceeded"))
 
 # From the model's thread to a request -----------------------------------------------------------------------
 
@@ -68,9 +69,9 @@ class Feed:
             while left:
                 index, event = await self.queue.get()
                 if isinstance(event, Failed):
-                    closing = isinstance(event.error, Closing)
-                    raise Refused(503 if closing else 500, str(event.error) or repr(event.error),
-                                  code="closing" if closing else "failed")
+                    status, code = next((known[1:] for known in FAILED if isinstance(event.error, known[0])),
+                                        (500, "failed"))
+                    raise Refused(status, str(event.error) or repr(event.error), code=code)
                 left -= isinstance(event, Done)
                 yield index, event
                 await asyncio.sleep(0)  # others' turn, however many events are waiting

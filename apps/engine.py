@@ -12,6 +12,7 @@ has learned is said when it is on the disk.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -29,6 +30,10 @@ TRACED = 8  # tokens between two measurements of how far memories have drifted
 
 class Busy(Exception):
     """The queue is full."""
+
+
+class TooLong(ValueError):
+    """The model has no positions for so long a text."""
 
 
 class Closing(Exception):
@@ -249,6 +254,9 @@ class Engine:
         tokens = job.tokens if whole else words.encode(text).tolist()
         if words.taught and place.state is None and tokens and tokens[0] == place.last:
             tokens = tokens[1:]  # what begins a text is in the place, and templates write it, too
+        if len(tokens) - (place.last is None) > (left := self.room(place)):
+            raise TooLong(f"the text is {len(tokens):,} tokens long, and {self.run.name} can read {left:,} more: give "
+                          "a shorter one, or reset the session")
         place = yield from self.hear(job, place, tokens, learn, True)
         if place.last is None:
             place = Place(place.state, words.ends[0])  # there must be something to go on from
@@ -266,6 +274,12 @@ class Engine:
         elif session:
             self.sessions.touch(session)
         job.emit(Done(reason, len(job.tokens), drawn, False))
+
+    def room(self, place: Place) -> int:
+        """How many more tokens the model has positions for, the last one, unread, among them."""
+        model, state = self.run.model, place.state
+        past = state.blocks[0].mixer if state else None
+        return (model.config.positions or sys.maxsize) - (model.blocks[0].mixer.position(past) if past else 0)
 
     def hear(self, job: Job, place: Place, tokens: Sequence[int], learn: bool, prompt: bool
              ) -> Generator[None, Any, Place]:
@@ -286,7 +300,8 @@ class Engine:
         counts = np.zeros(self.run.model.config.vocabulary)
         bias = np.zeros_like(counts)
         bias[list(job.bias)] = list(job.bias.values())
-        for drawn in range(1, job.count + 1):
+        count = min(job.count, self.room(place))
+        for drawn in range(1, count + 1):
             logits, state = yield place
             if not np.all(np.isfinite(logits)):
                 raise FloatingPointError("the model's prediction is not finite; reset the session, or take "
@@ -303,7 +318,7 @@ class Engine:
                     break
             if not ended or stops.hit:
                 waiting += [(one, spelled) for one in judged]
-            if not stops.hit and (ended or drawn == job.count):
+            if not stops.hit and (ended or drawn == count):
                 free = sum(len(its) for _, its in waiting)
             n, cut = 0, None
             while n < len(waiting) and len(waiting[n][1]) <= free:
@@ -319,4 +334,4 @@ class Engine:
                 del waiting[:n]
             if ended or stops.hit:
                 return bytes(written), "stop", drawn
-        return bytes(written), "length", job.count
+        return bytes(written), "length", count

@@ -14,7 +14,7 @@ for package in ("fastapi", "uvicorn", "httpx"):
 for package in ("tokenizers", "jinja2"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install -r apps/adopt/requirements.txt")
 
-from test_adopt import GPT2, LLAMA, TEMPLATE, adopted
+from test_adopt import GPT2, LLAMA, TEMPLATE, TEXT, adopted
 from test_serve import HELLO, Running
 
 from apps.runs import Place, Run
@@ -216,6 +216,21 @@ def test_learning_computes_what_chat_computes(server, run):
     for mine, other in zip(here.state.blocks, there.state.blocks, strict=True):
         for name, drift in mine.levels[0].drift.items():
             np.testing.assert_array_equal(drift.data, other.levels[0].drift[name].data)
+
+
+def test_where_positions_end_an_answer_ends_and_a_longer_text_is_refused(tmp_path):
+    run = Run.open(adopted(tmp_path, GPT2 | {"n_positions": 20}, template=None))
+    tokens = run.words.encode(b"3 birds and " * 9).tolist()
+    with Running(run, tmp_path / "sessions", longest=200) as server:
+        found = server.ok("/v1/completions", prompt=tokens[:15], max_tokens=50, logit_bias={str(tokens[0]): 100})
+        assert found["choices"][0]["finish_reason"] == "length" and found["usage"]["completion_tokens"] == 6
+        assert server.ok("/v1/completions", prompt=tokens[:21], max_tokens=50)["usage"]["completion_tokens"] == 0
+        for answer in (server.post("/v1/completions", prompt=tokens[:22], max_tokens=5),
+                       server.post("/v1/read", text=TEXT, user="a", learn=True)):
+            error = answer.json()["error"]
+            assert answer.status_code == 400 and error["code"] == "context_length_exceeded"
+            assert "can read 20 more" in error["message"]
+        assert server.client.get("/v1/sessions/a").status_code == 404
 
 
 def test_a_template_that_refuses_is_quoted_and_completions_go_on(tmp_path):

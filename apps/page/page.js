@@ -112,7 +112,7 @@ async function about() {
     const here = all.find(one => one.id === session), trained = found.hope.trained;
     model = found.hope;
     $("about").textContent = `${found.id}: ${model.parameters.toLocaleString("en")} parameters${trained.sentence ? ", trained for " + trained.sentence : ""}.${model.taught ? "" : " It continues texts; it was not taught to converse."}`;
-    $("unit").textContent = model.unit + "s";
+    $("unit").textContent = `length in ${model.unit}s`;
     $("learned").textContent = here?.learned ? `${here.learned.toLocaleString("en")} bytes learned` : "nothing learned yet";
     $("undo").disabled = !here;
     const names = [...new Set([session, ...all.map(one => one.id)])].slice(0, 100);

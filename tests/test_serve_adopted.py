@@ -205,6 +205,11 @@ def test_a_session_learns_reads_only_what_is_new_and_is_saved(server, run, monke
     assert anew.state.blocks[0].mixer.key.shape[2] < place.state.blocks[0].mixer.key.shape[2]
     assert anew.state.clock > place.state.clock and anew.drifted
     assert server.ok("/v1/sessions/birds", reset="last")["learned"] == about["learned"]
+    server.ok("/v1/sessions/birds", reset="all")
+    assert server.engine.sessions.get(("", "birds")).place == Place(last=run.words.start) == Place(last=None)
+    server.ok("/v1/read", text=ASKED, user="once", learn=True)
+    server.ok("/v1/sessions/once", reset="last")
+    assert server.engine.sessions.get(("", "once")).place == Place(last=None)
 
 
 def test_learning_computes_what_chat_computes(server, run):

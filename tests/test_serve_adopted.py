@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402  what may be missing is imported after it was found not to be
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -251,3 +252,10 @@ def test_a_session_with_nothing_before_goes_on_from_nothing(tmp_path, run):
     assert Session("a", Place(None, 5)).reset("all", run.words.start).place == Place(last=None)
     path = Session("a", Place(last=None)).save(tmp_path, run.fingerprint)
     assert Session.load(path, run.fingerprint).place == Place(last=None)
+
+
+def test_many_at_once_are_answered_as_each_alone(server):
+    asked = [{"prompt": ASKED + " and" * n, "temperature": 0, "max_tokens": 9, "logprobs": 1} for n in (0, 0, 1, 2, 3)]
+    alone = [server.ok("/v1/completions", **each)["choices"] for each in asked]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda each: server.ok("/v1/completions", **each)["choices"], asked)) == alone

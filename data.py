@@ -63,9 +63,13 @@ class Vocabulary:
     def spell(self, tokens: Sequence[int]) -> bytes:
         return bytes(np.minimum(tokens, 255).tolist())  # 255 is no UTF-8
 
+    def sizes(self, tokens: Any) -> Tokens:
+        """How many bytes each of these tokens is."""
+        return np.ones(np.shape(tokens), np.int64)
+
     def count(self, tokens: Any) -> int:
-        """How many bytes these tokens are."""
-        return int(np.size(tokens))
+        """How many bytes they are together."""
+        return int(np.sum(self.sizes(tokens)))
 
     def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
         """Role and content of messages as text, as a model was taught to read them; None if it was not."""

@@ -20,11 +20,14 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from apps.engine import Busy, Closing, Done, Engine, Event, Failed, Heard, Job, Wrote
+from apps.engine import Busy, Closing, Done, Engine, Event, Failed, Heard, Job, TooLong, Wrote
 from apps.runs import Run, Token, Utf8
 from apps.schemas import ChatRequest, CompletionRequest, Refused
+from data import Vocabulary
 
 SLICE = 512  # entries of a list that are encoded at once
+BYTES = Vocabulary()
+FAILED = ((Closing, 503, "closing"), (TooLong, 400, "context_length_exceeded"))
 
 # From the model's thread to a request -----------------------------------------------------------------------
 
@@ -66,9 +69,9 @@ class Feed:
             while left:
                 index, event = await self.queue.get()
                 if isinstance(event, Failed):
-                    closing = isinstance(event.error, Closing)
-                    raise Refused(503 if closing else 500, str(event.error) or repr(event.error),
-                                  code="closing" if closing else "failed")
+                    status, code = next((known[1:] for known in FAILED if isinstance(event.error, known[0])),
+                                        (500, "failed"))
+                    raise Refused(status, str(event.error) or repr(event.error), code=code)
                 left -= isinstance(event, Done)
                 yield index, event
                 await asyncio.sleep(0)  # others' turn, however many events are waiting
@@ -92,25 +95,30 @@ class Feed:
 # Tokens to text ---------------------------------------------------------------------------------------------
 
 
-def spelled(byte: int) -> str:
-    """A token as OpenAI writes it, every one differently."""
-    return chr(byte) if byte < 128 else f"bytes:\\x{byte:02x}"
+def spelled(token: int, words: Vocabulary = BYTES) -> str:
+    """A token as OpenAI writes it: its text, or else its bytes, or its number where it stands for none."""
+    spells = words.spell([token])
+    try:
+        return spells.decode() or f"token_id:{token}"
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spells)
 
 
 class Scribe:
     """One choice: its tokens as text, never half a character, and as log-probabilities in either shape."""
 
-    def __init__(self, chat: bool, logprobs: bool):
-        self.chat, self.logprobs, self.text, self.offset = chat, logprobs, Utf8(), 0
+    def __init__(self, chat: bool, logprobs: bool, words: Vocabulary = BYTES):
+        self.chat, self.logprobs, self.words, self.text, self.offset = chat, logprobs, words, Utf8(), 0
         self.waiting: list[Token] = []
         self.offsets: list[int] = []
 
-    def write(self, tokens: Sequence[Token], final: bool = False) -> tuple[str, Any]:
-        """What can be sent now: text, and log-probabilities if they were asked for."""
+    def write(self, tokens: Sequence[Token], final: bool = False, cut: int | None = None) -> tuple[str, Any]:
+        """What can be sent now: text, with `cut` only so many bytes of its last token; log-probabilities if asked for.
+        """
         text = ""
-        for token in tokens:
+        for i, token in enumerate(tokens, 1):
             self.offsets.append(self.offset)
-            new = self.text.feed([token.byte])
+            new = self.text.feed(self.words.spell([token.byte])[:cut if i == len(tokens) else None])
             self.offset += len(new)
             text += new
         text += self.text.feed(b"", final)
@@ -124,25 +132,31 @@ class Scribe:
             return text, {"refusal": None, "content": [
                 {**self.one(token.byte, token.log_p), "top_logprobs": [self.one(*pair) for pair in token.top]}
                 for token in tokens]}
-        return text, {"tokens": [spelled(token.byte) for token in tokens],
+        return text, {"tokens": [spelled(token.byte, self.words) for token in tokens],
                       "token_logprobs": [token.log_p for token in tokens],
                       "top_logprobs": [self.likely(token) for token in tokens], "text_offset": offsets}
 
-    @staticmethod
-    def one(byte: int, log_p: float | None) -> dict[str, Any]:
-        return {"token": spelled(byte), "logprob": log_p, "bytes": [byte]}
+    def one(self, token: int, log_p: float | None) -> dict[str, Any]:
+        return {"token": spelled(token, self.words), "logprob": log_p, "bytes": list(self.words.spell([token]))}
 
-    @staticmethod
-    def likely(token: Token) -> dict[str, float] | None:
+    def likely(self, token: Token) -> dict[str, float] | None:
         """The likeliest, and the token itself; None where nothing came before."""
         if token.log_p is None:
             return None
-        return {spelled(byte): log_p for byte, log_p in (*token.top, (token.byte, token.log_p))}
+        return {spelled(i, self.words): log_p for i, log_p in (*token.top, (token.byte, token.log_p))}
 
 
-def watched(event: Heard | Wrote) -> dict[str, Any]:
-    """What there is to see of an event: bytes and surprise, levels that moved, drift of the memories."""
-    seen = {"bytes": [token.byte for token in event.tokens], "bits": [token.bits for token in event.tokens]}
+def watched(event: Heard | Wrote, words: Vocabulary = BYTES) -> dict[str, Any]:
+    """What there is to see of an event: bytes and their surprise, levels that moved, drift of the memories.
+
+    The surprise of a token is that of its bytes, in equal shares.
+    """
+    spells = [words.spell([token.byte]) for token in event.tokens]
+    if isinstance(event, Wrote) and event.cut:
+        spells[-1] = spells[-1][:event.cut]
+    seen: dict[str, Any] = {"bytes": list(b"".join(spells)), "bits": [
+        None if token.bits is None else token.bits / len(its)
+        for token, its in zip(event.tokens, spells, strict=True) for _ in its]}
     if isinstance(event, Heard):
         seen |= {"from": "prompt" if event.prompt else "learning", "moved": event.moved}
     else:
@@ -156,11 +170,11 @@ def watched(event: Heard | Wrote) -> dict[str, Any]:
 class Answer:
     """What becomes of a chat or completion request."""
 
-    def __init__(self, asked: ChatRequest | CompletionRequest, run: Run, feed: Feed, prompts: Sequence[bytes]):
-        self.asked, self.feed, self.chat = asked, feed, isinstance(asked, ChatRequest)
+    def __init__(self, asked: ChatRequest | CompletionRequest, run: Run, feed: Feed, prompts: Sequence[Sequence[int]]):
+        self.asked, self.feed, self.chat, self.words = asked, feed, isinstance(asked, ChatRequest), run.words
         self.echo = isinstance(asked, CompletionRequest) and bool(asked.echo)
         logprobs = bool(asked.logprobs) if isinstance(asked, ChatRequest) else asked.logprobs is not None
-        self.scribes = [Scribe(self.chat, logprobs) for _ in feed.jobs]
+        self.scribes = [Scribe(self.chat, logprobs, run.words) for _ in feed.jobs]
         self.read, self.n = sum(map(len, prompts)), asked.n or 1
         self.drawn, self.learned, self.saved = 0, False, True
         self.head: dict[str, Any] = {
@@ -185,7 +199,8 @@ class Answer:
             self.saved &= event.saved
             return *self.scribes[index].write([], final=True), event.reason
         if isinstance(event, Wrote) or (self.echo and isinstance(event, Heard) and event.prompt):
-            text, logprobs = self.scribes[index].write(event.tokens)
+            cut = event.cut if isinstance(event, Wrote) else None
+            text, logprobs = self.scribes[index].write(event.tokens, cut=cut)
             return (text, logprobs, None) if text or logprobs else None
         return None
 
@@ -196,7 +211,7 @@ class Answer:
         seen: list[Raw] = []
         async for index, event in self.feed.until_gone(request):
             if isinstance(event, Heard | Wrote) and self.asked.trace:
-                seen.append(raw({"index": index, **watched(event)}))
+                seen.append(raw({"index": index, **watched(event, self.words)}))
             if new := self.take(index, event):
                 texts[index].append(new[0])
                 logprobs[index].add(new[1])
@@ -228,7 +243,8 @@ class Answer:
                 for index in range(len(self.scribes)):
                     yield chunk(index, "", role=True)
             async for index, event in self.feed.events():
-                seen = watched(event) if self.asked.trace and isinstance(event, Heard | Wrote) else None
+                seen = (watched(event, self.words) if self.asked.trace and isinstance(event, Heard | Wrote)
+                        else None)
                 text, logprobs, reason = self.take(index, event) or ("", None, None)
                 if text or logprobs or seen:
                     yield chunk(index, text or None, logprobs, seen=seen)

@@ -33,13 +33,14 @@ from apps.answers import Answer, Feed, answered, raw, sse, watched
 from apps.engine import Done, Engine
 from apps.gate import LOCAL, Gate, Rules, refusal
 from apps.record import Record, problem
-from apps.runs import END, LEARN, TEMPLATE, TURN, Place, distances, process_bytes
+from apps.runs import LEARN, TEMPLATE, TURN, Place, Run, distances, process_bytes
 from apps.schemas import (
     Asked,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     ErrorBody,
+    Message,
     Name,
     ReadRequest,
     Refused,
@@ -73,12 +74,22 @@ def in_utf8(header: str) -> str:
         return header
 
 
+def after_message(run: Run) -> int:
+    """Bytes of a conversation, as the model reads it, between its last message and the answer; 0 if nobody can say."""
+    try:
+        text = spoken([Message(role="user", content="?")], run.words)
+    except Refused:
+        return 0
+    return run.words.count(run.words.encode(text.rpartition("?")[2].encode()))
+
+
 def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequence[str] = (),
            origins: Sequence[str] = (), body_limit: int = 1 << 20, longest: int = 4096, verbose: bool = False,
            log: bool = False, address: str = "http://127.0.0.1:8000") -> Record:
     """The application around engines, which it starts and stops; at the end all sessions are saved."""
     by_name = {engine.run.name: engine for engine in engines}
     trained, started = {name: About.of(engine.run.folder) for name, engine in by_name.items()}, int(time.time())
+    tails = {name: after_message(engine.run) for name, engine in by_name.items()}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -197,9 +208,11 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
 
     def about(engine: Engine) -> dict[str, Any]:
         run, config = engine.run, engine.run.model.config
-        return {"id": run.name, "object": "model", "created": started, "owned_by": "hope", "max_model_len": None,
+        return {"id": run.name, "object": "model", "created": started, "owned_by": "hope",
+                "max_model_len": config.positions or None,
                 "hope": {"parameters": hope.count(config), "mixer": config.mixer, "chunks": list(config.chunks),
                          "segment": config.segment, "tick": LEARN, "trained": facts(trained[run.name]),
+                         "unit": run.words.unit, "taught": run.words.taught, "tail": tails[run.name],
                          "process_bytes": process_bytes(), "batch_padding": engine.padding}}
 
     def chosen(name: str | None) -> Engine:
@@ -221,22 +234,39 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
 
     # tokens -------------------------------------------------------------------------------------------------
 
+    async def told(run: Run, given: str | list[int], param: str = "prompt") -> tuple[bytes, Sequence[int]]:
+        """A text, or token ids, as bytes and as tokens; Refused if there is no such token."""
+        words, size = run.words, run.model.config.vocabulary
+        if not isinstance(given, str):
+            if given and max(given) >= size:
+                raise Refused(400, f"{param} has the token {max(given)}; those of {run.name} are 0 to {size - 1}",
+                              param=param)
+            return words.spell(given), given
+        text = given.encode()
+        return text, text if words.unit == "byte" else (await asyncio.to_thread(words.encode, text)).tolist()
+
     @app.get("/tokenizer_info")
-    async def tokenizer_info() -> dict[str, Any]:
-        """Tokens are bytes."""
-        return {"tokenizer_class": "bytes", "vocab_size": 256, "bos_token": None, "eos_token": chr(END),
-                "pad_token": chr(END), "chat_template": TEMPLATE}
+    async def tokenizer_info(model: str = "") -> dict[str, Any]:
+        """What tokens are: bytes, or those of an adopted model."""
+        words = chosen(model).run.words
+        marks = getattr(words, "marks", {"bos_token": None, "eos_token": words.spell(words.ends[:1]).decode()})
+        return {"tokenizer_class": f"{words.unit}s", "vocab_size": words.size, **marks,
+                "pad_token": marks["eos_token"], "chat_template": getattr(words, "template", None) or TEMPLATE}
 
     @app.post("/tokenize")
     async def tokenize(asked: TokenizeRequest) -> Response:
-        """The bytes of a text, or of a conversation as the model sees it."""
-        tokens = list((spoken(asked.messages or []) if asked.prompt is None else asked.prompt).encode())
-        return await answered({"tokens": tokens, "count": len(tokens), "max_model_len": None})
+        """The tokens of a text, or of a conversation as the model sees it."""
+        run = chosen(asked.model).run
+        text = spoken(asked.messages or [], run.words) if asked.prompt is None else asked.prompt
+        _, tokens = await told(run, text)
+        return await answered({"tokens": list(tokens), "count": len(tokens),
+                               "max_model_len": run.model.config.positions or None})
 
     @app.post("/detokenize")
     async def detokenize(asked: DetokenizeRequest) -> Response:
-        """The text of bytes."""
-        return await answered({"prompt": bytes(asked.tokens).decode("utf-8", "replace")})
+        """The text of tokens."""
+        text, _ = await told(chosen(asked.model).run, asked.tokens, "tokens")
+        return await answered({"prompt": text.decode("utf-8", "replace")})
 
     # writing ------------------------------------------------------------------------------------------------
 
@@ -256,10 +286,15 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
                                  headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def respond(request: Request, asked: ChatRequest | CompletionRequest, named: str | None,
-                      retried: str | None, once: str | None, prompts: Sequence[bytes], default: int, top: int,
-                      stops: list[bytes]) -> Response:
+                      retried: str | None, once: str | None, engine: Engine, given_prompts: Sequence[str | list[int]],
+                      default: int, top: int, stops: list[bytes]) -> Response:
         """Check what the description cannot say, hand in the jobs, answer in the way that was asked for."""
-        engine = chosen(asked.model)
+        run = engine.run
+        bias = {int(token): value for token, value in (asked.logit_bias or {}).items()}
+        if bias and max(bias) >= run.model.config.vocabulary:
+            raise Refused(400, f"logit_bias has the token {max(bias)}; those of {run.name} are 0 to "
+                          f"{run.model.config.vocabulary - 1}")
+        prompts = [await told(run, prompt) for prompt in given_prompts]
         limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
         given = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         session = session_of(request, asked, named)
@@ -271,61 +306,71 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
                   "temperature": 1.0 if asked.temperature is None else asked.temperature,
                   "top_p": 1.0 if asked.top_p is None else asked.top_p, "top_k": asked.top_k or 0,
                   "frequency": asked.frequency_penalty or 0.0, "presence": asked.presence_penalty or 0.0,
-                  "bias": {int(token): value for token, value in (asked.logit_bias or {}).items()},
+                  "bias": bias,
                   "stops": [*stops, *(stop.encode() for stop in given)],
                   "key": once or hashlib.sha256(body).hexdigest(), "retry": bool(once) or (retried or "0") != "0"}
         seed = secrets.randbits(64) if asked.seed is None else asked.seed % 2**64
         completing = isinstance(asked, CompletionRequest)
         scoring = isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None
-        start = Place(last=None) if completing and not session else Place()
+        bare = completing and not session and (run.words.unit == "byte" or not all(
+            isinstance(prompt, str) for prompt in given_prompts))  # where nothing comes before: ids are all there is
+        start = Place(last=None if bare else run.words.start)
         feed = Feed(engine).submit([
-            {"prompt": prompt, "seed": [seed, i], "place": start, "aside": bool(scoring), **common}
-            for prompt in prompts for i in range(asked.n or 1)])
-        answer = Answer(asked, engine.run, feed, prompts)
+            {"prompt": prompt, "tokens": tokens, "seed": [seed, i], "place": start, "aside": bool(scoring),
+             "anew": run.words.taught and not completing, **common}
+            for prompt, tokens in prompts for i in range(asked.n or 1)])
+        answer = Answer(asked, run, feed, [tokens for _, tokens in prompts])
         return streamed(answer.stream()) if asked.stream else await answered(await answer.whole(request))
 
     @app.post("/v1/chat/completions", responses=streams)
     async def chat(request: Request, asked: ChatRequest, named: Named = None, retried: Retry = None,
                    once: Once = None) -> Response:
         """Answer the last message of a conversation."""
-        top, prompt = (asked.top_logprobs or 0) if asked.logprobs else 0, spoken(asked.messages).encode()
-        return await respond(request, asked, named, retried, once, [prompt], 256, top, [TURN])
+        engine, top = chosen(asked.model), (asked.top_logprobs or 0) if asked.logprobs else 0
+        words = engine.run.words
+        return await respond(request, asked, named, retried, once, engine, [spoken(asked.messages, words)], 256, top,
+                             [] if words.taught else [TURN])
 
     @app.post("/v1/completions", responses=streams)
     async def completions(request: Request, asked: CompletionRequest, named: Named = None, retried: Retry = None,
                           once: Once = None) -> Response:
         """Go on with a text, or with each of several; with `echo` and `logprobs` score it."""
-        return await respond(request, asked, named, retried, once, asked.prompts, 16, asked.logprobs or 0, [])
+        return await respond(request, asked, named, retried, once, chosen(asked.model), asked.prompts, 16,
+                             asked.logprobs or 0, [])
 
     # reading and sessions -----------------------------------------------------------------------------------
 
     @app.post("/v1/read", responses=streams)
     async def read(request: Request, asked: ReadRequest, named: Named = None) -> Response:
         """Read a text and tell how surprising each byte was; with `learn`, learn from it."""
-        feed = Feed(chosen(asked.model)).submit([
-            {"prompt": asked.text.encode(), "session": session_of(request, asked, named), "aside": True,
+        engine = chosen(asked.model)
+        session, words = session_of(request, asked, named), engine.run.words
+        text, tokens = await told(engine.run, asked.text, "text")
+        feed = Feed(engine).submit([
+            {"prompt": text, "tokens": tokens, "session": session, "place": Place(last=words.start), "aside": True,
              "learn": asked.learn, "trace": True}])
         total, count = 0.0, 0
 
-        def told(found: Any) -> dict[str, Any]:
+        def shows(found: Any) -> dict[str, Any]:
             nonlocal total, count
-            if isinstance(found, Done):
-                return {"bytes": count, "bits_per_byte": total / count, "learned": found.learned,
+            if isinstance(found, Done):  # of a single token after which nothing came, nothing is known
+                return {"bytes": count, "bits_per_byte": total / count if count else None, "learned": found.learned,
                         **({} if found.saved else {"saved": False})}
-            bits = [token.bits for token in found.tokens if token.bits is not None]
-            total, count = total + sum(bits), count + len(bits)
-            return watched(found)
+            judged = [token for token in found.tokens if token.bits is not None]
+            total += sum(token.bits for token in judged)
+            count += words.count([token.byte for token in judged])
+            return watched(found, words)
 
         async def stream() -> AsyncIterator[str]:
             try:
                 async for _, found in feed.events():
-                    yield sse(told(found))
+                    yield sse(shows(found))
             except Refused as refused:
                 yield sse(refused.body)
             yield "data: [DONE]\n\n"
         if asked.stream:
             return streamed(stream())
-        *pieces, end = [raw(told(found)) async for _, found in feed.until_gone(request)]
+        *pieces, end = [raw(shows(found)) async for _, found in feed.until_gone(request)]
         return await answered({**json.loads(end), "pieces": pieces})
 
     def shown(name: str, found: dict[str, Any] | None) -> dict[str, Any]:

@@ -91,17 +91,17 @@ class Chat:
         try:
             yield from self.answer(answer)
         finally:
+            if not self.completing:
+                self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
             if asked is None:
                 self.hear(bytes(answer) + b"\n")
             else:
-                self.said = [*said, ("assistant", answer.decode("utf-8", "replace"))]
                 self.listen(self.words.conversation(self.said, answer=False) or "")
 
     def listen(self, text: str) -> None:
         """Read what of a conversation is not in the place yet; where it reads otherwise than before, all of it."""
         if not text.startswith(self.heard):
-            forgot = self.session.reset("memory")
-            self.session, self.heard = replace(forgot, place=replace(forgot.place, last=self.words.start)), ""
+            self.session, self.heard = self.session.reset("memory", self.words.start), ""
         self.hear(text[len(self.heard):].encode())
         self.heard = text
 

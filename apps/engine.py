@@ -12,6 +12,7 @@ has learned is said when it is on the disk.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -21,14 +22,18 @@ from typing import Any
 import numpy as np
 
 import hope
-from apps.runs import END, Place, Run, Stops, Token, alike, distances, judge, padding, predict, read
-from apps.sessions import Key, Session, Sessions
+from apps.runs import Place, Run, Stops, Token, alike, distances, judge, padding, predict, read
+from apps.sessions import NOTHING, Key, Session, Sessions
 
 TRACED = 8  # tokens between two measurements of how far memories have drifted
 
 
 class Busy(Exception):
     """The queue is full."""
+
+
+class TooLong(ValueError):
+    """The model has no positions for so long a text."""
 
 
 class Closing(Exception):
@@ -54,6 +59,7 @@ class Wrote:
 
     tokens: list[Token]
     drift: dict[str, float] | None = None
+    cut: int | None = None  # a stop begins within the last token: only so many of its bytes belong to the answer
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,13 @@ class Job:
     """One sequence to read and go on with."""
 
     prompt: bytes
+    tokens: Sequence[int]  # the same
     emit: Callable[[Event], None]
     count: int = 0  # tokens to write, at most
     place: Place = field(default_factory=Place)  # where reading begins outside a session
     session: Key | None = None
     aside: bool = False  # the text is no continuation of the session's conversation
+    anew: bool = False  # what continues nothing that the session heard is read with an empty memory
     learn: bool = False
     key: str = ""  # the same for a request and its retries, which learn once
     retry: bool = False
@@ -238,29 +246,45 @@ class Engine:
         owner, name = job.session or ("", "")
         before = session or Session(name, job.place, owner=owner)
         learn = job.learn and not (job.retry and job.key in before.requests)
+        words, place = self.run.words, before.place
         text = job.prompt if job.aside else before.unheard(job.prompt)
-        place = yield from self.hear(job, before.place, text, learn, True)
+        whole = len(text) == len(job.prompt)
+        if job.anew and whole and before.heard != NOTHING:
+            place = before.reset("memory", words.start).place
+        tokens = job.tokens if whole else words.encode(text).tolist()
+        if words.taught and place.state is None and tokens and tokens[0] == place.last:
+            tokens = tokens[1:]  # what begins a text is in the place, and templates write it, too
+        if len(tokens) - (place.last is None) > (left := self.room(place)):
+            raise TooLong(f"the text is {len(tokens):,} tokens long, and {self.run.name} can read {left:,} more: give "
+                          "a shorter one, or reset the session")
+        place = yield from self.hear(job, place, tokens, learn, True)
         if place.last is None:
-            place = Place(place.state, END)  # there must be something to go on from
+            place = Place(place.state, words.ends[0])  # there must be something to go on from
         written, reason, drawn = yield from self.answer(job, place)
         if learn:
-            place = yield from self.hear(job, place, bytes(written), True, False)
-            sent_back = job.prompt + bytes(written).decode("utf-8", "replace").encode()
+            place = yield from self.hear(job, place, words.encode(written).tolist(), True, False)
+            sent_back = job.prompt + written.decode("utf-8", "replace").encode()
             after = before.after(place, len(text) + len(written), None if job.aside else sent_back, job.key)
             saved = None if job.cancelled else self.sessions.commit(session, after)
             if saved:
                 self.lessons += 1
                 saved.add_done_callback(lambda found: job.emit(
-                    Done(reason, len(job.prompt), drawn, True, found.result())))
+                    Done(reason, len(job.tokens), drawn, True, found.result())))
                 return
         elif session:
             self.sessions.touch(session)
-        job.emit(Done(reason, len(job.prompt), drawn, False))
+        job.emit(Done(reason, len(job.tokens), drawn, False))
 
-    def hear(self, job: Job, place: Place, text: bytes, learn: bool, prompt: bool
+    def room(self, place: Place) -> int:
+        """How many more tokens the model has positions for, the last one, unread, among them."""
+        model, state = self.run.model, place.state
+        past = state.blocks[0].mixer if state else None
+        return (model.config.positions or sys.maxsize) - (model.blocks[0].mixer.position(past) if past else 0)
+
+    def hear(self, job: Job, place: Place, tokens: Sequence[int], learn: bool, prompt: bool
              ) -> Generator[None, Any, Place]:
         """Read a text, with a pause after each piece; returns the place after it."""
-        for piece in read(self.run.model, place, text, learn, job.top):
+        for piece in read(self.run.model, place, tokens, learn, job.top):
             place = piece.place
             self.tokens_read += len(piece.tokens)
             drift = distances(self.run.model, place.state) if job.trace else None
@@ -268,15 +292,16 @@ class Engine:
             yield None
         return place
 
-    def answer(self, job: Job, place: Place) -> Generator[Place, Any, tuple[list[int], str, int]]:
-        """Write up to `count` tokens or a stop; returns them, why it ended, and how many were drawn."""
-        rng, stops = np.random.default_rng(job.seed), Stops([*job.stops, bytes([END])])
-        waiting: list[Token] = []
-        written: list[int] = []
+    def answer(self, job: Job, place: Place) -> Generator[Place, Any, tuple[bytes, str, int]]:
+        """Write up to `count` tokens or a stop; returns their bytes, why it ended, and how many were drawn."""
+        words, rng, stops = self.run.words, np.random.default_rng(job.seed), Stops(job.stops)
+        waiting: list[tuple[Token, bytes]] = []
+        free, written = 0, bytearray()  # of what waits, the first `free` bytes belong to the answer
         counts = np.zeros(self.run.model.config.vocabulary)
         bias = np.zeros_like(counts)
         bias[list(job.bias)] = list(job.bias.values())
-        for drawn in range(1, job.count + 1):
+        count = min(job.count, self.room(place))
+        for drawn in range(1, count + 1):
             logits, state = yield place
             if not np.all(np.isfinite(logits)):
                 raise FloatingPointError("the model's prediction is not finite; reset the session, or take "
@@ -286,15 +311,27 @@ class Engine:
             counts[token] += 1
             self.tokens_drawn += 1
             place = Place(state, token)
-            waiting += judge([token], logits[None], job.top)
-            free = stops.feed(token)
-            if drawn == job.count and not stops.hit:
-                free = len(waiting)
-            if free:
+            judged, spelled, ended = judge([token], logits[None], job.top), words.spell([token]), token in words.ends
+            for byte in spelled:
+                free += stops.feed(byte)
+                if stops.hit:
+                    break
+            if not ended or stops.hit:
+                waiting += [(one, spelled) for one in judged]
+            if not stops.hit and (ended or drawn == count):
+                free = sum(len(its) for _, its in waiting)
+            n, cut = 0, None
+            while n < len(waiting) and len(waiting[n][1]) <= free:
+                free -= len(waiting[n][1])
+                n += 1
+            if stops.hit and free:
+                n, cut = n + 1, free
+            if n:
                 drift = distances(self.run.model, state) if job.trace and drawn % TRACED == 0 else None
-                job.emit(Wrote(waiting[:free], drift))
-                written += [token.byte for token in waiting[:free]]
-                del waiting[:free]
-            if stops.hit:
-                return written, "stop", drawn
-        return written, "length", job.count
+                job.emit(Wrote([one for one, _ in waiting[:n]], drift, cut))
+                *most, last = [its for _, its in waiting[:n]]
+                written += b"".join([*most, last[:cut]])
+                del waiting[:n]
+            if ended or stops.hit:
+                return bytes(written), "stop", drawn
+        return bytes(written), "length", count

@@ -51,7 +51,7 @@ from apps.runs import DEMO, newest
 from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
 from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
 from config import Config
-from data import IGNORE, Corpus, Text, fixed
+from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
 from hope import Hope, State, drifted
 from layers import cross_entropy
 from tools import console
@@ -165,6 +165,7 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """Bits per byte by position, with and without learning while reading, in constant memory."""
     texts = [Text([d], d.name) for d in Corpus.from_paths(given.files).documents] if given.files else [
         Corpus.default().split("validation")]
+    texts = [in_words(t, given.words, given.limit) for t in texts]
     found: dict[str, dict[str, Any]] = {}
     for learn in dict.fromkeys(("off", given.learn)):
         reader, segment = given.reader(model, learn=learn), given.segment or model.config.segment
@@ -176,10 +177,11 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
                 end = min(len(document) - 1, given.limit)
                 for t in range(0, end, segment):
                     n = min(segment, end - t)
-                    nats = reader.step(document.read(t, t + n + 1).astype(np.int64)[None])[0][0]
+                    tokens = document.read(t, t + n + 1).astype(np.int64)
+                    nats = reader.step(tokens[None])[0][0]
                     bins = np.log2(np.arange(t, t + n) + 1).astype(int)  # 2ⁱ − 1 … 2ⁱ⁺¹ − 2 are one
                     np.add.at(bits, bins, nats / BIT)
-                    np.add.at(seen, bins, 1)
+                    np.add.at(seen, bins, given.words.sizes(tokens[1:]))
                     size = max(size, reader.state.nbytes if reader.state else 0)
                     bar.update(n)
         if not seen.sum():
@@ -194,6 +196,17 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     return {"head": ["position", *found], "rows": rows, "results": found,
             "x": ("position in the context", positions), "y": "bits per byte",
             "lines": {name: list(f["by position"].values()) for name, f in found.items()}}
+
+
+def in_words(text: Text, words: Vocabulary, limit: int) -> Text:
+    """The text in tokens, `limit` bytes of each document, each after the token that begins one."""
+    if words.unit == "byte":
+        return text
+    begin, found = [] if words.start is None else [words.start], []
+    for document in text.documents:
+        tokens = np.append(begin, words.encode(document.read(0, min(document.size, limit)).tobytes())).astype(np.int64)
+        found.append(Document(document.name, tokens, len(tokens)))
+    return Text(found, text.name, words)
 
 
 def recall(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
@@ -344,6 +357,7 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
             "forward": float(np.mean((before - matrix[0])[1:]))}
 
 
+IN_WORDS = ("text", "multiple-choice")  # what an adopted model can be asked, too
 TASKS: dict[str, Callable[[argparse.Namespace, Hope], dict[str, Any]]] = {
     "text": text, "recall": recall, "needle": needle, "passkey": passkey, "forgetting": forgetting,
     "languages": languages, "multiple-choice": multiple_choice}
@@ -446,7 +460,7 @@ def evaluate(given: argparse.Namespace) -> None:
         about = {"config": asdict(model.config)}
         out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
     out.mkdir(parents=True, exist_ok=True)
-    asked = {name: value for name, value in vars(given).items() if name != "reader"}
+    asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words")}
     kept = {"task": given.task, "asked": asked, **about, "results": found["results"],
             "seconds": round(time.perf_counter() - started, 1)}
     (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -460,9 +474,10 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     path = run / "checkpoint.npz"
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
-    if vocabulary(path.parent).unit != "byte":
-        raise ValueError(f"{run} is an adopted model with words of its own; only runs whose tokens are bytes are "
-                         "evaluated")
+    given.words = vocabulary(path.parent)
+    if given.words.unit != "byte" and given.task not in IN_WORDS:
+        raise ValueError(f"{run} is an adopted model with tokens of its own, which {' and '.join(IN_WORDS)} can read; "
+                         "all other tasks are for runs whose tokens are bytes")
     model = hope.load(path)[0]
     if not given.run:
         print(f"the run {run}")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data import encode
 from hope import Hope
 
 
@@ -24,19 +23,20 @@ def multiple_choice(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
         raise ValueError('give --questions FILE, with lines like {"context": "1 + 1 =", "choices": [" 2", '
                          '" 3"], "answer": 0}')
     right: dict[str, list[bool]] = {"plain": [], "per byte": []}
-    reader, asked = given.reader(model), list(questions(Path(given.questions)))
+    reader, asked, words = given.reader(model), list(questions(Path(given.questions))), given.words
+    begin = [] if words.unit == "byte" or words.start is None else [words.start]
     for context, choices, answer in tqdm(asked, disable=given.quiet):
         reader.begin()
-        head, at = encode(context), 0
+        head, at = np.append(begin, words.encode(context.encode())).astype(np.int64), 0
         while len(head) - at > reader.segment:  # all but what the choices follow directly
             reader.step(head[None, at:at + reader.segment + 1])
             at += reader.segment
         before, nats = reader.state, []
         for choice in choices:
-            tail = encode(choice)
+            tail = words.encode(choice.encode())
             reader.state = before
             found = reader.step(np.concatenate([head[at:], tail])[None])[0][0]
-            nats.append((float(np.sum(found[-len(tail):])), len(tail)))
+            nats.append((float(np.sum(found[-len(tail):])), words.count(tail)))
         reader.state = before
         if len(head) - at > 1:
             reader.step(head[None, at:])

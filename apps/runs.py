@@ -79,13 +79,6 @@ class Run:
             sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
         return cls(folder.absolute(), model, sha.hexdigest(), words)
 
-    def of_bytes(self, done: str) -> Run:
-        """This run; ValueError if its tokens are words of an adopted model, for which something cannot be done yet."""
-        if type(self.words) is not Vocabulary:
-            raise ValueError(f"{self.folder} is an adopted model with words of its own; only runs whose tokens are "
-                             f"bytes can be {done}; python -m apps.chat talks with it")
-        return self
-
 
 def newest(below: Path) -> Path:
     """The folder with the latest checkpoint, or else the demonstration; ValueError if there is neither."""
@@ -293,9 +286,9 @@ def padding(model: Hope, places: int = 12) -> int:
 
 
 def begun(model: Hope, places: int) -> list[Place]:
-    """Places after three bytes of noise each, that can be predicted from together."""
-    rng = np.random.default_rng(0)
-    return [read_piece(model, Place(), rng.integers(256, size=3).tolist()).place for _ in range(places)]
+    """Places after three tokens of noise each, that can be predicted from together."""
+    rng, size = np.random.default_rng(0), min(256, model.config.vocabulary)
+    return [read_piece(model, Place(), rng.integers(size, size=3).tolist()).place for _ in range(places)]
 
 
 def price_alone(model: Hope, places: int = 8) -> float:

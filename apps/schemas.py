@@ -15,12 +15,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainValidator,
     Tag,
     WithJsonSchema,
     model_validator,
 )
 
 from apps.runs import conversation
+from data import Vocabulary
 
 
 def encodable(text: str) -> str:
@@ -44,17 +46,15 @@ Name = Annotated[Text, AfterValidator(without_controls), Field(min_length=1, max
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
-def to_bytes(tokens: Any) -> Any:
-    """Token ids as bytes; a million of them take no time."""
-    if not isinstance(tokens, list):
-        return tokens
-    if set(map(type, tokens)) - {int} or (tokens and not 0 <= min(tokens) <= max(tokens) <= 255):
-        raise ValueError("token ids are whole numbers from 0 to 255: bytes")
-    return bytes(tokens)
+def ids(tokens: Any) -> Any:
+    """Token ids; a million of them take no time. Which of them there are is for a model to say."""
+    if not isinstance(tokens, list) or set(map(type, tokens)) - {int} or (tokens and min(tokens) < 0):
+        raise ValueError("token ids are whole numbers, 0 or more")
+    return tokens
 
 
-Bytes = Annotated[bytes, BeforeValidator(to_bytes), WithJsonSchema(
-    {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}})]
+Ids = Annotated[list, PlainValidator(ids), WithJsonSchema(
+    {"type": "array", "items": {"type": "integer", "minimum": 0}})]
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1), "min_p": (None, 0), "suffix": (None, ""),
     "tools": (None, []), "functions": (None, []), "tool_choice": (None, "none", "auto"),
@@ -96,7 +96,7 @@ class Asked(Body):
     model: str | None = None
     n: Annotated[Count, Field(ge=1, le=16)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1, description="0, like temperature 0: the likeliest byte")] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, description="0, like temperature 0: the likeliest token")] | None = None
     top_k: Annotated[Count, Field(ge=0)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
@@ -115,8 +115,8 @@ class Asked(Body):
             if name in WITHOUT_EFFECT and value not in WITHOUT_EFFECT[name]:
                 raise Unsupported(name)
         for token in self.logit_bias or {}:
-            if not (token.isascii() and token.isdigit() and int(token) < 256):
-                raise ValueError(f"logit_bias has the token {token[:20]!r}; tokens are bytes, 0 to 255")
+            if not (token.isascii() and token.isdigit() and len(token) < 20):
+                raise ValueError(f"logit_bias has the token {token[:20]!r}; tokens are whole numbers")
         if self.learn and (self.n or 1) > 1:
             raise ValueError("a session learns from one answer: n must be 1 where learn is true")
         return self
@@ -137,8 +137,15 @@ class Message(Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
 
 
-def spoken(messages: list[Message]) -> str:
-    return conversation((message.role, message.text) for message in messages)
+def spoken(messages: list[Message], words: Vocabulary) -> str:
+    """A conversation as the model was taught to read it, else as any of them can; Refused if its template refuses it.
+    """
+    said = [(message.role, message.text) for message in messages]
+    try:
+        found = words.conversation(said)
+    except ValueError as error:
+        raise Refused(400, str(error), param="messages") from None
+    return conversation(said) if found is None else found
 
 
 class ChatRequest(Asked):
@@ -151,8 +158,6 @@ class ChatRequest(Asked):
 
 def kind_of_prompt(prompt: Any) -> str:
     """Told by its first part, so that one reading of a long prompt is enough."""
-    if isinstance(prompt, bytes):
-        return "tokens"
     if not isinstance(prompt, list):
         return "text"
     first = prompt[0] if prompt else ""
@@ -161,8 +166,8 @@ def kind_of_prompt(prompt: Any) -> str:
 
 Prompt = Annotated[Annotated[Text, Tag("text")]
                    | Annotated[list[Text], Field(max_length=128, fail_fast=True), Tag("texts")]
-                   | Annotated[Bytes, Tag("tokens")]
-                   | Annotated[list[Bytes], Field(max_length=128, fail_fast=True), Tag("token lists")],
+                   | Annotated[Ids, Tag("tokens")]
+                   | Annotated[list[Ids], Field(max_length=128, fail_fast=True), Tag("token lists")],
                    Discriminator(kind_of_prompt)]
 
 
@@ -175,16 +180,16 @@ class CompletionRequest(Asked):
     best_of: Count | None = None
 
     @property
-    def prompts(self) -> list[bytes]:
-        """One prompt or several, as bytes."""
-        prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        return [one.encode() if isinstance(one, str) else one for one in prompts]
+    def prompts(self) -> list[str | list[int]]:
+        """One prompt or several, each a text or token ids."""
+        one = kind_of_prompt(self.prompt) in ("text", "tokens")
+        return [self.prompt] if one else self.prompt  # type: ignore[list-item, return-value]
 
     @model_validator(mode="after")
     def possible(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is not supported here; leave it out")
-        if self.learn and isinstance(self.prompt, list) and len(self.prompt) > 1:
+        if self.learn and len(self.prompts) > 1:
             raise ValueError("a session learns from one text: give one prompt where learn is true")
         if self.learn and self.echo and self.logprobs is not None:
             raise ValueError("nothing moves while a text is scored: leave out learn, or echo with logprobs")
@@ -200,6 +205,7 @@ class ReadRequest(Body):
 
 
 class TokenizeRequest(Body):
+    model: str | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(max_length=4096, fail_fast=True)] | None = None
 
@@ -211,7 +217,8 @@ class TokenizeRequest(Body):
 
 
 class DetokenizeRequest(Body):
-    tokens: Bytes
+    model: str | None = None
+    tokens: Ids
 
 
 class ResetRequest(Body):

@@ -183,7 +183,7 @@ def serve(given: argparse.Namespace) -> int:
             raise ValueError(f"there is no readable file {file}")
     if given.ssl_keyfile and not secure:
         raise ValueError("--ssl-keyfile needs --ssl-certfile")
-    runs = [Run.open(folder).of_bytes("served") for folder in given.runs or [""]]
+    runs = [Run.open(folder) for folder in given.runs or [""]]
     if twice := [run.name for run in runs if [one.name for one in runs].count(run.name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}, and requests name them so; rename one's folder")
     folders = [Path(given.session_folder, *[run.name] * (len(runs) > 1)) if given.session_folder else
@@ -193,8 +193,9 @@ def serve(given: argparse.Namespace) -> int:
             expect_writable(folder)
             held.enter_context(locked(folder, "serving sessions"))
         socket_here = held.enter_context(contextlib.closing(listen(given.host, given.port)))
-        engines = [Engine(run, Sessions(folder.absolute(), run.fingerprint, given.sessions, given.session_days),
-                          given.rows, given.queue, given.fast) for run, folder in zip(runs, folders, strict=True)]
+        engines = [Engine(run, Sessions(folder.absolute(), run.fingerprint, given.sessions, given.session_days,
+                                        run.words.start), given.rows, given.queue, given.fast)
+                   for run, folder in zip(runs, folders, strict=True)]
         address = address_of(socket_here, secure)
         own = {given.host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
         app = create(engines, keys=known, hosts=[*own, *(name.lower() for name in given.allowed_host)],

@@ -67,15 +67,18 @@ class Session:
                        used=now, requests=(*self.requests, key)[-16:] if key else self.requests,
                        changes=self.changes + 1)
 
-    def reset(self, what: str = "all") -> Session:
-        """The session without its memories ("memory"), what levels learned ("levels"), or both ("all")."""
+    def reset(self, what: str = "all", start: int | None = END) -> Session:
+        """The session without its memories ("memory"), what levels learned ("levels"), or both ("all").
+
+        Without memories it stands after `start`, where a text begins.
+        """
         next_one = replace(self, changes=self.changes + 1)
         if what == "all" or self.place.state is None:
-            return replace(next_one, place=Place(), heard=NOTHING, learned=0, requests=())
+            return replace(next_one, place=Place(last=start), heard=NOTHING, learned=0, requests=())
         state = self.place.state.reset(what)
         if what == "levels":
             return replace(next_one, place=Place(state, self.place.last))
-        return replace(next_one, place=Place(state, END), heard=NOTHING)
+        return replace(next_one, place=Place(state, start), heard=NOTHING)
 
     def about(self) -> dict[str, Any]:
         """What a list of sessions shows."""
@@ -161,8 +164,9 @@ def saved_in(folder: Path, fingerprint: str) -> dict[Key, dict[str, Any]]:
 class Sessions:
     """All sessions of a server; may be used from any thread. A thread of its own writes, in the order of changes."""
 
-    def __init__(self, folder: Path, fingerprint: str, limit: int = 32, days: float = 30):
+    def __init__(self, folder: Path, fingerprint: str, limit: int = 32, days: float = 30, start: int | None = END):
         self.folder, self.fingerprint, self.limit, self.days = folder, fingerprint, limit, days
+        self.start = start  # the token after which a text begins
         self.lock = threading.Lock()  # of what is in memory
         self.files = threading.Lock()  # of what is in the folder; taken first where both are
         self.memory: OrderedDict[Key, Session] = OrderedDict()  # the last used last
@@ -257,7 +261,7 @@ class Sessions:
         if session is None:
             return None
         if what != "last":
-            return self.commit(session, session.reset(what))
+            return self.commit(session, session.reset(what, self.start))
         self.flush()  # the version before this one may be on its way to the disk
         path = before(file_of(self.folder, key[1], key[0]))
         if not path.exists():
@@ -333,7 +337,8 @@ class Sessions:
                 shutil.copy2(path, beside)
             os.replace(beside, old)
         else:
-            empty = Session(session.name, created=session.created, used=session.used, owner=session.owner)
+            empty = Session(session.name, Place(last=self.start), created=session.created, used=session.used,
+                            owner=session.owner)
             os.replace(empty.save(self.folder, self.fingerprint), old)
         session.save(self.folder, self.fingerprint)
 

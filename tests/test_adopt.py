@@ -664,9 +664,35 @@ def test_the_package_safetensors_reads_what_is_written_here(tmp_path):
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
-def test_programs_that_read_bytes_say_so_in_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins):
+    run = chat.Run.open(adopted(tmp_path, begins=begins))
+    given, choices = "7 birds and 7 birds are 14 birds; été, 🙂", [" 14 birds", " 8"]
+    (tmp_path / "a.txt").write_text(given, encoding="utf-8")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"context": given, "choices": choices, "answer": 0}))
+    asked = ["--run", str(run.folder), "--quiet", "--out", str(tmp_path / "out"), "--segment", "256"]
+    assert evaluate.main(["text", "--files", str(tmp_path / "a.txt"), *asked]) == 0
+    assert evaluate.main(["multiple-choice", "--questions", str(tmp_path / "q.jsonl"), *asked]) == 0
+    found, scored = (json.loads((tmp_path / "out" / f"{task}.json").read_text())["results"]
+                     for task in ("text", "multiple-choice"))
+
+    def nats(text, after=""):
+        parts = [run.words.encode(part.encode()) for part in (after, text)]
+        tokens = np.concatenate([[0] if begins else [], *parts]).astype(int)
+        with no_grad():
+            logits = run.model(tokens[None, :-1])[0].data[0].astype(np.float64)
+        each = np.log(np.sum(np.exp(logits), -1)) - logits[np.arange(len(tokens) - 1), tokens[1:]]
+        return each[-len(parts[1]):] if after else each
+    size = len(given.encode()) - (0 if begins else run.words.count(run.words.encode(given.encode())[:1]))
+    assert found["off"]["bits per byte"] == pytest.approx(float(nats(given).sum()) / np.log(2) / size, rel=1e-4)
+    costs = [float(nats(choice, given).sum()) for choice in choices]
+    per_byte = [cost / len(choice.encode()) for cost, choice in zip(costs, choices, strict=True)]
+    assert [scored["plain"], scored["per byte"]] == [float(np.argmin(costs) == 0), float(np.argmin(per_byte) == 0)]
+
+
+def test_tasks_that_read_bytes_say_so_in_one_line(tmp_path, capsys):
     run = adopted(tmp_path)
-    assert evaluate.main(["text", "--run", str(run)]) == 2
-    assert "only runs whose tokens are bytes are evaluated" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="only runs whose tokens are bytes can be served"):
-        chat.Run.open(run).of_bytes("served")
+    for task in ("recall", "forgetting"):
+        assert evaluate.main([task, "--run", str(run)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "all other tasks are for runs whose tokens are bytes" in said

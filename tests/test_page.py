@@ -85,6 +85,12 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
+    with opened_at(browser, url) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def opened_at(browser, url):
     """A page that complains about nothing and fetches nothing from elsewhere."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     opened, complaints = context.new_page(), []
@@ -137,7 +143,7 @@ def test_a_text_is_continued_its_own_letters_coloured_and_a_mark_where_the_model
     assert "yours" in page.inner_text("#mean") and "main memory" in page.inner_text("#drift")
     assert page.locator("#raster rect").count() == 0  # learning is off
     page.click("text=take this as the text")
-    assert page.input_value("#text") == own + written
+    assert page.input_value("#text") == (own + written).replace("\r", "\n")  # as fields of text have it
 
 
 def test_a_click_on_an_example_is_enough(page):
@@ -152,6 +158,30 @@ def test_in_a_chat_messages_alternate_and_only_what_was_typed_is_shown(page):
     say(page, "and more", "chat")
     assert [b.inner_text() for b in page.locator(".entry b").all()] == ["you", "model"] * 2
     assert page.locator(".entry:last-child .yours").inner_text() == "and more" and page.input_value("#text") == ""
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_an_adopted_model_is_shown_in_its_own_tokens_and_talks_as_it_was_taught(tmp_path, browser, taught):
+    for package in ("tokenizers", "jinja2"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install -r apps/adopt/requirements.txt")
+    from test_adopt import LLAMA, TEMPLATE, adopted
+    adopted(tmp_path, LLAMA, "--chunks", "1,2", template=TEMPLATE if taught else None)
+    with serving(tmp_path / "run", tmp_path / "sessions") as url, opened_at(browser, url) as page:
+        assert ("was not taught to converse" in page.inner_text("#about")) != taught
+        page.click("#how summary")
+        assert page.inner_text("#unit") == "length in tokens"
+        page.fill("#length", "40")
+        for message in ("7 birds and été", "and 8 birds"):
+            say(page, message, "chat")
+            spans = page.locator(".entry:last-child .yours span")
+            assert "".join(spans.all_inner_texts()) == message
+            titles = [spans.nth(i).get_attribute("title") for i in range(len(message))]
+            first = message.index(" birds")
+            assert len(set(titles[first:first + 6])) == 1 < len(set(titles))  # one token: its letters share its bits
+        page.check("#learn")
+        teach(page, "3 birds and 3 birds are 6 birds. " * 8)
+        assert "takes" in page.inner_text("#step") and "moves every 32 tokens, C = 1" in page.text_content("#raster")
+        assert page.locator("#raster rect").count() > 0 and "bytes learned" in page.inner_text("#learned")
 
 
 def test_with_learning_on_levels_of_plain_names_move_and_a_reset_asks_and_forgets(page):

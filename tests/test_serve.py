@@ -62,7 +62,7 @@ class Running(uvicorn.Server):
     """A real server on a free port, in a thread."""
 
     def __init__(self, run: Run, folder: Path, rows: int = 32, waiting: int = 128, **options):
-        self.engine = Engine(run, Sessions(folder, run.fingerprint), rows, waiting)
+        self.engine = Engine(run, Sessions(folder, run.fingerprint, start=run.words.start), rows, waiting)
         self.app = create([self.engine], **options)
         super().__init__(uvicorn.Config(self.app, port=0, log_level="critical", timeout_graceful_shutdown=5))
 

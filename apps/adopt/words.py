@@ -70,9 +70,9 @@ class Words(Vocabulary):
         """The bytes that tokens stand for; special ones, and those that the tokenizer lacks, for none."""
         return b"".join(self.pieces[token] for token in tokens if token < len(self.pieces))
 
-    def count(self, tokens: Any) -> int:
-        """How many bytes they are."""
-        return int(np.sum(self.lengths[np.asarray(tokens)[np.asarray(tokens) < len(self.lengths)]]))
+    def sizes(self, tokens: Any) -> Tokens:
+        found = np.asarray(tokens, np.int64)
+        return np.where(found < self.size, self.lengths[np.minimum(found, self.size - 1)], 0)
 
     def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
         if not self.template:

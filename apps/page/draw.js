@@ -43,7 +43,7 @@ export function paint(box, letters) {
 export function levelName(model, chunk) {  // [plain, the paper's]
   const rank = model.chunks.indexOf(chunk), last = model.chunks.length - 1;
   const plain = last < 1 ? "level" : rank === 0 ? "fast level" : rank === last ? "slow level" : last === 2 ? "middle level" : `level ${rank + 1}`;
-  return [plain, `moves every ${(chunk * model.tick).toLocaleString("en")} bytes, C = ${chunk}`];
+  return [plain, `moves every ${(chunk * model.tick).toLocaleString("en")} ${model.unit}s, C = ${chunk}`];
 }
 
 const NAMES = { memory: ["main memory", "M_mem"], k: ["what is looked up by: keys", "M_k"], v: ["what is found: values", "M_v"],
@@ -52,7 +52,7 @@ const NAMES = { memory: ["main memory", "M_mem"], k: ["what is looked up by: key
 
 function memoryName(model, name) {
   if (name.startsWith("level ")) return levelName(model, +name.slice(6));
-  if (name.startsWith("bank ")) return ["bank", `moves every ${name.slice(5)} bytes`];
+  if (name.startsWith("bank ")) return ["bank", `moves every ${name.slice(5)} ${model.unit}s`];
   return NAMES[name] || [name, ""];
 }
 
@@ -101,7 +101,7 @@ export function drawMoves(model, moves) {  // one list of chunk sizes for every 
       x: left + i * width, y: y + 22, width: width - 1, height: 18, rx: 1, fill: colour(model, chunk) })); });
   });
   raster.append(make("line", { x1: left, x2: right, y1: height, y2: height, class: "axis" }),
-                make("text", { x: left, y: height + 14, class: "small" }, `segments of ${model.tick} bytes that it learned from →`));
+                make("text", { x: left, y: height + 14, class: "small" }, `segments of ${model.tick} ${model.unit}s that it learned from →`));
   const times = model.chunks.map(chunk => `${levelName(model, chunk)[0]} ${shown.filter(moved => moved.includes(chunk)).length} times`);
   $("moved").textContent = shown.length ? `In the last ${shown.length} segments: ${times.join(", ")}.` : "No level has moved yet: they do where it learns.";
   raster.setAttribute("aria-label", $("moved").textContent);

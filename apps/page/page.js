@@ -111,7 +111,8 @@ async function about() {
     const all = (await get(list())).data;
     const here = all.find(one => one.id === session), trained = found.hope.trained;
     model = found.hope;
-    $("about").textContent = `${found.id}: ${model.parameters.toLocaleString("en")} parameters${trained.sentence ? ", trained for " + trained.sentence : ""}. It continues texts; it was not taught to converse.`;
+    $("about").textContent = `${found.id}: ${model.parameters.toLocaleString("en")} parameters${trained.sentence ? ", trained for " + trained.sentence : ""}.${model.taught ? "" : " It continues texts; it was not taught to converse."}`;
+    $("unit").textContent = `length in ${model.unit}s`;
     $("learned").textContent = here?.learned ? `${here.learned.toLocaleString("en")} bytes learned` : "nothing learned yet";
     $("undo").disabled = !here;
     const names = [...new Set([session, ...all.map(one => one.id)])].slice(0, 100);
@@ -149,7 +150,7 @@ async function write() {
   function begin() {  // the prompt was read: its last bytes are the text, in a chat with the model's turn behind it
     if (begun) return;
     begun = true;
-    const behind = chat ? "\nassistant: ".length : 0, end = read.bytes.length - behind, start = Math.max(0, end - size);
+    const behind = chat ? model.tail : 0, end = read.bytes.length - behind, start = Math.max(0, end - size);
     entry.yours = new Letters().feed(read.bytes.slice(start, end), read.bits.slice(start, end));
     kept.begin = kept.bits.length;
     paint(shown.yours, entry.yours);

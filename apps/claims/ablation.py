@@ -42,7 +42,10 @@ def measure(study: Study) -> dict[str, Any]:
     study.parameters = {name: count(config) for name, config in text.items()}
     for what, configs, rates, one in (("text", text, modelling.RATES, bits), ("recall", pairs, recall.RATES, recalled)):
         sign = -1 if what == "text" else 1
-        best = study.sweep(what, rates, lambda rate, seed, c=configs["Hope"], f=one, s=sign: s * f(c, rate, seed))
+
+        def score(rate: float, seed: int, config: Config = configs["Hope"], one: Any = one, sign: int = sign) -> float:
+            return sign * one(config, rate, seed)
+        best = study.sweep(what, rates, score)
         for name, config in configs.items():
             study.bar.set_postfix_str(f"{what}, {name}")
             found[what, name] = np.array([one(config, best, seed) for seed in range(study.seeds)])

@@ -27,11 +27,13 @@ def measure(study: Study) -> dict[str, Any]:
     places = [2 ** i for i in range(9, 21)]  # tokens read
     far, near = (2 ** 20, 2 ** 13) if study.share == 1 else (2 ** 11, 2 ** 10)
     bits: dict[str, list[list[float]]] = {}
-    found = {}
+    found: dict[str, Any] = {}
     for name, config in models.items():
         study.parameters[name] = count(config)
-        rate = study.sweep(name, (3e-3, 1e-2, 3e-2), lambda rate, seed, c=config: -bits_per_byte(
-            trained(study, c, rate, seed, study.steps(200))))
+
+        def learned(rate: float, seed: int, config: Config = config) -> float:
+            return -bits_per_byte(trained(study, config, rate, seed, study.steps(200)))
+        rate = study.sweep(name, (3e-3, 1e-2, 3e-2), learned)
         for seed in range(study.seeds):
             model = trained(study, config, rate, seed, study.steps(200))
             end = far if seed == 0 and name == "self-modifying" else near  # one model reads to the end
@@ -55,7 +57,9 @@ def measure(study: Study) -> dict[str, Any]:
 
 def read_on(model: Hope, seed: int, places: Sequence[int], bar: Any) -> list[dict[str, float]]:
     """Read on from a place of its own; what reading is like just before each number of tokens in `places`."""
-    text, segment, nats, found = corpus()[0], model.config.segment, [], []
+    text, segment = corpus()[0], model.config.segment
+    nats: list[float] = []
+    found: list[dict[str, float]] = []
     state, since, started = None, 0, time.process_time()
     begin = seed * (len(text) - places[-1] - 1) // 10
     for t in range(0, places[-1], segment):

@@ -49,7 +49,7 @@ class LSTM(Mixer):
 
     def __init__(self, rng: np.random.Generator, width: int):
         self.input, self.recurrent = Linear(rng, width, 4 * width), Linear(rng, width, 4 * width)
-        self.bias = Parameter(np.repeat(np.float32([0, 1, 0, 0]), width))  # it begins by keeping
+        self.bias = Parameter(np.repeat(np.array([0, 1, 0, 0], np.float32), width))  # it begins by keeping
         self.output = Linear(rng, width, width)
 
     def start(self, x: Tensor) -> LSTMState:

@@ -41,8 +41,10 @@ def measure(study: Study) -> dict[str, Any]:
         best = study.sweep(name + note, rates, score)
         return np.array([[-score(best, seed)] for seed in range(study.seeds)])
     found, cause = {name: bits(name) for name in costs}, {}
-    for reading, options in {"M3 has no slow memory": {"slow_weight": 0.0}, "M3 has no V": {"variance": False},
-                             "M3 has neither": {"slow_weight": 0.0, "variance": False}}.items():
+    readings: dict[str, dict[str, Any]] = {
+        "M3 has no slow memory": {"slow_weight": 0.0}, "M3 has no V": {"variance": False},
+        "M3 has neither": {"slow_weight": 0.0, "variance": False}}
+    for reading, options in readings.items():
         again = bits("m3", f", {reading}", **options)
         cause[reading] = {"kept": {"m3": interval(again)}, "below muon": verdict((found["muon"] - again)[:, 0])}
     verdicts = {other: verdict((found[other] - found["m3"])[:, 0]) for other in ("adamw", "muon")}

@@ -49,14 +49,16 @@ def measure(study: Study) -> dict[str, Any]:
     found: dict[str, np.ndarray] = {}
     for name, config in {"": base, "one level: ": one}.items():
         study.parameters[name or "three levels"] = count(config)
-        rate = study.sweep(f"{name}training", (2e-3, 5e-3, 1e-2, 2e-2, 4e-2),
-                           lambda rate, seed, c=config: -bits_per_byte(trained(study, c, rate, seed, steps)))
+        def learned(rate: float, seed: int, config: Config = config) -> float:
+            return -bits_per_byte(trained(study, config, rate, seed, steps))
+        rate = study.sweep(f"{name}training", (2e-3, 5e-3, 1e-2, 2e-2, 4e-2), learned)
         models = [trained(study, config, rate, seed, steps) for seed in (SWEEP, *range(study.seeds))]
         for learning, levels in (subsets if not name else {"off": (), "learning": (1,)}).items():
             inner = 0.0
             if levels:  # tuned on text that was trained on, so as not to peep
-                inner = study.sweep(name + learning, (0.1, 0.3, 1.0, 3.0, 10.0), lambda rate, seed,
-                                    m=models[0], ls=levels: -read(m, ls, rate, train))
+                def again(rate: float, seed: int, model: Hope = models[0], levels: Any = levels) -> float:
+                    return -read(model, levels, rate, train)
+                inner = study.sweep(name + learning, (0.1, 0.3, 1.0, 3.0, 10.0), again)
             found[name + learning] = np.array([[read(m, levels, inner, held_out)] for m in models[1:]])
     gain = (found["off"] - found["all levels"])[:, 0]
     gains = {name: interval((found["off" if not name.startswith("one") else "one level: off"] - bits)[:, 0])

@@ -72,7 +72,9 @@ class Study:
         found = {}
         for name, config in models.items():
             self.parameters[name] = count(config)
-            best = self.sweep(name + note, rates, lambda rate, seed, c=config: float(np.mean(score(c, rate, seed))))
+            def mean(rate: float, seed: int, config: Config = config) -> float:
+                return float(np.mean(score(config, rate, seed)))
+            best = self.sweep(name + note, rates, mean)
             self.bar.set_postfix_str(name)
             found[name] = np.array([np.atleast_1d(score(config, best, seed)) for seed in range(self.seeds)])
         return found

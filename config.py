@@ -175,9 +175,14 @@ class Config:
         return tuple((self.level_rates or [self.learn_rate] * len(self.chunks))[n] for n in self.block_levels(block))
 
     @property
+    def in_context(self) -> bool:
+        """Whether levels move inside the window that they are trained on."""
+        return self.moves == "context" or self.cms == "nested"
+
+    @property
     def ticks(self) -> int:
         """Ticks of the levels' clocks in one segment, where levels move in the context."""
-        return max(1, self.segment // self.tick) if self.tick else self.chunks[-1]
+        return max(1, self.segment // self.tick) if self.tick and self.cms != "nested" else self.chunks[-1]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:

@@ -39,16 +39,6 @@ PART = 1 << 20  # bytes in memory at once while hashing and compressing
 NO_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data")
 
 
-def encode(text: str) -> Tokens:
-    """The UTF-8 bytes of a string as tokens."""
-    return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
-
-
-def decode(tokens: ArrayLike) -> str:
-    """The string that tokens spell; what is no byte and no UTF-8 (a character cut in half) becomes U+FFFD."""
-    return bytes(np.minimum(tokens, 255).tolist()).decode("utf-8", errors="replace")  # 255 is no UTF-8
-
-
 class Vocabulary:
     """What tokens stand for: bytes, unless a model brings words of its own."""
 
@@ -60,7 +50,7 @@ class Vocabulary:
     def encode(self, text: bytes) -> Tokens:
         return np.frombuffer(text, np.uint8).astype(np.int64)
 
-    def spell(self, tokens: Sequence[int]) -> bytes:
+    def spell(self, tokens: Any) -> bytes:
         return bytes(np.minimum(tokens, 255).tolist())  # 255 is no UTF-8
 
     def sizes(self, tokens: Any) -> Tokens:
@@ -74,6 +64,19 @@ class Vocabulary:
     def conversation(self, messages: Sequence[tuple[str, str]], answer: bool = True) -> str | None:
         """Role and content of messages as text, as a model was taught to read them; None if it was not."""
         return None
+
+
+BYTES = Vocabulary()
+
+
+def encode(text: str) -> Tokens:
+    """The UTF-8 bytes of a string as tokens."""
+    return BYTES.encode(text.encode("utf-8"))
+
+
+def decode(tokens: ArrayLike) -> str:
+    """The string that tokens spell; what is no byte and no UTF-8 (a character cut in half) becomes U+FFFD."""
+    return BYTES.spell(tokens).decode("utf-8", errors="replace")
 
 
 # --- documents and texts ------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ class Text:
     """
 
     def __init__(self, documents: Sequence[Document], name: str = "given", words: Vocabulary | None = None) -> None:
-        self.documents, self.name, self.words = list(documents), name, words or Vocabulary()
+        self.documents, self.name, self.words = list(documents), name, words or BYTES
         self._starts = [0, *accumulate(document.size + 1 for document in self.documents)]
 
     def __len__(self) -> int:
@@ -138,7 +141,7 @@ class Text:
         """A copy of bytes [start, stop), its first document found by bisection; ValueError outside."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"[{start}, {stop}) is no range of the {self.name} text of {len(self)} bytes")
-        out = np.full(stop - start, self.words.ends[0], np.uint8 if type(self.words) is Vocabulary else np.int64)
+        out = np.full(stop - start, self.words.ends[0], np.uint8 if self.words.unit == "byte" else np.int64)
         i = bisect_right(self._starts, start) - 1
         while i < len(self.documents) and (begin := self._starts[i]) < stop:
             document, at = self.documents[i], max(begin - start, 0)
@@ -149,7 +152,7 @@ class Text:
 
     def encoded(self, words: Vocabulary) -> "Text":
         """The same text in other tokens, which are kept in memory."""
-        if type(words) is Vocabulary:
+        if words.unit == "byte":
             return self
         documents = []
         for document in self.documents:

@@ -220,7 +220,7 @@ class Hope(Module):
         """
         state, nested = state or State.start(self.config), self.config.cms == "nested"
         tokens, carry = self._checked(tokens, state), carry and not nested
-        ticks, batch = self.config.chunks[-1] if nested else self.config.ticks, tokens.shape[0]
+        ticks, batch = self.config.ticks, tokens.shape[0]
         length = (tokens.shape[1] - 1) // ticks
         if length < 1 or length * ticks + 1 != tokens.shape[1]:
             raise ValueError(f"a window in which levels move has a multiple of {ticks} tokens and one more, "
@@ -273,8 +273,7 @@ class Hope(Module):
         CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
         for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end.
         """
-        in_context = self.config.cms == "nested" or self.config.moves == "context"
-        levels = [] if in_context else [n for block in self.blocks for n in block.cms.levels]
+        levels = [] if self.config.in_context else [n for block in self.blocks for n in block.cms.levels]
         period = {id(p): level.chunk for level in levels for p in level.parameters()}
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         tables = [getattr(self, name, None) for name in ("embedding", "positions", "unembedding")]

@@ -6,9 +6,10 @@ changed, only replaced; so whoever gives up in the middle still has the old one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,19 @@ STATES = {kind.__name__: kind for kind in (
 
 def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
     """Write arrays so that the file at `path` is at every moment either the old one or the new one, whole."""
-    path = Path(path)
+    with replacing(Path(path)) as file:
+        np.savez(file, **{name: host(array) for name, array in arrays.items()})
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A file beside the one at `path`, to write bytes into; whole, it takes that one's place, else it is removed."""
     beside = path.with_name(path.name + ".part")
     try:
-        with open(beside, "wb") as f:
-            np.savez(f, **{name: host(array) for name, array in arrays.items()})
-            f.flush()
-            os.fsync(f.fileno())
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -150,7 +150,7 @@ class Run:
 
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
         """What training lowers; where levels learn in the context, they move within the segment, too."""
-        if self.config.cms == "nested" or self.config.moves == "context":
+        if self.config.in_context:
             return self.model.context_loss(tokens, past)
         return self.model.loss(tokens, past)
 

@@ -36,7 +36,7 @@ import numpy as np
 
 import hope
 from apps.about import About
-from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read
+from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read, without_start
 from apps.sessions import Session, file_of, saved_in
 from config import nearest
 from tools import console
@@ -109,9 +109,7 @@ class Chat:
         """Read, and learn if that is on; the place moves only when all of it was read."""
         if not text:
             return
-        tokens, place = self.words.encode(text).tolist(), self.session.place
-        if self.words.taught and place.state is None and tokens[0] == place.last:
-            del tokens[0]  # what begins a text is in the place, and templates write it, too
+        tokens = without_start(self.words, self.session.place, self.words.encode(text).tolist())
         pieces = list(read(self.run.model, self.session.place, tokens, self.learning))
         self.last += pieces
         learned = len(text) if self.learning else 0

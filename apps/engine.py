@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import hope
-from apps.runs import Place, Run, Stops, Token, alike, distances, judge, padding, predict, read
+from apps.runs import Place, Run, Stops, Token, alike, distances, judge, padding, predict, read, without_start
 from apps.sessions import NOTHING, Key, Session, Sessions
 
 TRACED = 8  # tokens between two measurements of how far memories have drifted
@@ -251,9 +251,7 @@ class Engine:
         whole = len(text) == len(job.prompt)
         if job.anew and whole and before.heard != NOTHING:
             place = before.reset("memory", words.start).place
-        tokens = job.tokens if whole else words.encode(text).tolist()
-        if words.taught and place.state is None and tokens and tokens[0] == place.last:
-            tokens = tokens[1:]  # what begins a text is in the place, and templates write it, too
+        tokens = without_start(words, place, job.tokens if whole else words.encode(text).tolist())
         if len(tokens) - (place.last is None) > (left := self.room(place)):
             raise TooLong(f"the text is {len(tokens):,} tokens long, and {self.run.name} can read {left:,} more: give "
                           "a shorter one, or reset the session")

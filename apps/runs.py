@@ -71,7 +71,7 @@ class Run:
         except FileNotFoundError:
             raise ValueError(f"there is no checkpoint in {folder}; give a trained run's folder") from None
         words = vocabulary(folder)
-        if type(words) is Vocabulary and model.config.vocabulary != words.size:
+        if words.unit == "byte" and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
                              "be talked to, or words of an adopted model")
         sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
@@ -350,6 +350,12 @@ class Stops:
         free = len(self.held) - keep
         del self.held[:free]
         return free
+
+
+def without_start(words: Vocabulary, place: Place, tokens: Sequence[int]) -> Sequence[int]:
+    """Tokens to read from a place: what begins a text is in the place, and templates write it, too."""
+    twice = words.taught and place.state is None and len(tokens) > 0 and tokens[0] == place.last
+    return tokens[1:] if twice else tokens
 
 
 def conversation(messages: Iterable[tuple[str, str]]) -> str:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ import numpy as np
 import hope
 from apps.runs import END, Place
 from hope import State
+from tools.folder import name_again
 
 DAY = 86400
 NOTHING = (0, hashlib.sha256().hexdigest())
@@ -329,13 +329,7 @@ class Sessions:
             old.unlink(missing_ok=True)
             return
         if path.exists():
-            beside = old.with_suffix(".part")
-            beside.unlink(missing_ok=True)
-            try:
-                os.link(path, beside)
-            except OSError:  # a file system without such
-                shutil.copy2(path, beside)
-            os.replace(beside, old)
+            name_again(path, old)
         else:
             empty = Session(session.name, Place(last=self.start), created=session.created, used=session.used,
                             owner=session.owner)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import cms
 import hope
 from config import Config
 from hope import Hope, State
+from tools.folder import name_again
 
 LAST, BEST = "checkpoint.npz", "best.npz"
 
@@ -78,12 +77,6 @@ def find(origin: str | Path) -> Path:
 def keep(folder: Path, step: int, last: int, best: bool) -> None:
     """Give the newest checkpoint a name of its own, let go of all such but the last, and remember the best."""
     for name in [f"checkpoint-{step:06}.npz", *[BEST] * best]:
-        beside = folder / (name + ".part")
-        beside.unlink(missing_ok=True)
-        try:
-            os.link(folder / LAST, beside)  # another name for the same bytes
-        except OSError:  # a file system without such
-            shutil.copy2(folder / LAST, beside)
-        os.replace(beside, folder / name)
+        name_again(folder / LAST, folder / name)
     for old in sorted(folder.glob("checkpoint-*.npz"))[:-last]:
         old.unlink()

@@ -146,6 +146,17 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def name_again(path: Path, other: Path) -> None:
+    """Give a file another name, in place of what had it: for the same bytes where that is possible, else for a copy."""
+    beside = other.with_name(other.name + ".part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except OSError:  # a file system without such
+        shutil.copy2(path, beside)
+    os.replace(beside, other)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that is at every moment either the old one or the new one, whole."""
     beside = path.with_name(path.name + ".part")

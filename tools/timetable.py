@@ -13,8 +13,8 @@ def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, i
     computed anew for every token, and has no weights that move); frequencies are relative: the slowest has 1, and
     C_ℓ = max C/f_ℓ. A gradient is carried back through the moves that happen within one window.
     """
-    window, in_context = config.segment, config.moves == "context" or config.cms == "nested"
-    tick = window // (config.chunks[-1] if config.cms == "nested" else config.ticks) if in_context else step_tokens
+    window, in_context = config.segment, config.in_context
+    tick = window // config.ticks if in_context else step_tokens
     rows = [(name, chunk, window if config.through_writes else 1)
             for name, chunk in make_mixer(None, config).clocks.items()]
     rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context else 1)

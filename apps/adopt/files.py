@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from state import replacing
 from tools.folder import read_json
 
 BLOCK = 1 << 20  # numbers converted at a time
@@ -107,19 +108,12 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str], 
         about[name], start = {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}, stop
     text = json.dumps(about).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, shape in shapes.items():
-                array = np.ascontiguousarray(read(name), "<f4")
-                assert array.shape == shape, name
-                file.write(array.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            array = np.ascontiguousarray(read(name), "<f4")
+            assert array.shape == shape, name
+            file.write(array.data)
 
 
 def text_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

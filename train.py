@@ -34,7 +34,8 @@ import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from config import Config, Training
 from data import Changed, Corpus, Document, Segments, Text, Vocabulary, compressed_bits_per_byte, fixed
 from hope import Hope, State
 from shards import Shards, is_shards
-from tools import checkpoint, command, console, folder, machine, plots, stopping
+from tools import checkpoint, command, console, folder, loggers, machine, plots, stopping
 from tools.telemetry import Telemetry
 
 
@@ -65,6 +66,7 @@ class Run:
         self.folder, self.preset, self.config, self.training, self.corpus = where, preset, config, training, corpus
         if training.threads:
             kernels.set_threads(training.threads)
+        loggers.expect(training.log)
         self.text = corpus.split("validation").encoded(self.words)
         self.text.require(1, config.segment)
         self.segments = Segments(corpus.split("train").encoded(self.words), training.batch, config.segment,
@@ -223,6 +225,13 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         folder.append(self.folder / "log.jsonl", json.dumps(line) + "\n")
+        self.loggers.write(line)
+
+    @cached_property
+    def loggers(self) -> loggers.Loggers:
+        """Where else a line goes."""
+        settings = {"preset": self.preset, **asdict(self.config), **asdict(self.training)}
+        return loggers.Loggers(self.training.log, self.folder, settings, self.step, self.config.chunks)
 
     def sample(self) -> str:
         """Let the model go on from the beginning of the validation text; sample.txt keeps what it writes."""
@@ -324,8 +333,8 @@ def finish(run: Run) -> bool:
         run.judge(bits)
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
     if run.training.baseline:
-        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config),
-                    replace(run.training, minutes=0.0, baseline=False, keep=0, origin=""), run.corpus, run.words)
+        training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
+        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words)
         (other.restore if (other.folder / checkpoint.LAST).exists() else other.begin)()
         folder.hand_down(run.folder, other.folder)
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
@@ -372,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if not (run := opened(list(sys.argv[1:] if arguments is None else arguments), held)):
                 return 0
+            held.callback(run.loggers.close)
             introduce(run)
             stopped = run.train(run.training.steps) or finish(run)
         except KeyboardInterrupt:

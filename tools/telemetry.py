@@ -26,11 +26,12 @@ class Telemetry:
         return found
 
     def measure(self, state: State) -> dict[str, dict[str, float]]:
-        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, and how much its memories hold."""
+        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, its ‖θ‖, and how much its memories hold."""
         before, self.before = self.before, self.weights()
         moved = {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
                  / norm(before[chunk]) for chunk in before}
-        return {"level_change": moved, "memory_writes": self.writes(state)}
+        sizes = {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
+        return {"level_change": moved, "level_norm": sizes, "memory_writes": self.writes(state)}
 
     def writes(self, state: State) -> dict[str, float]:
         """Root mean square of what each kind of memory holds beyond its initial state."""

@@ -357,7 +357,7 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
             "forward": float(np.mean((before - matrix[0])[1:]))}
 
 
-IN_WORDS = ("text", "multiple-choice")  # what an adopted model can be asked, too
+IN_WORDS = ("text", "multiple-choice")  # what a model with tokens of its own can be asked, too
 TASKS: dict[str, Callable[[argparse.Namespace, Hope], dict[str, Any]]] = {
     "text": text, "recall": recall, "needle": needle, "passkey": passkey, "forgetting": forgetting,
     "languages": languages, "multiple-choice": multiple_choice}
@@ -475,8 +475,8 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     given.words = vocabulary(path.parent)
-    if given.words.unit != "byte" and given.task not in IN_WORDS:
-        raise ValueError(f"{run} is an adopted model with tokens of its own, which {' and '.join(IN_WORDS)} can read; "
+    if given.words.unit != "byte" and given.task not in (None, *IN_WORDS):
+        raise ValueError(f"{run} has a model with tokens of its own, which {' and '.join(IN_WORDS)} can read; "
                          "all other tasks are for runs whose tokens are bytes")
     model = hope.load(path)[0]
     if not given.run:
@@ -494,7 +494,8 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
-    return (f"{estimate.listed(given, model, TASKS)}\n\n(with {run.name}, of which one segment was timed; text: at "
+    tasks = TASKS if given.words.unit == "byte" else {name: TASKS[name] for name in IN_WORDS}
+    return (f"{estimate.listed(given, model, tasks)}\n\n(with {run.name}, of which one segment was timed; text: at "
             "most; forgetting: for two texts)")
 
 

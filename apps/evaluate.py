@@ -506,8 +506,8 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     given.words = vocabulary(path.parent)
     if given.words.unit != "byte" and given.task == "languages":
-        raise ValueError(f"{run} is an adopted model, with words for tokens; the letters of these languages are none "
-                         "of them. All other tasks can be asked")
+        raise ValueError(f"{run} has a model with tokens of its own, and the letters of these languages are none of "
+                         "them; all other tasks can be asked")
     model = hope.load(path)[0]
     if not given.run:
         print(f"the run {run}")
@@ -524,7 +524,7 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
-    tasks = TASKS if given.words.unit == "byte" else {name: TASKS[name] for name in IN_WORDS}
+    tasks = {name: task for name, task in TASKS.items() if given.words.unit == "byte" or name != "languages"}
     return (f"{estimate.listed(given, model, tasks)}\n\n(with {run.name}, of which one segment was timed; text: at "
             "most; forgetting: for two texts)")
 

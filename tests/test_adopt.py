@@ -727,4 +727,4 @@ def test_every_task_but_languages_can_be_asked_of_an_adopted_model(tmp_path, cap
     capsys.readouterr()
     assert evaluate.main(["languages", *asked]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "All other tasks can be asked" in said
+    assert said.count("\n") == 1 and "all other tasks can be asked" in said

@@ -6,7 +6,7 @@ Legend: B batch, T time; (seeds,points) what a model scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -53,6 +53,7 @@ class Study:
     sweeps: dict[str, dict[str, float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # rate of each sweep
     parameters: dict[str, int] = field(default_factory=dict)
+    each: Callable[[Callable, Iterable], Iterable] = map  # how independent trainings are gone through
 
     def steps(self, n: int) -> int:
         return max(2, round(n * self.share))
@@ -60,7 +61,7 @@ class Study:
     def sweep(self, name: str, rates: Sequence[float], score: Callable[[float, int], float]) -> float:
         """The rate with the highest score on the seed of the sweeps; of equally good ones that in their middle."""
         rates = rates if self.share == 1 else rates[:2]
-        scores = [score(rate, SWEEP) for rate in rates]
+        scores = list(self.each(lambda rate: score(rate, SWEEP), rates))
         self.sweeps[name] = {f"{rate:g}": found for rate, found in zip(rates, scores, strict=True)}
         best = [rate for rate, found in zip(rates, scores, strict=True) if found == max(scores)]
         self.best[name] = best[len(best) // 2] if best else rates[0]

@@ -359,6 +359,67 @@ def test_where_no_folder_can_be_written_every_process_compiles_and_says_so(copy)
         assert re.fullmatch(r"compiling kernels, in every process \(no folder can be written\), about \d+ s\n", said)
 
 
+# --- a second process that compiles --------------------------------------------------------------------------
+
+AHEAD = """
+import importlib, os, signal, sys, time
+import numpy as np, kernels
+from kernels import ahead, runtime
+gelu = importlib.import_module("kernels.gelu")
+ahead.cores = lambda: {cores}
+x = np.ones(3, np.float32)
+runtime.need_soon(gelu._backward, 0, 0, x, x, x)
+runtime.need_soon(gelu._forward, 0, 0, x, x)
+runtime.need_soon(gelu._backward, 0, 0, x, x, x)
+helper = ahead._helper
+print(helper and helper.pid, flush=True)
+{then}
+z, back = kernels.gelu.vjp(x)
+back(z)
+assert ahead._helper is None and not kernels.compiling()
+print(*(sum(stats.values()) for loop in (gelu._forward, gelu._backward)
+        for stats in (loop.stats.cache_hits, loop.stats.cache_misses)))
+"""
+
+
+@needs_jit
+def test_what_is_needed_soon_is_compiled_by_a_second_process_and_by_this_one_while_it_waits(tmp_path):
+    code = AHEAD.format(cores=2, then="")
+    out, err = run_python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert out.splitlines()[1] == "0 1 1 0" and SAID.fullmatch(err)  # _backward was loaded
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == ("None\n1 0 1 0\n", "")  # nothing is asked for again
+
+
+@needs_jit
+@pytest.mark.parametrize("cores, before, then", [
+    (1, "", ""),  # a second process would only take turns with this one
+    (2, "import subprocess\ndef none(*args, **settings): raise OSError\nsubprocess.Popen = none\n", ""),
+    (2, "", "helper.kill()")])
+def test_without_a_second_process_a_kernel_is_compiled_where_it_is_needed(tmp_path, cores, before, then):
+    out, _ = run_python(before + AHEAD.format(cores=cores, then=then), NUMBA_CACHE_DIR=str(tmp_path))
+    assert out.splitlines()[1] == "0 1 0 1"
+
+
+@needs_jit
+def test_no_second_process_is_started_where_nothing_can_be_kept():
+    out, _ = run_python(AHEAD.format(cores=2, then=""), NUMBA_CACHE_DIR="/proc/nothing")
+    assert out == "None\n0 1 0 1\n"
+
+
+@needs_jit
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of POSIX")
+def test_the_second_process_ends_with_the_first_however_that_ends(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    code = AHEAD.format(cores=2, then="os.kill(os.getpid(), signal.SIGKILL)")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
+    started = time.monotonic()
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() - started < 60:
+            os.kill(int(out), 0)
+            time.sleep(0.05)
+    assert not list(tmp_path.rglob("*.bin"))  # it was not done
+
+
 # --- stopping while kernels compile -------------------------------------------------------------------------
 
 SLOW = """

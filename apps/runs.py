@@ -4,9 +4,9 @@
     for piece in read(run.model, Place(), tokens, learn=True):
         piece.tokens, piece.moved, piece.place
 
-Tokens are bytes, or those of an adopted model. A `Place` is all that a reader keeps: the running state, and the last
-token, which the state has not read yet. Places are never changed, only replaced; so whoever gives up in the middle
-still has the old one.
+Tokens are bytes, or those of shards or of an adopted model. A `Place` is all that a reader keeps: the running state,
+and the last token, which the state has not read yet. Places are never changed, only replaced; so whoever gives up in
+the middle still has the old one.
 
 Legend: T tokens of one piece, V vocabulary.
 """
@@ -73,7 +73,7 @@ class Run:
         words = vocabulary(folder)
         if words.unit == "byte" and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
-                             "be talked to, or words of an adopted model")
+                             "be talked to, or tokens with a vocabulary beside them")
         sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
         for name, weights in model.state_dict().items():
             sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
@@ -115,7 +115,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Token:
-    """A byte (or another token of an adopted model), how probable it was before it came, and what was likelier."""
+    """A byte (or a token of another vocabulary), how probable it was before it came, and what was likelier."""
 
     byte: int
     log_p: float | None  # nats; None where nothing came before

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
-         "state", "hope", "data", "train")
+         "state", "hope", "data", "shards", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
 ROOMS = ("apps", "gpu", "lessons", "corpora", "benchmarks")
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")

@@ -139,7 +139,7 @@ class Measured:
 RULES: dict[str, Callable[[Measured], float]] = {
     "min_words": lambda m: len(m.words),
     "max_words": lambda m: len(m.words),
-    "max_unprintable": lambda m: m.share(sum(strange(c) for c in m.text), len(m.text)),
+    "max_unprintable": lambda m: m.share(sum(n for c, n in Counter(m.text).items() if strange(c)), len(m.text)),
     "min_word_length": lambda m: m.share(m.letters, len(m.words)),
     "max_word_length": lambda m: m.share(m.letters, len(m.words)),
     "max_symbols": lambda m: m.share(sum(map(m.text.count, ("#", "…", "..."))), len(m.words)),

@@ -75,7 +75,7 @@ RECIPE = (
     Package("manuals", "manpages-dev", ("usr/share/man/man*",)),
     Package("manuals", "perl-doc", ("*.pod",)),
     Package("manuals", "linux-doc-6.1|linux-doc-6.12", ("*/Documentation/*.rst.gz", "*/Documentation/*.txt.gz")),
-    Package("manuals", "git-doc", ("usr/share/doc/git/*.txt", "usr/share/doc/git/RelNotes/*")),
+    Package("manuals", "git-doc", ("usr/share/doc/git-doc/*.txt", "usr/share/doc/git-doc/RelNotes/*")),
     Package("manuals", "vim-runtime", ("usr/share/vim/vim*/doc/*.txt", "usr/share/vim/vim*/doc/*.txt.gz")),
     Package("manuals", "python3.11-doc|python3.13-doc", ("*/_sources/*.txt", "*/_sources/*.txt.gz")),
     Package("manuals", "postgresql-doc-15|postgresql-doc-17", ("usr/share/doc/postgresql-doc-*/html/*.html",)),

@@ -174,7 +174,7 @@ def save(path: Path, tokens: Any) -> str:
     """Write an array that is there whole or not at all; returns the sha256 of the file."""
     out = io.BytesIO()
     np.save(out, tokens)
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # a process of a killed run may be at it still
     with open(beside, "wb") as file:
         file.write(out.getbuffer())
         file.flush()

@@ -309,7 +309,16 @@ def test_how_many_processes_work_changes_no_byte(corpus, words, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def alive(process: Path) -> bool:
+    """Whether a process in /proc has not ended."""
+    try:
+        return ") Z " not in (process / "stat").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no /proc to see processes in")
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(words, tmp_path):
     corpus = lines(tmp_path / "many.jsonl", [prose(i, 2000) for i in range(300)])
     flags = ["shard", str(corpus), "--tokenizer", str(words["unigram"]), "--validation", "0.2", "--unit", "50k"]
@@ -319,6 +328,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(words, tmp_path):
                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and not (out.is_dir() and len(list(out.glob("train-*.npy"))) > 3):
         time.sleep(0.01)
+    listed = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    children = [Path("/proc", pid) for pid in listed]
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL, "it was over before it could be killed"
     before = contents(out)
@@ -326,10 +337,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(words, tmp_path):
     (out / "train-99999.npy.part").write_bytes(b"a leftover")
     with open(out / "progress.jsonl", "ab") as file:
         file.write(b'{"unit": 7, "sour')  # a line that was not written to its end
-    for _ in range(100):  # its children end by themselves
-        if subprocess.run(["pgrep", "-f", str(out)], capture_output=True).returncode:
-            break
-        time.sleep(0.1)
+    end = time.monotonic() + 30
+    while any(map(alive, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert children and not any(map(alive, children))
     assert main([*flags, "--out", str(out), "--processes", "1"]) == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert not list(out.glob("*.part")) and not (out / "progress.jsonl").exists() and not shards.check(out)

@@ -181,7 +181,8 @@ def test_every_file_picture_and_heading_that_a_page_names_is_there(page):
 
 def test_every_command_in_a_sentence_of_the_readme_runs_in_a_test():
     elsewhere = {"python train.py --help", "python docs/block.py", "python train.py --device cuda",
-                 "python -m benchmarks", "python -m apps.evaluate claims NAME", "python lessons/1_gradient.py"}
+                 "python -m benchmarks", "python -m corpora --help", "python -m apps.evaluate claims NAME",
+                 "python lessons/1_gradient.py"}
     assert set(re.findall(r"`(python [^`]+)`", README)) <= {*LISTED, *elsewhere}
 
 

@@ -165,9 +165,12 @@ def overview(folder: Path) -> str:
             continue
         lines.append(f"| [{name}]({name}.png) | {claim.PAPER} | {kept['here']} | {kept['holds']} |")
         for once, tried in kept.get("cause", {}).items():
-            left = ", ".join(f"{levels} {said(tuple(k))}" for levels, k in tried["kept"].items())
-            rest = "".join(f"; {what}: {it}" for what, it in tried.items() if what != "kept")
-            notes.append(f"- {name}, if {once}: {left}{rest}.")
+            parts = [", ".join(f"{which} {said(tuple(k))}" for which, k in tried["kept"].items())
+                     ] if "kept" in tried else []
+            parts += [f"{what}: {it}" for what, it in tried.items() if what != "kept"]
+            notes.append(f"- {name}, if {once}: {'; '.join(parts)}.")
+        if hasattr(claim, "beside"):  # what its verdict leaves out, from the scores that were kept
+            notes.append(f"- {name}: {claim.beside(kept['scores'])}")
         notes.append(f"- {name}: measured on {kept['date']}." if "date" in kept else
                      f"- {name}: measured before the initial states and rates of memories became what they are now.")
         if at := edges(kept["sweep"]):

@@ -206,7 +206,10 @@ class Row(State):
 
 
 def branch(of_tensor: Callable, of_count: Callable, *trees: Any) -> Any:
-    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs."""
+    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs.
+
+    The trees of autograd.py will not do: to them a number is a part of the tree's shape, and counts differ by row.
+    """
     first = trees[0]
     if isinstance(first, hope.Tensor):
         return of_tensor(*trees)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
          "state", "hope", "data", "shards", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
-ROOMS = ("apps", "gpu", "lessons", "benchmarks")
+ROOMS = ("apps", "gpu", "lessons", "corpora", "cluster", "benchmarks")
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
           "cupy-cuda12x": "cupy"}

@@ -383,8 +383,8 @@ def test_evaluation_measures_per_byte_and_lists_what_can_be_asked(run, tmp_path,
     assert evaluate.main(["multiple-choice", *common, "--questions", str(tmp_path / "questions.jsonl")]) == 0
     assert read_json(tmp_path / "out" / "multiple-choice.json")["results"]["per byte"] == 1
     assert evaluate.main(["--list", "--run", str(run)]) == 0
-    assert "needle " not in capsys.readouterr().out
-    assert evaluate.main(["needle", *common]) == 2 and "tokens of its own" in capsys.readouterr().err
+    assert "languages " not in capsys.readouterr().out
+    assert evaluate.main(["languages", *common]) == 2 and "tokens of its own" in capsys.readouterr().err
 
 
 def test_a_run_in_tokens_can_be_shipped(run, tmp_path, monkeypatch):

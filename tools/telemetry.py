@@ -26,12 +26,19 @@ class Telemetry:
         return found
 
     def measure(self, state: State) -> dict[str, dict[str, float]]:
-        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, its ‖θ‖, and how much its memories hold."""
+        """How far each level has moved since the last time, its norm, and how much its memories hold."""
+        change = self.change()
+        return {"level_change": change, "level_norm": self.norms(), "memory_writes": self.writes(state)}
+
+    def change(self) -> dict[str, float]:
+        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖."""
         before, self.before = self.before, self.weights()
-        moved = {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
-                 / norm(before[chunk]) for chunk in before}
-        sizes = {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
-        return {"level_change": moved, "level_norm": sizes, "memory_writes": self.writes(state)}
+        return {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
+                / norm(before[chunk]) for chunk in before}
+
+    def norms(self) -> dict[str, float]:
+        """‖θ‖ of every level."""
+        return {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
 
     def writes(self, state: State) -> dict[str, float]:
         """Root mean square of what each kind of memory holds beyond its initial state."""
@@ -43,4 +50,8 @@ class Telemetry:
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:
-    return math.sqrt(float(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays)))
+    return math.sqrt(float(sum(map(square, arrays))))
+
+
+def square(array: np.ndarray) -> np.float64:
+    return np.sum(np.square(array, dtype=np.float64))

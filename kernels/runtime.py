@@ -30,7 +30,7 @@ try:
     from numba.core import event, types
     from numba.extending import overload
 
-    from kernels import ahead
+    import kernels.ahead as ahead
     from kernels.cache import Cache, writable
     from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -47,12 +47,14 @@ class Kernel:
     """A computation: its definition in NumPy's own words, and twins that are faster for some arrays.
 
     A twin is forward(*arrays, **settings) → (z, kept), with z as the definition gives it, and backward(kept, *z_bars)
-    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented.
+    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented. The loop of the twin
+    for NumPy's arrays, loop(start, stop, *settings, *inputs, *outputs), is there for who makes the arrays himself.
     """
 
-    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None):
+    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None,
+                 loop: Callable | None = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
-        self.definition = definition
+        self.definition, self.loop = definition, loop
         self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
 
     def register(self, array_type: type, forward: Callable, backward: Callable | None = None) -> None:

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ _threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defi
 _pool: ThreadPoolExecutor
 _considered: set[Any] = set()  # loops that were needed soon …
 _asked: set[Any] = set()  # … and those that a second process compiles, or this one while it waits for that
+_shared = ContextVar("shared", default=False)  # whether this is one thread's share of a loop
 _ready: set[tuple] = set()  # loops, and the types of arguments for which they are compiled
 
 
@@ -133,22 +134,25 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """loop(start, stop, *args) over 0…n, by several threads if there is more work than it takes to wake them.
 
     Threads of our own: with Numba's (`prange`) a loop takes twice as long to compile, and those of BLAS spin as
-    they wait. What is a loop in NumPy runs beside others as far as NumPy lets go of the interpreter.
+    they wait. What is a loop in NumPy runs beside others as far as NumPy lets go of the interpreter; what it splits
+    is done by the same thread.
     """
     parts = min(n, _threads)
     if loop in _asked:
         _await(loop)
-    if parts <= 1 or work < GRAIN:
+    if parts <= 1 or work < GRAIN or _shared.get():
         loop(0, n, *args)
         return
     prepare(loop, 0, 0, *args)
     ends = [n * part // parts for part in range(parts + 1)]
+    outside = _shared.set(True)
     others = [_pool.submit(copy_context().run, loop, *ends[part:part + 2], *args)  # with NumPy's errstate
               for part in range(1, parts)]
     try:
         loop(0, ends[1], *args)
     finally:
         wait(others)  # they write into our arrays
+        _shared.reset(outside)
     for other in others:
         other.result()  # raises what went wrong there
 

@@ -109,7 +109,12 @@ def rungs() -> str:
 def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
-        return tuple(type(item(name, default))(word) for word in text.split(",") if text)
+        kind = type(item(name, default))
+        try:
+            return tuple(kind(word) for word in text.split(",") if text)
+        except ValueError:
+            what = {int: "whole numbers", float: "numbers"}[kind]
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of {what} with commas between") from None
 
     def true_or_false(text: str) -> bool:
         return ("false", "true").index(text.lower()) == 1
@@ -196,7 +201,7 @@ def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, list(PRESETS))}; "
-                         f"choose from {', '.join(PRESETS)}")
+                         f"choose from {', '.join([*PRESETS, 'stories'])}")
     values = {name: value for part in PRESETS[preset] for name, value in vars(part).items()}
     for layer in layers:
         for name, value in layer.items():

@@ -58,7 +58,7 @@ from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
 from hope import Hope, State, drifted
 from layers import cross_entropy
 from tools import console
-from tools.command import Parser, typed
+from tools.command import Help, Parser, typed
 from tools.folder import vocabulary
 from tools.plots import COLOURS, canvas
 
@@ -429,7 +429,7 @@ def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
 def parser() -> Parser:
     """All flags; each task reads those that concern it."""
     made = Parser(prog="python -m apps.evaluate", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("task", nargs="?", choices=[*TASKS, "optimisers", "claims"])
     made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all")
     for name, default, meaning in (

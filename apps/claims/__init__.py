@@ -39,6 +39,7 @@ from apps.claims import (
     optimisers,
     reading,
     recall,
+    steps,
     two_languages,
     variants,
     writes,
@@ -50,7 +51,7 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
+    "modelling": modelling, "steps": steps, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
     "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
     "optimisers": optimisers, "context": context, "variants": variants}
 

@@ -35,7 +35,9 @@ from apps.claims import (
     intents,
     languages,
     modelling,
+    needles,
     optimisers,
+    periods,
     reading,
     recall,
     two_languages,
@@ -50,8 +52,9 @@ from tools.plots import COLOURS, canvas
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
     "modelling": modelling, "recall": recall, "languages": languages, "ablation": ablation,
-    "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
-    "optimisers": optimisers, "context": context, "variants": variants}
+    "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles,
+    "reading": reading, "writes": writes, "optimisers": optimisers, "context": context,
+    "variants": variants}
 
 
 def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> None:

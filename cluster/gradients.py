@@ -65,11 +65,13 @@ class Bucket(Layout):
         self.request: Request | None = None
         self.active = 0  # ranks whose gradients count in the round under way
         self.sum: Array | None = None  # of this rank's part
+        self.axes: dict[int, tuple[int, ...]] = {}  # of each gradient its axes, as they lie in memory
 
     def put(self, p: Any) -> None:
         if self.here is None:
             self.here = np.zeros_like(p.data, shape=(self.total,))
         self.view(self.here, p)[...] = p.grad
+        self.axes.setdefault(id(p), outermost_first(p.grad))
         p.grad = None
         self.missing.discard(id(p))
 
@@ -161,6 +163,20 @@ class Gradients:
             array, offset = (bucket.sum, bucket.start) if whole is None else (whole.wait(), 0)
             for p in bucket.params:
                 here = bucket.own(p) and id(p) in self.arrived
-                p.grad = bucket.view(array, p, offset) if here else None
+                p.grad = laid(bucket.view(array, p, offset), bucket.axes[id(p)]) if here else None
+            bucket.axes.clear()
             bucket.sum = None
         self.arrived.clear()
+
+
+def outermost_first(array: Array) -> tuple[int, ...]:
+    """The axes of an array in the order in which they lie in memory."""
+    return tuple(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+
+
+def laid(array: Array, axes: tuple[int, ...]) -> Array:
+    """The array with axes in that order in memory, as one process has it: what an optimiser computes, it does in it."""
+    if axes == tuple(range(len(axes))):
+        return array
+    back = sorted(range(len(axes)), key=axes.__getitem__)
+    return np.ascontiguousarray(np.transpose(array, axes)).transpose(back)

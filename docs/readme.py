@@ -128,7 +128,7 @@ def claims() -> str:
     for name in CLAIMS:
         holds = found[name]["holds"] if name in found else "not measured"
         words = Counter(re.findall(r"not shown|not measured|yes|no", holds))
-        verdict = ", ".join(f"{word} × {words[word]}" if words[word] > 1 else word
+        verdict = ", ".join(f"{words[word]} {word}" if words[word] > 1 else word
                             for word in ("yes", "no", "not shown", "not measured") if words[word])
         said.append(f"[{name}](docs/claims/{name}.png): {verdict}" if name in found else f"{name}: {verdict}")
     return "; ".join(said) + "."

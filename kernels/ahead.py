@@ -1,8 +1,8 @@
 """What will soon be needed is compiled by a second process, while this one compiles what it needs now.
 
-Numba's compiler holds the interpreter's lock, so threads would take turns. The second process is told the name of a loop
-and the types of its arguments; what it makes is loaded from the cache (cache.py). Where it cannot be started, or ends
-too soon, nothing is lost but time: who needs the loop compiles it.
+Numba's compiler holds the interpreter's lock, so threads would take turns. The second process is told the name of a
+loop and the types of its arguments; what it makes is loaded from the cache (cache.py). Where it cannot be started, or
+ends too soon, nothing is lost but time: who needs the loop compiles it.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def sources(path: Path) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.append(path)
-            names = re.findall(r"^ *(?:from|import) kernels\.(?!cache\b|ahead\b)([\w.]+)", path.read_text(encoding="utf-8"),
-                               re.MULTILINE)
+            names = re.findall(r"^ *(?:from|import) kernels\.(?!cache\b|ahead\b)([\w.]+)",
+                               path.read_text(encoding="utf-8"), re.MULTILINE)
             waiting += [Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return sorted(found)
 

@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ try:
     from numba.core import event, types
     from numba.extending import overload
 
-    from kernels import ahead
+    import kernels.ahead as ahead
     from kernels.cache import Cache, writable
     from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -47,12 +47,14 @@ class Kernel:
     """A computation: its definition in NumPy's own words, and twins that are faster for some arrays.
 
     A twin is forward(*arrays, **settings) → (z, kept), with z as the definition gives it, and backward(kept, *z_bars)
-    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented.
+    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented. The loop of the twin
+    for NumPy's arrays, loop(start, stop, *settings, *inputs, *outputs), is there for who makes the arrays himself.
     """
 
-    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None):
+    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None,
+                 loop: Callable | None = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
-        self.definition = definition
+        self.definition, self.loop = definition, loop
         self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
 
     def register(self, array_type: type, forward: Callable, backward: Callable | None = None) -> None:
@@ -115,6 +117,7 @@ _threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defi
 _pool: ThreadPoolExecutor
 _considered: set[Any] = set()  # loops that were needed soon …
 _asked: set[Any] = set()  # … and those that a second process compiles, or this one while it waits for that
+_shared = ContextVar("shared", default=False)  # whether this is one thread's share of a loop
 _ready: set[tuple] = set()  # loops, and the types of arguments for which they are compiled
 
 
@@ -131,22 +134,25 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """loop(start, stop, *args) over 0…n, by several threads if there is more work than it takes to wake them.
 
     Threads of our own: with Numba's (`prange`) a loop takes twice as long to compile, and those of BLAS spin as
-    they wait. What is a loop in NumPy runs beside others as far as NumPy lets go of the interpreter.
+    they wait. What is a loop in NumPy runs beside others as far as NumPy lets go of the interpreter; what it splits
+    is done by the same thread.
     """
     parts = min(n, _threads)
     if loop in _asked:
         _await(loop)
-    if parts <= 1 or work < GRAIN:
+    if parts <= 1 or work < GRAIN or _shared.get():
         loop(0, n, *args)
         return
     prepare(loop, 0, 0, *args)
     ends = [n * part // parts for part in range(parts + 1)]
+    outside = _shared.set(True)
     others = [_pool.submit(copy_context().run, loop, *ends[part:part + 2], *args)  # with NumPy's errstate
               for part in range(1, parts)]
     try:
         loop(0, ends[1], *args)
     finally:
         wait(others)  # they write into our arrays
+        _shared.reset(outside)
     for other in others:
         other.result()  # raises what went wrong there
 

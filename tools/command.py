@@ -29,6 +29,28 @@ DEFAULTS = {f.name: f.default for part in (Config, Training) for f in fields(par
 FLAGS = {name: "--from" if name == "origin" else "--" + name.replace("_", "-") for name in DEFAULTS}
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written where there is room, else prose filled anew, and what a command does below it.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if max(map(len, text.splitlines()), default=0) <= width:
+            return super()._fill_text(text, width, indent)
+        lines: list[str] = []
+        for paragraph in re.split(r"\n(?=\s*\n| {1,4}\S)", text.strip()):  # an indented line is one, too
+            start = " " * (len(paragraph.strip("\n")) - len(paragraph.strip("\n").lstrip()))
+            command, _, meaning = paragraph.strip().partition("  ") if start else ("", "", paragraph)
+            if not paragraph or paragraph.startswith("\n"):
+                lines.append("")
+            if command:
+                lines.append(start + command)
+            if meaning.strip():
+                deeper = start + "    " if start else ""
+                lines.append(textwrap.fill(" ".join(meaning.split()), width, initial_indent=deeper,
+                                           subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False))
+        return "\n".join(lines)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are for `main` to print, like all others."""
 
@@ -40,7 +62,7 @@ def parser(about: str | None = None, preset: str = "nano") -> Parser:
     """A flag for every field of Config and Training; the defaults shown are those of the preset that would run."""
     values = {name: value for part in PRESETS.get(preset, PRESETS["nano"]) for name, value in vars(part).items()}
     built = Parser(prog="train.py", usage="python train.py [flags] [key=value …]", description=about, epilog=rungs(),
-                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False)
+                   formatter_class=Help, allow_abbrev=False, add_help=False)
     what = built.add_argument_group("what to do")
     what.add_argument("-h", "--help", action="help", help="show this, and end")
     what.add_argument("--preset", help=f"start from the settings of: {', '.join(PRESETS)} [{preset}]; stories: flags "
@@ -91,7 +113,12 @@ def rungs() -> str:
 def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
-        return tuple(type(item(name, default))(word) for word in text.split(",") if text)
+        kind = type(item(name, default))
+        try:
+            return tuple(kind(word) for word in text.split(",") if text)
+        except ValueError:
+            what = {int: "whole numbers", float: "numbers"}[kind]
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of {what} with commas between") from None
 
     def true_or_false(text: str) -> bool:
         return ("false", "true").index(text.lower()) == 1
@@ -189,7 +216,7 @@ def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, list(PRESETS))}; "
-                         f"choose from {', '.join(PRESETS)}")
+                         f"choose from {', '.join([*PRESETS, 'stories'])}")
     values = {name: value for part in PRESETS[preset] for name, value in vars(part).items()}
     for layer in layers:
         for name, value in layer.items():

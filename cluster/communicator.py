@@ -60,7 +60,6 @@ class Ranks(Alone):
         return replace(training, accumulate=training.accumulate * self.size)
 
     def join(self, run: Any) -> None:
-        self.expect_same(run)
         self.rows = run.training.order == "consecutive"
         if self.rows and run.training.batch < self.size:
             raise ValueError(f"a batch of {run.training.batch} rows is too few for {self.size} ranks: each reads one "
@@ -83,7 +82,7 @@ class Ranks(Alone):
             run.state = run.state.map(lambda t: Tensor(t.data[here].copy()))
         trim()
 
-    def expect_same(self, run: Any) -> None:
+    def meet(self, run: Any) -> None:
         """ValueError, on all ranks, unless all run the same program with the same packages, settings and data."""
         settings = asdict(run.config) | asdict(run.training)
         here = versions() | {"program": program(), "data": run.corpus.manifest()["sha256"], "step": run.step,

@@ -202,7 +202,7 @@ class Training:
     steps: int = 600            # steps of the optimiser
     minutes: float = 0.0        # stop and save after so many minutes, even if steps are left; 0 = no limit
     # what is read
-    data: tuple[str, ...] = ()  # files, folders, globs to read; none = the text of this Python
+    data: tuple[str, ...] = ()  # files, folders, globs, or one folder of shards; none = the text of this Python
     random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     order: str = "shuffled"     # of segments; or consecutive, with the running state carried on
     batch: int = 4              # B, segments read side by side

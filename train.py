@@ -2,6 +2,7 @@
 
     python train.py                                     train the preset nano on the text of this very Python
     python train.py --preset tiny --data notes.txt      another preset, your own text; every setting is a flag
+    python train.py --data SHARDS                       text that corpora/ made tokens; the vocabulary goes with the run
     python train.py --resume runs/nano-20260101-120000  go on where a run stopped
     python train.py --from runs/nano-… --data B.txt     go on learning from a trained run, on other text
     python train.py --preset paper-1.3b --dry-run       what it would take
@@ -47,6 +48,7 @@ from autograd import Tensor, no_grad
 from config import Config, Training
 from data import Changed, Corpus, Document, Segments, Text, Vocabulary, compressed_bits_per_byte, fixed
 from hope import Hope, State
+from shards import Shards, is_shards
 from tools import checkpoint, command, console, folder, machine, plots, stopping
 from tools.alone import Alone
 
@@ -56,7 +58,7 @@ class Run:
 
     def __init__(self, where: Path, preset: str, config: Config, training: Training, corpus: Corpus,
                  words: Vocabulary | None = None, ranks: Alone | None = None):
-        self.words, self.ranks = words or Vocabulary(), ranks or Alone()
+        self.words, self.ranks = words or corpus.words, ranks or Alone()
         if config.vocabulary < self.words.size:
             raise ValueError(f"vocabulary is {config.vocabulary}; tokens are {self.words.unit}s: it must be at least "
                              f"{self.words.size}")
@@ -189,6 +191,8 @@ class Run:
                 folder.describe(self.folder, self.preset, self.config, self.training, self.corpus.manifest())
                 if self.training.origin:
                     folder.hand_down(checkpoint.find(self.training.origin).parent, self.folder)
+                elif self.corpus.folder:
+                    folder.hand_down(self.corpus.folder, self.folder)
             self.ranks.join(self)
             self.save()
         return self
@@ -305,8 +309,13 @@ def resume(where: Path, given: dict[str, Any], ranks: Alone | None = None) -> Ru
 
 
 def corpus(training: Training) -> Corpus:
+    found: Corpus
     if training.random_data:
         found = Corpus.random(training.seed)
+    elif any(map(is_shards, training.data)):
+        if len(training.data) > 1:
+            raise ValueError("a folder of shards is read alone; leave out the other --data")
+        found = Shards(training.data[0])
     else:
         found = Corpus.from_paths(training.data) if training.data else Corpus.default()
     if found.note:
@@ -335,6 +344,8 @@ def finish(run: Run) -> bool:
         other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
                     run.ranks)
         (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
+        if run.ranks.rank == 0:
+            folder.hand_down(run.folder, other.folder)
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
         if other.train(run.step):
             return True

@@ -35,9 +35,11 @@ import argparse
 import importlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,33 @@ def in_words(text: Text, words: Vocabulary, limit: int) -> Text:
     return Text(found, text.name, words)
 
 
+def spelled(words: Vocabulary, draw: Callable[[np.random.Generator, int], Drawn], rng: np.random.Generator, size: int
+            ) -> Drawn:
+    """What `draw` gives in bytes, in a model's own tokens; a token is asked for where any of its bytes is.
+
+    Rows that end early are filled up with the token that ends a text. ValueError if its tokenizer changes the text.
+    """
+    tokens, targets = draw(rng, size)
+    if words.unit == "byte":
+        return tokens, targets
+    rows, begin = [], [] if words.start is None else [words.start]
+    for row, target in zip(np.hstack([tokens, np.maximum(targets[:, -1:], 0)]), targets, strict=True):
+        text = row.astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")
+        whole = re.sub("[\udc80-\udcff]", "?", text).encode()  # a character cut in half
+        said = words.encode(whole)
+        if words.spell(said.tolist()).lstrip() != whole.lstrip():
+            raise ValueError("the model's tokenizer changes the text in which the answers are hidden")
+        ends = np.cumsum(words.sizes(said)) - (words.count(said) - len(whole))  # some begin a text with a space
+        asked = np.concatenate([[0, 0], np.cumsum(target != IGNORE)])  # how many of the bytes so far
+        hit = np.diff(asked[np.maximum(ends, 0)], prepend=0) > 0
+        rows.append((np.append(begin, said).astype(np.int64),
+                     np.append([IGNORE] * len(begin), np.where(hit, said, IGNORE)).astype(np.int64)))
+    longest = max(len(said) for said, _ in rows)
+    filled = np.stack([np.pad(said, (0, longest - len(said)), constant_values=words.ends[0]) for said, _ in rows])
+    wanted = np.stack([np.pad(asked, (0, longest - len(asked)), constant_values=IGNORE) for _, asked in rows])
+    return filled[:, :-1], wanted[:, 1:]
+
+
 def recall(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """Multi-query associative recall: the share of the values told rightly, by the number of pairs."""
     counts = given.pairs
@@ -237,6 +266,7 @@ def passkey(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
 def searched(given: argparse.Namespace, model: Hope, what: str, sizes: Sequence[int],
              kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int) -> dict[str, Any]:
     """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size."""
+    kinds = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}
     rng, turn = np.random.default_rng(given.seed), list(kinds.values())
     with tqdm(total=given.steps + len(kinds) * len(sizes) * given.samples, disable=given.quiet) as bar:
         step = iter(range(given.steps))
@@ -281,6 +311,7 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     if len(given.tasks) < 2:
         raise ValueError("give two files or folders or more, to be learned in turn: --tasks a.txt b.txt")
     corpora, config = [Corpus.from_paths(path) for path in given.tasks], model.config
+    parts = [[c.split(part).encoded(given.words) for part in ("train", "validation")] for c in corpora]
     names = [Path(path).name for path in given.tasks]
     found, rows = {}, []
     weights, starts = model.state_dict(), "new weights" if given.fresh else "the run's weights"
@@ -289,8 +320,8 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
         if chunks == config.chunks:  # every row begins at its own start, whatever the others have learned
             learner.load_state_dict(weights)
             start = starts
-        draws = [text_batches(c.split("train"), given.batch, config.segment, given.seed) for c in corpora]
-        scores = [scoring(c.split("validation"), given) for c in corpora]
+        draws = [text_batches(train, given.batch, config.segment, given.seed) for train, _ in parts]
+        scores = [scoring(held_out, given) for _, held_out in parts]
         with tqdm(total=given.steps * len(draws), desc=str(chunks), disable=given.quiet) as bar:
             matrix = stream(learner, draws, scores, given.steps, given.lr, bar)
         found[f"{','.join(map(str, chunks))} from {start}"] = {"matrix": matrix.tolist(), **transfer(matrix)}
@@ -313,7 +344,7 @@ def with_levels(config: Config, chunks: Sequence[int]) -> Config:
 
 
 def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[], Drawn]:
-    """Random segments of a text, the next bytes to be predicted."""
+    """Random segments of a text, the next tokens to be predicted."""
     text.require(1, segment)
     rng = np.random.default_rng(seed)
 
@@ -324,13 +355,13 @@ def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[]
 
 
 def scoring(held_out: Text, given: argparse.Namespace) -> Callable[[Hope], float]:
-    """What share of the next bytes of a text a model tells rightly."""
-    def next_byte_accuracy(model: Hope) -> float:
+    """What share of the next tokens of a text a model tells rightly."""
+    def next_token_accuracy(model: Hope) -> float:
         reader, right = given.reader(model), []
         for window in fixed(held_out, given.batch, min(model.config.segment, len(held_out) - 1), 8):
             right.append(np.mean(reader.begin().step(window)[1] == window[:, 1:]))
         return float(np.mean(right))
-    return next_byte_accuracy
+    return next_token_accuracy
 
 
 def stream(model: Hope, draws: Sequence[Callable[[], Drawn]], scores: Sequence[Callable[[Hope], float]],
@@ -358,7 +389,6 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
             "forward": float(np.mean((before - matrix[0])[1:]))}
 
 
-IN_WORDS = ("text", "multiple-choice")  # what an adopted model can be asked, too
 TASKS: dict[str, Callable[[argparse.Namespace, Hope], dict[str, Any]]] = {
     "text": text, "recall": recall, "needle": needle, "passkey": passkey, "forgetting": forgetting,
     "languages": languages, "multiple-choice": multiple_choice}
@@ -480,9 +510,9 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     given.words = vocabulary(path.parent)
-    if given.words.unit != "byte" and given.task not in IN_WORDS:
-        raise ValueError(f"{run} is an adopted model with tokens of its own, which {' and '.join(IN_WORDS)} can read; "
-                         "all other tasks are for runs whose tokens are bytes")
+    if given.words.unit != "byte" and given.task == "languages":
+        raise ValueError(f"{run} has a model with tokens of its own, and the letters of these languages are none of "
+                         "them; all other tasks can be asked")
     model = hope.load(path)[0]
     if not given.run:
         print(f"the run {run}")
@@ -514,7 +544,8 @@ def pool(given: argparse.Namespace) -> Any:
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
-    return (f"{estimate.listed(given, model, TASKS)}\n\n(with {run.name}, of which one segment was timed; text: at "
+    tasks = {name: task for name, task in TASKS.items() if given.words.unit == "byte" or name != "languages"}
+    return (f"{estimate.listed(given, model, tasks)}\n\n(with {run.name}, of which one segment was timed; text: at "
             "most; forgetting: for two texts)")
 
 

@@ -52,6 +52,48 @@ def copy(rng: Generator, batch: int, length: int, symbols: int) -> Drawn:
     return tokens, np.hstack([np.full_like(word, IGNORE), word])
 
 
+def fuzzy_recall(rng: Generator, batch: int, pairs: int, keys: int, values: int) -> Drawn:
+    """Recall where keys and values are of one, two and three tokens, as many of each; every pair is asked again.
+
+    A task of MAD (Poli et al. 2024). Keys are made of tokens below `keys`, values of those that follow; asked is every
+    token of a value, the first at the last token of its key. ValueError if pairs are no multiple of three.
+    """
+    if pairs % 3 or pairs > 3 * keys:
+        raise ValueError(f"{pairs} pairs: take a multiple of 3, at most {3 * keys} of {keys} tokens")
+    lengths, rows = np.repeat([1, 2, 3], pairs // 3), []
+    for _ in range(batch):
+        names: dict[tuple[int, ...], None] = {}  # different ones, in order
+        for length in rng.permutation(lengths).tolist():
+            while (name := tuple(rng.integers(keys, size=length).tolist())) in names:
+                pass
+            names[name] = None
+        told = [rng.integers(keys, keys + values, n).tolist() for n in rng.permutation(lengths).tolist()]
+        shown = [[*name, *value] for name, value in zip(names, told, strict=True)]
+        again = [shown[i] for i in rng.permutation(pairs)]
+        rows.append([token for pair in (*shown, *again) for token in pair])
+    text = np.array(rows)  # (B, 8 pairs)
+    asked = (text >= keys) & (np.arange(text.shape[1]) >= text.shape[1] // 2)
+    return text[:, :-1], np.where(asked, text, IGNORE)[:, 1:]
+
+
+def selective_copy(rng: Generator, batch: int, length: int, count: int, symbols: int) -> Drawn:
+    """`count` of 2 … symbols + 1 scattered over `length` blanks 0, then as many 1s that ask for them in turn (MAD)."""
+    word = rng.integers(2, symbols + 2, (batch, count))
+    tokens = np.zeros((batch, length), np.int64)
+    places = np.sort(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :count], axis=1)
+    np.put_along_axis(tokens, places, word, axis=1)
+    return np.hstack([tokens, np.ones_like(word)]), np.hstack([np.full_like(tokens, IGNORE), word])
+
+
+def memorized(rng: Generator, batch: int, length: int, keys: int, values: int) -> Drawn:
+    """Keys, each before a 0 that asks for its value; the dictionary is always the same and never shown (MAD)."""
+    dictionary = np.random.default_rng(0).integers(values, size=keys)
+    key = rng.integers(keys, size=(batch, length))
+    pair = np.stack([1 + key, np.zeros_like(key)], axis=2)
+    told = np.stack([np.full_like(key, IGNORE), dictionary[key]], axis=2)
+    return pair.reshape(batch, -1), told.reshape(batch, -1)
+
+
 def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) -> Drawn:
     """Noise from 1 … symbols that hides the marker 0 and a key of `width` symbols; a second 0 asks for it."""
     room = length - 2 * width

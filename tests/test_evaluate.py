@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_levels_are_exchanged_at_equal_size():
     ("needle", "--contexts", "260", "--samples", 1, "--batch", 1),
     ("passkey", "--contexts", "128", "--samples", 1, "--batch", 2, "--learn", "off"),
     ("languages", "--lengths", "8,16", "--steps", 2, "--batch", 1, "--fresh"),
-    ("forgetting", "--tasks", __file__, evaluate.__file__, "--chunks", "1", "1,2", "--steps", 1),
+    ("forgetting", "--tasks", __file__, evaluate.__file__, "--chunks", "1", "1,2", "--steps", 1, "--batch", 2),
 ], ids=lambda arguments: arguments[0])
 def test_every_task_writes_its_numbers_and_its_picture(run, tmp_path, capsys, arguments):
     assert asked(run, tmp_path, *arguments) == 0
@@ -257,7 +258,10 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_text_are_read(tmp_path)
 
 
 def test_every_row_of_forgetting_begins_at_its_own_start(run, tmp_path):
-    asked_for = ("forgetting", "--tasks", __file__, evaluate.__file__, "--steps", 3, "--lr", 0.05, "--batch", 2)
+    texts = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for n, path in enumerate(texts):
+        path.write_text("".join(f"{i} and {n} are {i + n}\n" for i in range(300)), encoding="utf-8")
+    asked_for = ("forgetting", "--tasks", *texts, "--steps", 3, "--lr", 0.05, "--batch", 2)
     found = []
     for chunks in (("1,2",), ("1", "1,2"), ("1,2", "1,2")):
         assert asked(run, tmp_path, *asked_for, "--chunks", *chunks) == 0
@@ -351,6 +355,34 @@ def test_a_sweep_takes_the_best_rate_on_a_seed_that_is_not_measured():
     assert study.sweeps == {"m": {"1": -1, "2": 0, "3": -1}}
 
 
+def test_a_sweep_goes_on_beyond_a_best_rate_at_its_edge_and_a_rate_that_breaks_down_is_the_worst():
+    def scored(best: float):
+        def score(rate: float, seed: int) -> float:
+            if rate > 50:
+                raise FloatingPointError("the loss is nan")
+            return -abs(np.log(rate / best))
+        return score
+    study = Study()
+    assert study.sweep("above", (1.0, 2.0, 4.0), scored(16)) == 16
+    assert list(study.sweeps["above"]) == ["1", "2", "4", "8", "16", "32"]
+    assert study.sweep("below", (1.0, 2.0, 4.0), scored(0.5)) == 0.5
+    assert list(study.sweeps["below"]) == ["0.25", "0.5", "1", "2", "4"]
+    assert study.sweep("far", (1.0, 2.0, 4.0), scored(1e9)) == 32  # three more, and no further
+    assert study.sweep("broken", (25.0, 50.0, 100.0), scored(1e9)) == 50
+    assert study.sweep("level", (1.0, 2.0, 4.0), lambda rate, seed: 1.0) == 2 and len(study.sweeps["level"]) == 3
+    assert claims.edges(study.sweeps) == ["far"]
+
+
+def test_a_claim_whose_package_is_missing_is_left_out_or_refused_if_it_was_named(tmp_path, capsys, monkeypatch):
+    def measure(study: Study) -> None:
+        raise ImportError("the digits come with scikit-learn: pip install -r apps/claims/requirements.txt")
+    monkeypatch.setattr(claims, "CLAIMS", {"optimisers": SimpleNamespace(measure=measure, PAPER="", __doc__="")})
+    assert main(["claims", "--quick", "--out", str(tmp_path), "--quiet"]) == 0
+    assert "optimisers is left out: the digits come with scikit-learn" in capsys.readouterr().out
+    assert main(["claims", "optimisers", "--quick", "--out", str(tmp_path), "--quiet"]) == 2
+    assert "pip install -r apps/claims/requirements.txt" in capsys.readouterr().err
+
+
 def test_a_best_rate_at_the_edge_of_a_sweep_is_named():
     inside, outside = {"0.1": 1.0, "1": 3.0, "10": 2.0}, {"0.1": 1.0, "1": 2.0, "10": 3.0}
     assert claims.edges({"inside": inside, "outside": outside}) == ["outside"]
@@ -385,5 +417,6 @@ def test_a_claim_is_measured_drawn_and_entered_in_the_table(tmp_path, capsys, na
 
 @pytest.mark.slow
 def test_every_claim_runs(tmp_path):
+    pytest.importorskip("sklearn", reason="the claim on optimisers needs apps/claims/requirements.txt")
     assert main(["claims", "--quick", "--out", str(tmp_path), "--quiet"]) == 0
     assert {path.stem for path in tmp_path.glob("*.png")} == set(claims.CLAIMS)

@@ -13,9 +13,12 @@ from apps.tasks import (
     associative_recall,
     copy,
     formal_language,
+    fuzzy_recall,
     grouped_intents,
     hidden,
+    memorized,
     needle,
+    selective_copy,
     two_meanings,
     written_recall,
 )
@@ -47,6 +50,52 @@ def test_associative_recall_refuses_more_queries_than_pairs_and_more_pairs_than_
     for pairs, queries, keys, rewritten in [(3, 4, 9, 0), (5, 2, 4, 0), (3, 2, 4, 4)]:
         with pytest.raises(ValueError, match=f"{queries} queries, {rewritten} rewritten, {pairs} pairs, {keys} keys"):
             associative_recall(np.random.default_rng(0), 1, pairs, queries, keys, 5, rewritten)
+
+
+@given(seeds, st.integers(1, 3), st.integers(3, 9))
+@few
+def test_fuzzy_recall_asks_for_every_token_of_a_value_of_a_key_that_was_shown(seed, thirds, keys):
+    pairs = 3 * thirds
+    tokens, targets = fuzzy_recall(np.random.default_rng(seed), 2, pairs, keys, 5)
+    assert tokens.shape == targets.shape == (2, 8 * pairs - 1)
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        told, shown = [*row, answers[-1]], {}
+        for half, asked in ((told[:4 * pairs], False), (told[4 * pairs:], True)):
+            letters = "".join("k" if token < keys else "v" for token in half)
+            for found in re.finditer("(k{1,3})(v{1,3})", letters):
+                key, value = tuple(half[slice(*found.span(1))]), half[slice(*found.span(2))]
+                assert shown.setdefault(key, value) == value
+                first = found.start(2) + (4 * pairs if asked else 0) - 1  # answered one token before
+                assert answers[first:first + len(value)] == (value if asked else [IGNORE] * len(value))
+        assert len(shown) == pairs and sorted(map(len, shown)) == sorted([1, 2, 3] * thirds)
+
+
+@pytest.mark.parametrize("pairs", [4, 12])
+def test_fuzzy_recall_refuses_pairs_that_are_no_thirds_or_too_many(pairs):
+    with pytest.raises(ValueError, match=f"{pairs} pairs: take a multiple of 3, at most 9"):
+        fuzzy_recall(np.random.default_rng(0), 1, pairs, 3, 3)
+
+
+@given(seeds, st.integers(1, 9), st.integers(0, 9), st.integers(1, 20))
+@few
+def test_selective_copying_asks_for_the_symbols_in_their_order(seed, count, blanks, symbols):
+    tokens, targets = selective_copy(np.random.default_rng(seed), 3, count + blanks, count, symbols)
+    assert tokens.shape == targets.shape == (3, 2 * count + blanks)
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        word = [token for token in row[:count + blanks] if token]
+        assert len(word) == count and all(2 <= token < symbols + 2 for token in word)
+        assert row[count + blanks:] == [1] * count and answers == [IGNORE] * (count + blanks) + word
+
+
+@given(seeds, seeds)
+@few
+def test_what_is_to_be_memorised_is_the_same_in_every_sample_and_never_shown(one, other):
+    known: dict[int, int] = {}
+    for seed in (one, other):
+        tokens, targets = memorized(np.random.default_rng(seed), 4, 8, 9, 12)
+        assert (tokens[:, 1::2] == 0).all() and (targets[:, ::2] == IGNORE).all()
+        for key, value in zip(tokens[:, ::2].ravel().tolist(), targets[:, 1::2].ravel().tolist(), strict=True):
+            assert 1 <= key <= 9 and 0 <= value < 12 and known.setdefault(key, value) == value
 
 
 @given(seeds, st.integers(1, 9), st.data())

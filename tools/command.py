@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, item, nearest, setting
+from data import VOCABULARY
 from optimizers import OPTIMIZERS, Optimizer
+from shards import Words, is_shards
 from tools.checkpoint import find
 from tools.folder import read_json
 from tools.sections import from_sections
@@ -154,7 +156,15 @@ def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Conf
         read = read_json(find(given["origin"]).with_name("config.json"))
         layers.insert(0, flat(read))
         preset = read["preset"] if read.get("preset") in PRESETS else preset
-    return preset, *settings(preset, *layers)
+    config, training = settings(preset, *layers)
+    if not any("vocabulary" in layer for layer in layers) and not (command.dry_run and not training.data):
+        config = replace(config, vocabulary=size_of(training.data))
+    return preset, config, training
+
+
+def size_of(data: Sequence[str]) -> int:
+    """How many tokens the vocabulary of a text has."""
+    return Words(Path(data[0])).size if data and is_shards(data[0]) else VOCABULARY
 
 
 def resumed(run: Path, saved: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, Training]:

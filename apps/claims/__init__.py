@@ -34,6 +34,7 @@ from apps.claims import (
     context,
     intents,
     languages,
+    mad,
     modelling,
     optimisers,
     reading,
@@ -49,7 +50,7 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "recall": recall, "languages": languages, "ablation": ablation,
+    "modelling": modelling, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
     "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
     "optimisers": optimisers, "context": context, "variants": variants}
 
@@ -74,7 +75,12 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: 
         with tqdm(desc=name, unit="step", disable=quiet) as bar:
             study = Study(2, 0.01, bar) if quick else Study(bar=bar)
             study.each = pool.map if pool else study.each
-            found = claim.measure(study)
+            try:
+                found = claim.measure(study)
+            except ImportError as e:  # of a package that this claim alone needs
+                if name in names:
+                    raise ValueError(str(e)) from e
+                return f"{name} is left out: {e}"
         if len(chosen) == 1 and pool and pool.rank:  # all ranks have measured it together
             return ""
         kept = {"claim": name, "paper": claim.PAPER, "here": found["here"], "holds": found["holds"],
@@ -143,9 +149,11 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
 
 def overview(folder: Path) -> str:
     """The table of all claims measured so far, from their files; it names what has not been measured."""
-    lines = ["# The claims", "", "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, as",
-             "many parameters and bytes for every model compared, and the same sweep of learning rates. Numbers are",
-             "means ± half of the 95% interval; all of them, and the sweep, are in the file beside the picture.",
+    lines = ["# The claims", "",
+             "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, or three where it says so,",
+             "as many parameters and bytes for every model compared, and the same sweep of learning rates; where the",
+             "best rate is at its edge it goes on. Numbers are means ± half of the 95% interval; all of them, and the",
+             "sweep, are in the file beside the picture.",
              "*Paper* is what its text says. *Holds?* judges what is asked here, by the differences within a seed;",
              "that is not always the same question.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
@@ -157,9 +165,12 @@ def overview(folder: Path) -> str:
             continue
         lines.append(f"| [{name}]({name}.png) | {claim.PAPER} | {kept['here']} | {kept['holds']} |")
         for once, tried in kept.get("cause", {}).items():
-            left = ", ".join(f"{levels} {said(tuple(k))}" for levels, k in tried["kept"].items())
-            rest = "".join(f"; {what}: {it}" for what, it in tried.items() if what != "kept")
-            notes.append(f"- {name}, if {once}: {left}{rest}.")
+            parts = [", ".join(f"{which} {said(tuple(k))}" for which, k in tried["kept"].items())
+                     ] if "kept" in tried else []
+            parts += [f"{what}: {it}" for what, it in tried.items() if what != "kept"]
+            notes.append(f"- {name}, if {once}: {'; '.join(parts)}.")
+        if hasattr(claim, "beside"):  # what its verdict leaves out, from the scores that were kept
+            notes.append(f"- {name}: {claim.beside(kept['scores'])}")
         notes.append(f"- {name}: measured on {kept['date']}." if "date" in kept else
                      f"- {name}: measured before the initial states and rates of memories became what they are now.")
         if at := edges(kept["sweep"]):

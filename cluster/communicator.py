@@ -244,19 +244,19 @@ class Shared(Telemetry):
                 found.setdefault(level.chunk, []).extend(level.parameters())
         return found
 
-    def change(self) -> dict[str, float]:
+    def levels(self) -> tuple[dict[str, float], dict[str, float]]:
         if not self.ranks.gathered:
-            return super().change()
+            return super().levels()
         before, self.before = self.before, self.weights()
-        found = {}
+        moved, sizes = {}, {}
         for chunk, params in self.params().items():
             own = [i for i, p in enumerate(params) if self.ranks.own(p)]
             squares = sorted(chain(*self.ranks.fabric.all([
-                (i, square(new - old), square(old))
+                (i, square(new - old), square(old), square(new))
                 for i, new, old in zip(own, self.before[chunk], before[chunk], strict=True)])))
-            found[str(chunk)] = (math.sqrt(float(sum(moved for _, moved, _ in squares)))
-                                 / math.sqrt(float(sum(was for _, _, was in squares))))
-        return found
+            change, was, size = (math.sqrt(float(sum(column))) for column in list(zip(*squares, strict=True))[1:])
+            moved[str(chunk)], sizes[str(chunk)] = change / was, size
+        return moved, sizes
 
     def writes(self, state: State) -> dict[str, float]:
         found = self.ranks.fabric.all(super().writes(state))

@@ -169,6 +169,7 @@ def training(n, out, *arguments, module="cluster.train", **settings):
     finally:
         ranks.kill()
         ranks.wait()
+        ranks.stdout.close()
 
 
 def until(true, seconds=120):

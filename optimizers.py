@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -65,14 +65,21 @@ class Optimizer:
         return p.grad
 
     def step(self) -> list[int]:
-        """Take one step; return the sorted periods that fired. A parameter without a gradient rests."""
+        """Take one step; return the sorted periods that fired. A parameter without a gradient rests.
+
+        Each parameter is one thread's, which then takes the next that nobody has taken.
+        """
         self.clock += 1
-        for p, group, state in zip(self.params, self.owners, self.state, strict=True):
-            x = self.sense(p, state)
-            for turn in (gather, change) if group["accumulate"] == "gradients" else (change, gather):
-                x = turn(self, p, x, state, group)
-            if x is not None:
-                p.data += x
+        waiting = iter(list(zip(self.params, self.owners, self.state, strict=True)))
+
+        def some(start: int, stop: int) -> None:
+            for p, group, state in waiting:
+                x = self.sense(p, state)
+                for turn in (gather, change) if group["accumulate"] == "gradients" else (change, gather):
+                    x = turn(self, p, x, state, group)
+                if x is not None:
+                    p.data += x
+        kernels.split(some, len(self.params), sum(p.data.size for p in self.params if isinstance(p.data, np.ndarray)))
         return sorted({group["period"] for group in self.groups if self.clock % group["period"] == 0})
 
     lr = property(lambda self: self.groups[0]["lr"] * self.lr_scale, doc="η in force, of the first group")
@@ -109,8 +116,11 @@ def hebbian(state: State, key: str, x, a: float, c: float):
 
     (μ, η) makes it heavy-ball momentum, (β, 1 − β) a moving average, (1, 1) a sum.
     """
-    state[key] = a * state[key] + c * x if key in state else c * x
-    return state[key]
+    M = state[key] if key in state else np.zeros_like(x)
+    M *= a
+    M += c * x
+    state[key] = M
+    return M
 
 
 class Momentum(Optimizer, momentum=0.9, nesterov=False):
@@ -588,14 +598,15 @@ def schedule(kind: str, step: int, steps: int, warmup: int = 0, final: float = 0
     return final + (1 - final) * left
 
 
-def clip_grad_norm(params: Iterable[Any], max_norm: float) -> float:
+def clip_grad_norm(params: Iterable[Any], max_norm: float, add: Callable = sum) -> float:
     """Scale all gradients by one factor to a joint norm of at most max_norm; return the norm they had.
 
-    Summed in float64. A norm that is not finite is returned and the gradients are left as they are.
+    Summed in float64, by `add`: of parameters on several processes that is the sum over all. A norm that is not
+    finite is returned and the gradients are left as they are.
     """
     params = [p for p in params if p.grad is not None]
     squares = [np.sum(np.square(p.grad.astype(np.float64))) for p in params]
-    norm = math.sqrt(float(sum(squares)))  # the one number of a step that is read back from a card
+    norm = math.sqrt(float(add(squares)))  # the one number of a step that is read back from a card
     if max_norm < norm < math.inf:
         for p in params:
             p.grad = p.grad * (max_norm / norm)  # a new array: two parameters may share one gradient

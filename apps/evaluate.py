@@ -32,6 +32,7 @@ if __name__ == "__main__":
     early.settle(sys.argv)
 
 import argparse
+import importlib
 import json
 import math
 import re
@@ -463,6 +464,7 @@ def parser() -> Parser:
     made.add_argument("--list", action="store_true", help="what can be evaluated, and how long each takes")
     made.add_argument("--quick", action="store_true", help="claims: two seeds, few steps; shows that it runs")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    made.add_argument("--mpi", action="store_true", help="claims, optimisers: share the work, under mpirun (cluster/)")
     return made
 
 
@@ -482,15 +484,18 @@ def evaluate(given: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
     started = time.perf_counter()
     if given.task == "optimisers":
-        found, title = optimisers.compare(given), f"optimisers: the preset {given.preset}, each at its best rate"
+        found = optimisers.compare(given, given.pool.map if given.pool else map)
+        title = f"optimisers: the preset {given.preset}, each at its best rate"
         about, out = {}, Path(given.out or "runs/optimisers")
     else:
         model, run = opened(given)
         found, title = TASKS[given.task](given, model), f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
         about = {"config": asdict(model.config)}
         out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
+    if given.pool and given.pool.rank:
+        return
     out.mkdir(parents=True, exist_ok=True)
-    asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words")}
+    asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words", "pool")}
     kept = {"task": given.task, "asked": asked, **about, "results": found["results"],
             "seconds": round(time.perf_counter() - started, 1)}
     (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -521,6 +526,21 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     return model, run
 
 
+def pool(given: argparse.Namespace) -> Any:
+    """The workers that share the task, if that was asked for: by name only, for it is another room's."""
+    if not given.mpi:
+        return None
+    if given.task not in ("claims", "optimisers"):
+        raise ValueError("--mpi shares claims and optimisers; leave it out")
+    try:
+        found = importlib.import_module("cluster.pool").Pool()
+    except ImportError as error:
+        raise ValueError(f"--mpi needs {error.name}: pip install -r cluster/requirements.txt") from None
+    found.silent()
+    given.quiet = given.quiet or found.rank > 0
+    return found
+
+
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
@@ -534,6 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.ready()
     try:
         given = parser().parse_args(arguments)
+        given.pool = pool(given)
         if not given.task and not given.list:
             raise ValueError(f"which task? choose from {', '.join([*TASKS, 'optimisers', 'claims'])}; see --list")
         if not given.task or (given.list and given.task != "claims"):
@@ -544,7 +565,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.list:
                 print(claims.listed())
                 return 0
-            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet)
+            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet, given.pool)
         else:
             evaluate(given)
     except KeyboardInterrupt:

@@ -175,8 +175,7 @@ def read_piece(model: Hope, place: Place, tokens: list[int], learn: bool = False
 def predict(model: Hope, places: Sequence[Place]) -> list[tuple[np.ndarray, State]]:
     """Logits (V,) for the token after each place, and the state then; the places must be `alike`."""
     states = [place.state for place in places]
-    with no_grad():
-        logits, after = model(np.array([[place.last] for place in places]), stack(states))
+    logits, after = model.step(np.array([[place.last] for place in places]), stack(states))
     batch = Batch(after, len(states), layout(after))
     rows = [after] if batch.size == 1 else [Row(batch, i, past) for i, past in enumerate(states) if past]
     return list(zip(logits.data[:, -1], rows, strict=True))
@@ -206,7 +205,10 @@ class Row(State):
 
 
 def branch(of_tensor: Callable, of_count: Callable, *trees: Any) -> Any:
-    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs."""
+    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs.
+
+    The trees of autograd.py will not do: to them a number is a part of the tree's shape, and counts differ by row.
+    """
     first = trees[0]
     if isinstance(first, hope.Tensor):
         return of_tensor(*trees)

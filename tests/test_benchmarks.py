@@ -123,8 +123,9 @@ def test_what_is_optional_and_not_installed_is_left_out_and_that_is_said(capfd):
     assert "left out: PyTorch: ModuleNotFoundError: No module named 'torch'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, limit, words", [
-    ("dies", 30, "ended with 3"), ("sleeps", 1, "no reply within 1 s"), ("missing", 30, "AttributeError")])
+    ("dies", 300, "ended with 3"), ("sleeps", 1, "no reply within 1 s"), ("missing", 300, "AttributeError")])
 def test_a_program_that_cannot_be_built_fails_with_its_name_unless_it_may(make, limit, words, capfd):
     job = Job(HERE + make, limit=limit)
     with pytest.raises(Failed, match=f"theirs: .*{words}"), race({"theirs": job}, 1):

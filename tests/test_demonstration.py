@@ -33,6 +33,7 @@ def test_it_is_small_and_was_made_by_its_command(demo):
     assert not any(str(value).startswith("/") for value in made["training"].values())  # of nobody's machine
 
 
+@pytest.mark.slow
 def test_it_predicts_text_as_well_as_it_says(demo):
     about = About.of(DEMO)
     assert about.steps > 0 and about.held_out and f"{about.bits_per_byte:.2f} bits per byte" in about.sentence

@@ -173,7 +173,7 @@ def test_levels_are_exchanged_at_equal_size():
     ("needle", "--contexts", "260", "--samples", 1, "--batch", 1),
     ("passkey", "--contexts", "128", "--samples", 1, "--batch", 2, "--learn", "off"),
     ("languages", "--lengths", "8,16", "--steps", 2, "--batch", 1, "--fresh"),
-    ("forgetting", "--tasks", __file__, evaluate.__file__, "--chunks", "1", "1,2", "--steps", 1),
+    ("forgetting", "--tasks", __file__, evaluate.__file__, "--chunks", "1", "1,2", "--steps", 1, "--batch", 2),
 ], ids=lambda arguments: arguments[0])
 def test_every_task_writes_its_numbers_and_its_picture(run, tmp_path, capsys, arguments):
     assert asked(run, tmp_path, *arguments) == 0
@@ -258,7 +258,10 @@ def test_a_byte_order_mark_and_a_line_separator_inside_a_text_are_read(tmp_path)
 
 
 def test_every_row_of_forgetting_begins_at_its_own_start(run, tmp_path):
-    asked_for = ("forgetting", "--tasks", __file__, evaluate.__file__, "--steps", 3, "--lr", 0.05, "--batch", 2)
+    texts = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for n, path in enumerate(texts):
+        path.write_text("".join(f"{i} and {n} are {i + n}\n" for i in range(300)), encoding="utf-8")
+    asked_for = ("forgetting", "--tasks", *texts, "--steps", 3, "--lr", 0.05, "--batch", 2)
     found = []
     for chunks in (("1,2",), ("1", "1,2"), ("1,2", "1,2")):
         assert asked(run, tmp_path, *asked_for, "--chunks", *chunks) == 0

@@ -24,6 +24,7 @@ from typing import Any
 from config import Config, Training
 from data import Vocabulary
 from shards import TOKENIZERS, VOCABULARY, Words
+from state import replacing
 from tools.machine import machine, versions
 
 try:
@@ -164,12 +165,8 @@ def name_again(path: Path, other: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is at every moment either the old one or the new one, whole."""
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

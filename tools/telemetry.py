@@ -26,11 +26,14 @@ class Telemetry:
         return found
 
     def measure(self, state: State) -> dict[str, dict[str, float]]:
-        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, and how much its memories hold."""
+        """How far each level has moved since the last time, and how much its memories hold."""
+        return {"level_change": self.change(), "memory_writes": self.writes(state)}
+
+    def change(self) -> dict[str, float]:
+        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖."""
         before, self.before = self.before, self.weights()
-        moved = {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
-                 / norm(before[chunk]) for chunk in before}
-        return {"level_change": moved, "memory_writes": self.writes(state)}
+        return {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
+                / norm(before[chunk]) for chunk in before}
 
     def writes(self, state: State) -> dict[str, float]:
         """Root mean square of what each kind of memory holds beyond its initial state."""
@@ -42,4 +45,8 @@ class Telemetry:
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:
-    return math.sqrt(float(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays)))
+    return math.sqrt(float(sum(map(square, arrays))))
+
+
+def square(array: np.ndarray) -> np.float64:
+    return np.sum(np.square(array, dtype=np.float64))

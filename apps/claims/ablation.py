@@ -4,7 +4,9 @@ The rows are those of Table 6. Hope has momentum, an adaptive q among six memori
 DGD a write is the plain gradient step, M ← αM − η∇L, without −ηM k kᵀ. Without momentum β is 0; without weight decay α
 is 1; without CMS one MLP stands in place of the three levels; without inner k, v or q that projection does not adapt.
 One layer of width 32, 200 steps. Every row has as many parameters, and the rate that is best for Hope. The slow levels
-move once in 4 and in 16 steps of the optimiser, so in this many they have hardly moved. Three seeds.
+move once in 4 and in 16 steps of the optimiser: in so few they have hardly moved, which may be why Hope is better
+without CMS (levels that all move with every step were not tried). What the other parts are worth is less than three
+seeds tell.
 """
 
 from __future__ import annotations

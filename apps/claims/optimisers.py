@@ -169,3 +169,13 @@ def measure(study: Study) -> dict[str, Any]:
             "here": f"{steps:,} steps, loss in training / test, processor time of a step: " + ", ".join(
                 f"{name} {said(interval(s[:, 0]), 3)} / {said(interval(s[:, 1]), 3)}, {np.median(s[:, 3]):.1f} ms"
                 for name, s in found.items())}
+
+
+def beside(scores: dict[str, Any]) -> str:
+    """The verdicts on every f, from the scores that were kept."""
+    found = {name: np.array(rows) for name, rows in scores.items()}
+    return "; ".join(
+        f"{name} lower than " + ", ".join(
+            f"{other}: {verdict(found[other][:, 0] - found[name][:, 0])} in training, "
+            f"{verdict(found[other][:, 1] - found[name][:, 1])} in the test" for other in ("AdamW", "Muon"))
+        for name in found if name.startswith("M3")) + "."

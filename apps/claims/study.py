@@ -6,7 +6,7 @@ Legend: B batch, T time; (seeds,points) what a model scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -54,6 +54,7 @@ class Study:
     sweeps: dict[str, dict[str, float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # rate of each sweep
     parameters: dict[str, int] = field(default_factory=dict)
+    each: Callable[[Callable, Iterable], Iterable] = map  # how independent trainings are gone through
 
     def steps(self, n: int) -> int:
         return max(2, round(n * self.share))
@@ -64,22 +65,21 @@ class Study:
         Where only the smallest or the largest rate is the best, the sweep goes on beyond it, by the same ratio, up
         to three rates. A rate at which training breaks down is the worst of all.
         """
-        found: dict[float, float] = {}
-
-        def tried(rate: float) -> None:
+        def tried(rate: float) -> float:
             try:
-                found[rate] = float(score(rate, SWEEP))
+                return float(score(rate, SWEEP))
             except FloatingPointError:
-                found[rate] = WORST
-        for rate in rates if self.share == 1 else rates[:2]:
-            tried(rate)
+                return WORST
+        first = rates if self.share == 1 else rates[:2]
+        found = dict(zip(first, self.each(tried, first), strict=True))
         for _ in range(3 if self.share == 1 and len(rates) > 1 else 0):
             tried_rates = sorted(found)
             best = [rate for rate in tried_rates if found[rate] == max(found.values())]
             if set(best) & set(tried_rates[1:-1]) or len(best) == len(found):
                 break
             (one, next_one) = tried_rates[:2] if best[0] == tried_rates[0] else tried_rates[:-3:-1]
-            tried(float(f"{one * one / next_one:.2g}"))
+            beyond = float(f"{one * one / next_one:.2g}")
+            found[beyond] = tried(beyond)
         self.sweeps[name] = {f"{rate:g}": found[rate] for rate in sorted(found)}
         best = [rate for rate in sorted(found) if found[rate] == max(found.values())]
         self.best[name] = best[len(best) // 2]

@@ -186,6 +186,7 @@ class Run:
         if self.training.origin:
             weights, self.optimizer.clock = checkpoint.inherited(self.training.origin, self.config)
             self.model.load_state_dict(weights)
+        self.ranks.meet(self)
         with folder.made(self.folder, exact) if self.ranks.rank == 0 else nullcontext(self.folder) as made:
             self.folder = self.ranks.first(lambda: made)
             if self.ranks.rank == 0:
@@ -206,6 +207,7 @@ class Run:
         self.optimizer.load_state_dict(optimizer)
         self.segments.restore(progress["data"])
         self.step = self.saved = progress["step"]
+        self.ranks.meet(self)
         lines = self.ranks.first(lambda: folder.rewind(self.folder, self.step))
         self.best = min((line["validation"] for line in lines if "validation" in line), default=math.inf)
         self.ranks.join(self)

@@ -60,7 +60,6 @@ class Ranks(Alone):
         return replace(training, accumulate=training.accumulate * self.size)
 
     def join(self, run: Any) -> None:
-        self.expect_same(run)
         self.rows = run.training.order == "consecutive"
         if self.rows and run.training.batch < self.size:
             raise ValueError(f"a batch of {run.training.batch} rows is too few for {self.size} ranks: each reads one "
@@ -83,7 +82,7 @@ class Ranks(Alone):
             run.state = run.state.map(lambda t: Tensor(t.data[here].copy()))
         trim()
 
-    def expect_same(self, run: Any) -> None:
+    def meet(self, run: Any) -> None:
         """ValueError, on all ranks, unless all run the same program with the same packages, settings and data."""
         settings = asdict(run.config) | asdict(run.training)
         here = versions() | {"program": program(), "data": run.corpus.manifest()["sha256"], "step": run.step,
@@ -245,30 +244,19 @@ class Shared(Telemetry):
                 found.setdefault(level.chunk, []).extend(level.parameters())
         return found
 
-    def change(self) -> dict[str, float]:
+    def levels(self) -> tuple[dict[str, float], dict[str, float]]:
         if not self.ranks.gathered:
-            return super().change()
+            return super().levels()
         before, self.before = self.before, self.weights()
-        found = {}
+        moved, sizes = {}, {}
         for chunk, params in self.params().items():
             own = [i for i, p in enumerate(params) if self.ranks.own(p)]
             squares = sorted(chain(*self.ranks.fabric.all([
-                (i, square(new - old), square(old))
+                (i, square(new - old), square(old), square(new))
                 for i, new, old in zip(own, self.before[chunk], before[chunk], strict=True)])))
-            found[str(chunk)] = (math.sqrt(float(sum(moved for _, moved, _ in squares)))
-                                 / math.sqrt(float(sum(was for _, _, was in squares))))
-        return found
-
-    def norms(self) -> dict[str, float]:
-        if not self.ranks.gathered:
-            return super().norms()
-        found = {}
-        for chunk, params in self.params().items():
-            own = [i for i, p in enumerate(params) if self.ranks.own(p)]
-            squares = sorted(chain(*self.ranks.fabric.all([
-                (i, square(now)) for i, now in zip(own, self.before[chunk], strict=True)])))
-            found[str(chunk)] = math.sqrt(float(sum(was for _, was in squares)))
-        return found
+            change, was, size = (math.sqrt(float(sum(column))) for column in list(zip(*squares, strict=True))[1:])
+            moved[str(chunk)], sizes[str(chunk)] = change / was, size
+        return moved, sizes
 
     def writes(self, state: State) -> dict[str, float]:
         found = self.ranks.fabric.all(super().writes(state))

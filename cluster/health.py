@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tools import stopping
 
@@ -37,6 +37,7 @@ class Watch:
         self.over = False  # this rank has said goodbye
         self.lock = threading.Lock()
         self.lines: dict[int, socket.socket] = {}
+        self.words: dict[int, TextIO] = {}  # what comes over each
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -62,14 +63,16 @@ class Watch:
             while len(self.lines) < self.size - 1:
                 line = door.accept()[0]
                 line.settimeout(10)
-                with suppress(OSError, ValueError):
-                    hello = json.loads(line.makefile("r", encoding="utf-8").readline())
+                with suppress(OSError, ValueError, KeyError):
+                    words = line.makefile("r", encoding="utf-8")
+                    hello = json.loads(words.readline())
                     if hello["token"] == token:
-                        self.lines[hello["rank"]] = line
+                        self.lines[hello["rank"]], self.words[hello["rank"]] = line, words
             door.close()
         else:
             host = "127.0.0.1" if where[0] == name else where[0]
             self.lines[0] = socket.create_connection((host, where[1]), timeout=60)
+            self.words[0] = self.lines[0].makefile("r", encoding="utf-8")
             self.send(0, {"rank": self.rank, "token": where[2]})
         for line in self.lines.values():
             line.settimeout(None)
@@ -107,7 +110,7 @@ class Watch:
     def listen(self, rank: int) -> None:
         """Hear what a rank says, to its end."""
         with suppress(OSError, ValueError):
-            for text in self.lines[rank].makefile("r", encoding="utf-8"):
+            for text in self.words[rank]:
                 said = json.loads(text)
                 self.heard[rank] = time.monotonic()
                 if "count" in said:
@@ -115,7 +118,7 @@ class Watch:
                 elif "bye" in said:
                     self.gone.add(rank)
                 elif "failed" in said:
-                    time.sleep(0.3)  # what all have found rank 0 says for itself
+                    time.sleep(0.5)  # what all have found rank 0 says for itself
                     self.lost(rank, said["failed"], 1)
                 elif "lost" in said:
                     leave("", self.lock, said["code"])

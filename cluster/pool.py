@@ -49,7 +49,7 @@ class Pool:
             return [f(item) for item in items]
         next_one = MPI.Win.Allocate(8 if self.rank == 0 else 0, 8, comm=self.comm)
         if self.rank == 0:
-            np.frombuffer(next_one.tomemory(), np.int64)[:] = 0
+            next_one.tomemory()[:] = bytes(8)
         self.comm.Barrier()
         found: dict[int, Any] = {}
         error: Exception | None = None
@@ -63,9 +63,9 @@ class Pool:
                 self.inside = False
         parts = self.comm.allgather((found, error))
         next_one.Free()
-        for _, raised in parts:
-            if raised:
-                raise raised
+        for _, its in parts:
+            if its:
+                raise its
         return [value for _, value in sorted(pair for part, _ in parts for pair in part.items())]
 
     def draw(self, next_one: Any) -> int:

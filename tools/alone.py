@@ -27,8 +27,11 @@ class Alone:
         """The settings of a new run of which each process reads as much as was asked for."""
         return training
 
+    def meet(self, run: Any) -> None:
+        """A run has its weights; ValueError unless all others have the same, and all that they depend on."""
+
     def join(self, run: Any) -> None:
-        """A run has its weights, and is about to go on: the others have the same."""
+        """A run is about to go on, all its weights in place."""
 
     def in_step(self) -> AbstractContextManager:
         """Within, no process stops before `any` has told all of them."""

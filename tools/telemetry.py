@@ -26,19 +26,15 @@ class Telemetry:
         return found
 
     def measure(self, state: State) -> dict[str, dict[str, float]]:
-        """How far each level has moved since the last time, its norm, and how much its memories hold."""
-        change = self.change()
-        return {"level_change": change, "level_norm": self.norms(), "memory_writes": self.writes(state)}
+        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, its ‖θ‖, and how much its memories hold."""
+        moved, sizes = self.levels()
+        return {"level_change": moved, "level_norm": sizes, "memory_writes": self.writes(state)}
 
-    def change(self) -> dict[str, float]:
-        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖."""
+    def levels(self) -> tuple[dict[str, float], dict[str, float]]:
         before, self.before = self.before, self.weights()
-        return {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
-                / norm(before[chunk]) for chunk in before}
-
-    def norms(self) -> dict[str, float]:
-        """‖θ‖ of every level."""
-        return {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
+        moved = {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
+                 / norm(before[chunk]) for chunk in before}
+        return moved, {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
 
     def writes(self, state: State) -> dict[str, float]:
         """Root mean square of what each kind of memory holds beyond its initial state."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,13 @@ MERGED = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("a", "n"), ("an", "d
           ("0", "0"), ("\xc3", "\xa9")]  # é is two bytes
 TOKENS = ["", *map(chr, range(256)), *(a + b for a, b in MERGED)]
 END = 0
+NUMBER = {token: i for i, token in enumerate(TOKENS)}
+LONGEST = re.compile("|".join(map(re.escape, sorted(TOKENS[1:], key=len, reverse=True))))
 
 
 def tokens_of(text: str) -> list[int]:
     """The longest token first, and bytes where there is none: enough for what no library has to agree with."""
-    found, rest = [], text.encode().decode("latin-1")
-    while rest:
-        piece = max((token for token in TOKENS if token and rest.startswith(token)), key=len)
-        found.append(TOKENS.index(piece))
-        rest = rest[len(piece):]
-    return found
+    return [NUMBER[piece] for piece in LONGEST.findall(text.encode().decode("latin-1"))]
 
 
 def sha(path: Path) -> str:

@@ -333,7 +333,8 @@ class Corpus:
     def __init__(self, documents: Sequence[Document]) -> None:
         filled = [document for document in documents if document.size]
         if not filled:
-            raise ValueError(f"all {len(documents)} files are empty: give at least one with text in it")
+            what = "the file is" if len(documents) == 1 else f"all {len(documents)} files are"
+            raise ValueError(f"{what} empty: give at least one with text in it")
         if len(filled) > 1:  # a large file on its own need not be hashed before the first step
             first: dict[str, Document] = {}
             filled = [d for d in filled if first.setdefault(d.digest, d) is d]

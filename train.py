@@ -34,7 +34,8 @@ import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from config import Config, Training
 from data import Changed, Corpus, Document, Segments, Text, Vocabulary, compressed_bits_per_byte, fixed
 from hope import Hope, State
 from shards import Shards, is_shards
-from tools import checkpoint, command, console, folder, machine, plots, stopping
+from tools import checkpoint, command, console, folder, loggers, machine, plots, stopping
 from tools.alone import Alone
 
 
@@ -65,6 +66,7 @@ class Run:
         self.folder, self.preset, self.config, self.training, self.corpus = where, preset, config, training, corpus
         if training.threads:
             kernels.set_threads(training.threads)
+        loggers.expect(training.log)
         self.text = corpus.split("validation").encoded(self.words)
         self.text.require(1, config.segment)
         self.segments = Segments(corpus.split("train").encoded(self.words), training.batch, config.segment,
@@ -234,6 +236,14 @@ class Run:
     def log(self, line: dict[str, Any]) -> None:
         if self.ranks.rank == 0:
             folder.append(self.folder / "log.jsonl", json.dumps(line) + "\n")
+            self.loggers.write(line)
+
+    @cached_property
+    def loggers(self) -> loggers.Loggers:
+        """Where else a line goes."""
+        settings = {"preset": self.preset, **asdict(self.config), **asdict(self.training)}
+        names = self.training.log if self.ranks.rank == 0 else ()
+        return loggers.Loggers(names, self.folder, settings, self.step, self.config.chunks)
 
     def sample(self) -> str:
         """Let the model go on from the beginning of the validation text; sample.txt keeps what it writes."""
@@ -340,7 +350,7 @@ def finish(run: Run) -> bool:
         run.judge(bits)
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
     if run.training.baseline:
-        training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="")
+        training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
         other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
                     run.ranks)
         (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
@@ -396,6 +406,7 @@ def main(arguments: Sequence[str] | None = None, ranks: Alone | None = None) -> 
         try:
             if not (run := opened(list(sys.argv[1:] if arguments is None else arguments), held, ranks)):
                 return 0
+            held.callback(run.loggers.close)
             introduce(run)
             stopped = run.train(run.training.steps) or finish(run)
         except KeyboardInterrupt:

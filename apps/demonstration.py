@@ -9,7 +9,6 @@ about it: settings, the last lines of the log, the last sample.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -27,7 +26,7 @@ from autograd import no_grad
 from data import BYTES, Corpus, Vocabulary, fixed
 from hope import Hope
 from tools import console
-from tools.command import Parser
+from tools.command import Help, Parser
 from tools.folder import hand_down, log_lines, read_json, vocabulary, write_text
 
 FLAGS = ("--preset nano --width 128 --layers 3 --heads 2 --hidden 128 --memory-hidden 16 --segment 256 --batch 8 "
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 2 for bad input, or what the training returned if it did not end."""
     console.ready()
     made = Parser(prog="python -m apps.demonstration", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("--run", default="", help="keep this run instead of a new one")
     made.add_argument("--out", default=str(DEMO), help="where [apps/demo]")
     scratch = Path(tempfile.mkdtemp())

@@ -52,13 +52,13 @@ from apps import estimate, optimisers
 from apps.questions import multiple_choice
 from apps.runs import DEMO, newest
 from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
-from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
+from autograd import Tensor, no_grad
 from config import Config
 from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
-from hope import Hope, State, drifted
+from hope import Hope, State
 from layers import cross_entropy
 from tools import console
-from tools.command import Parser, typed
+from tools.command import Help, Parser, typed
 from tools.folder import vocabulary
 from tools.plots import COLOURS, canvas
 
@@ -111,26 +111,6 @@ class Reader:
         starts = range(0, tokens.shape[1], self.segment)
         return np.hstack([self.step(windows[:, t:t + self.segment + 1], targets[:, t:t + self.segment])[1]
                           for t in starts])
-
-
-@enable_grad()
-def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, mean: bool = False
-             ) -> tuple[Tensor, State]:
-    """`Hope.learn` for training in the midst of it: logits of a segment (B,T+1), and the state after it.
-
-    The logits can be trained on: their gradient reaches the initial states, as they have drifted; the drift itself
-    is held still (first order). The mixer begins anew with every segment, so what is known of earlier ones is
-    what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
-    """
-    state = (state or State.start(model.config)).reset("memory")
-    drifts = [block.cms.drifts(past.levels, len(tokens))
-              for block, past in zip(model.blocks, state.blocks, strict=True)]
-    logits = model(tokens[:, :-1], drifted(state, drifts))[0]
-    nats = cross_entropy(logits, tokens[:, 1:], reduction="sum") * (1 / (tokens.shape[1] - 1))
-    leaves, rebuild = tree_flatten(drifts)
-    grads = rebuild(grad(nats, leaves, retain_graph=True))
-    rates = [rate / chunk if mean else rate for chunk in model.config.chunks]
-    return logits, model.move_levels(state, state, drifts, grads, state.clock + 1, rates).detach()
 
 
 def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -> float:
@@ -429,7 +409,7 @@ def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
 def parser() -> Parser:
     """All flags; each task reads those that concern it."""
     made = Parser(prog="python -m apps.evaluate", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("task", nargs="?", choices=[*TASKS, "optimisers", "claims"])
     made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all")
     for name, default, meaning in (

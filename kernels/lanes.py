@@ -13,28 +13,32 @@ import numpy as np
 from kernels.runtime import JIT, inner
 
 if JIT:
-    from numba.core import types
+    from numba.core import config, types
     from numba.core.cgutils import ir  # LLVM's instructions
+    from numba.core.codegen import get_host_cpu_features
     from numba.core.imputils import impl_ret_borrowed
     from numba.extending import intrinsic, models, register_model
 
 LANES = 32
+TILE = LANES  # of a product of matrices: four rows of so many are added up in registers, of which AVX2 has but sixteen
+if JIT and "+avx512f" not in (config.CPU_FEATURES or get_host_cpu_features()):
+    TILE = 16
 
 # Wide registers ---------------------------------------------------------------------------------------------
 
 if JIT:
     class Lanes(types.Type):
-        """LANES numbers that are computed together."""
+        """LANES numbers, or another count of them, that are computed together."""
 
-        def __init__(self, dtype: Any):
-            self.dtype = dtype
-            super().__init__(name=f"Lanes({dtype})")
+        def __init__(self, dtype: Any, count: int = LANES):
+            self.dtype, self.count = dtype, count
+            super().__init__(name=f"Lanes({dtype}, {count})")
 
     @register_model(Lanes)
     class _LanesModel(models.PrimitiveModel):
         def __init__(self, manager: Any, lanes: Lanes):
             number = manager.lookup(lanes.dtype).get_data_type()
-            super().__init__(manager, lanes, ir.VectorType(number, LANES))
+            super().__init__(manager, lanes, ir.VectorType(number, lanes.count))
 else:
     def intrinsic(function):
         """Nothing is compiled: nobody calls it."""
@@ -44,17 +48,27 @@ else:
 @intrinsic
 def load(typing, row, i):
     """row[i:i+LANES]"""
+    return _load(row, i, LANES)
+
+
+@intrinsic
+def load_like(typing, x, row, i):
+    """row[i:i+n], n being the lanes of x"""
+    return _load(row, i, x.count, x)
+
+
+def _load(row, i, count, *like):
     def generate(context, builder, signature, args):
         lanes = context.get_value_type(signature.return_type)
-        x = builder.load(_pointer(context, builder, row, *args, lanes))
+        x = builder.load(_pointer(context, builder, row, *args[-2:], lanes))
         x.align = row.dtype.bitwidth // 8
         return x
-    return Lanes(row.dtype)(row, i), generate
+    return Lanes(row.dtype, count)(*like, row, i), generate
 
 
 @intrinsic
 def store(typing, row, i, x):
-    """row[i:i+LANES] = x"""
+    """row[i:i+LANES] = x, or as many as x has"""
     def generate(context, builder, signature, args):
         stored = builder.store(args[2], _pointer(context, builder, row, *args[:2], args[2].type))
         stored.align = row.dtype.bitwidth // 8
@@ -65,13 +79,29 @@ def store(typing, row, i, x):
 @intrinsic
 def spread(typing, a):
     """The number a in all lanes"""
-    return Lanes(a)(a), lambda context, builder, signature, args: _spread(builder, args[0])
+    return Lanes(a)(a), lambda context, builder, signature, args: _spread(builder, args[0], LANES)
 
 
 @intrinsic
 def zero(typing, row):
     """LANES zeros like the numbers of a row"""
-    lanes = Lanes(row.dtype)
+    return _zero(row, LANES)
+
+
+@intrinsic
+def zero_tile(typing, row):
+    """TILE zeros"""
+    return _zero(row, TILE)
+
+
+@intrinsic
+def zero_half(typing, row):
+    """Half as many"""
+    return _zero(row, TILE // 2)
+
+
+def _zero(row, count):
+    lanes = Lanes(row.dtype, count)
     return lanes(row), lambda context, builder, signature, args: ir.Constant(context.get_value_type(lanes), None)
 
 
@@ -177,14 +207,14 @@ def _pointer(context, builder, array_type, array, i, lanes):
     return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
 
 
-def _spread(builder, a):
-    lanes, index = ir.VectorType(a.type, LANES), ir.IntType(32)
+def _spread(builder, a, count):
+    lanes, index = ir.VectorType(a.type, count), ir.IntType(32)
     first = builder.insert_element(ir.Constant(lanes, ir.Undefined), a, ir.Constant(index, 0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(index, LANES), [0] * LANES))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(index, count), [0] * count))
 
 
 def _times(builder, a, x):
-    return builder.fmul(a if a.type == x.type else _spread(builder, a), x, flags=("contract",))
+    return builder.fmul(a if a.type == x.type else _spread(builder, a, x.type.count), x, flags=("contract",))
 
 
 def _larger(builder, x, y):

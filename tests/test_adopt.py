@@ -10,7 +10,7 @@ import pytest
 import cms
 import hope
 import train
-from apps import chat, evaluate, tasks
+from apps import about, chat, evaluate, tasks
 from apps.adopt import __main__ as program
 from apps.adopt import example, files, models
 from apps.adopt.architectures import KNOWN, Source
@@ -664,6 +664,13 @@ def test_the_package_safetensors_reads_what_is_written_here(tmp_path):
     files.write(tmp_path / "a.safetensors", {name: a.shape for name, a in arrays.items()}, arrays.__getitem__)
     found = safetensors.load_file(tmp_path / "a.safetensors")
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_examples_for_a_model_that_others_trained_are_no_python(tmp_path):
+    run = adopted(tmp_path)
+    assert about.About.of(run).examples == about.PLAIN
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0, "bits_per_byte": 2.0}\n')  # now on this Python's own text
+    assert about.About.of(run).examples == about.PYTHON
 
 
 @pytest.mark.parametrize("begins", [False, True])

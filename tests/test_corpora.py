@@ -3,10 +3,12 @@
 # ruff: noqa: E402  what may be missing is imported after it was found not to be
 import gzip
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ import tokenizers
 import zstandard
 
 from corpora import filters, mixture, plain, pool, recipe, shards, sources, tokenizer, vocabulary
-from corpora.__main__ import main
+from corpora.__main__ import RUN, main, parser
 from corpora.lowest import Lowest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -639,3 +641,18 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, corpus
         assert error.startswith("corpora: error: ") and error.count("\n") == 1, error
 
 
+
+
+def test_the_commands_of_the_page_are_understood():
+    page = (ROOT / "corpora" / "README.md").read_text(encoding="utf-8")
+    found = [line for line in page.splitlines() if line.startswith("python -m corpora ")]
+    assert {shlex.split(line)[3] for line in found} == set(RUN)
+    for line in found:
+        parser().parse_args(shlex.split(line)[3:])
+
+
+def test_every_limit_of_a_filter_is_an_option_with_its_default():
+    given = vars(parser().parse_args(["filter", "a.txt", "--out", "b"]))
+    wanted = {name: ",".join(value) if isinstance(value, tuple) else value
+              for name, value in asdict(filters.Limits()).items()}
+    assert wanted.items() <= given.items()

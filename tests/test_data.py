@@ -283,6 +283,7 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_glob(tmp_path):
         (["missing.txt"], "nothing matches 'missing.txt' in .*: name files, folders, globs"),
         (["book", "*.tex"], r"nothing matches '\*\.tex'"),
         (["folder"], "'folder' holds no files: name a file or a folder with text in it"),
+        (["empty"], "the file is empty: give at least one with text in it"),
         (["nothing", "empty"], "all 2 files are empty: give at least one with text in it"),
         ([], "no paths given: name at least one file, folder or glob"),
     ],

@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal as same
 
 import optimizers
 from autograd import tanh, tensor
+from kernels import runtime
 from optimizers import CUBIC, OPTIMIZERS, build, clip_grad_norm, implicit, low_rank, newton_schulz, schedule
 
 spec = importlib.util.spec_from_file_location("ladder", Path(__file__).resolve().parent.parent / "docs" / "ladder.py")
@@ -1088,3 +1089,20 @@ def test_the_trace_names_every_rung_and_the_picture_is_drawn(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(printed.count(f"\n{name} ") >= 2 for name in OPTIMIZERS)
     assert (tmp_path / "paths.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@every_rung
+def test_the_number_of_threads_changes_no_bit_of_a_step(name, monkeypatch):
+    monkeypatch.setattr(runtime, "GRAIN", 0)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(runtime, "_threads", threads)
+        params = [parameter(draw(n, 6, seed=n), np.float32) for n in (5, 6, 9, 4, 7)]
+        optimizer = build(name, params, 0.1)
+        for step in range(3):
+            for n, p in enumerate(params):
+                p.grad = draw(*p.data.shape, seed=10 * step + n).astype(np.float32)
+            optimizer.step()
+        found.append([p.data for p in params])
+    for one, three in zip(*found, strict=True):
+        same(one, three)

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,22 @@ def test_every_part_is_done_once_by_threads_and_what_goes_wrong_in_one_is_raised
     with pytest.raises(ArithmeticError, match="from 3 on"):
         kernels.split(loop, len(done), kernels.GRAIN, 3)
     assert np.all(done == 3)
+
+
+def test_what_a_thread_splits_of_its_share_it_does_itself(monkeypatch):
+    monkeypatch.setattr(runtime, "_threads", 3)
+    parts = []
+
+    def within(start, stop, outer):
+        parts.append((outer, start, stop, threading.get_ident()))
+
+    def loop(start, stop):
+        kernels.split(within, 6, kernels.GRAIN, (start, threading.get_ident()))
+    kernels.split(loop, 3, kernels.GRAIN)
+    assert sorted(outer[0] for outer, *_ in parts) == [0, 1, 2]
+    assert all((start, stop, ident) == (0, 6, outer[1]) for outer, start, stop, ident in parts)
+    kernels.split(within, 6, kernels.GRAIN, (9, 0))
+    assert sorted(part[1:3] for part in parts if part[0][0] == 9) == [(0, 2), (2, 4), (4, 6)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

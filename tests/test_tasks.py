@@ -9,17 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.tasks import (
+    HAY,
     KINDS,
+    NEEDLES,
+    VALUES,
+    WORDS,
     associative_recall,
     copy,
+    dictionaries,
     formal_language,
     fuzzy_recall,
-    grouped_intents,
     hidden,
     memorized,
     needle,
+    needles,
     selective_copy,
-    two_meanings,
     written_recall,
 )
 from apps.tasks import LANGUAGES as NAMES
@@ -248,32 +252,50 @@ def test_every_language_is_named_by_its_first_token():
     assert np.all(targets[:, 0] == IGNORE)
 
 
-@given(seeds, st.integers(1, 8), st.integers(1, 5))
+@given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.booleans())
 @few
-def test_a_language_read_tells_the_meaning_of_every_word_in_it_once(seed, size, meanings):
-    read, ask = two_meanings(np.random.default_rng(seed), 3, size, meanings)
-    for language in range(2):
-        (tokens, targets), (again, answers) = read(language), ask(language)
-        assert tokens.shape == (3, 2 * size + 1) and np.all(tokens[:, 0] == size + meanings + language)
-        for row, asked, other, wanted in zip(tokens, targets, again, answers, strict=True):
-            told = dict(zip(row[1::2].tolist(), row[2::2].tolist(), strict=True))
-            assert sorted(told) == list(range(size)) and all(size <= m < size + meanings for m in told.values())
-            assert asked[1::2].tolist() == row[2::2].tolist() and np.all(asked[::2] == IGNORE)
-            assert wanted[1::2].tolist() == [told[word] for word in other[1::2].tolist()]
+def test_a_group_read_tells_the_meaning_of_each_of_its_words_once(seed, groups, size, meanings, own):
+    meanings = meanings + groups * size if own else meanings
+    read, told = dictionaries(np.random.default_rng(seed), 2, groups, size, meanings, own), [{}, {}]
+    for group in [*range(groups)] * 2:
+        tokens, targets = read(group)
+        assert tokens.shape == targets.shape == (2, 2 * size) and np.all(targets[:, 1::2] == IGNORE)
+        assert np.array_equal(targets[:, ::2], tokens[:, 1::2])
+        for row, known in zip(tokens.tolist(), told, strict=True):
+            said = dict(zip(row[::2], row[1::2], strict=True))
+            assert sorted(said) == list(range(group * size, (group + 1) * size))
+            assert all(0 <= m - groups * size < meanings for m in said.values())
+            assert all(known.setdefault(word, m) == m for word, m in said.items())  # said again, it means the same
+    assert not own or all(len(set(known.values())) == groups * size for known in told)
 
 
-@given(seeds, st.integers(1, 3), st.integers(1, 4))
+def test_words_cannot_have_a_meaning_each_out_of_fewer():
+    with pytest.raises(ValueError, match="6 words cannot have a meaning each, out of 5"):
+        dictionaries(np.random.default_rng(0), 1, 2, 3, 5, own=True)
+
+
+@given(seeds, st.sampled_from(list(NEEDLES)), st.integers(45, 90))
 @few
-def test_intents_of_one_group_are_asked_among_all(seed, groups, classes):
-    read, ask = grouped_intents(np.random.default_rng(seed), 2, groups, classes)
-    taught = [read(group) for group in range(groups)]
-    told = [dict(pair for tokens, _ in taught for pair in zip(tokens[row, 1::2], tokens[row, 2::2], strict=True))
-            for row in range(2)]
-    for row in range(2):  # no two intents share a keyword or a label
-        assert sorted(told[row]) == list(range(groups * classes)) and len(set(told[row].values())) == groups * classes
-    for group in range(groups):
-        tokens, targets = ask(group)
-        for row in range(2):
-            for i in np.flatnonzero(targets[row] != IGNORE):
-                assert targets[row, i] == told[row][tokens[row, i]]
-                assert tokens[row, i] in taught[group][0][row, 1::2]
+def test_needles_are_asked_for_as_they_were_last_told(seed, kind, length):
+    count, times, size, asked = NEEDLES[kind]
+    tokens, targets = needles(np.random.default_rng(seed), 2, length, kind)
+    assert tokens.shape == targets.shape == (2, length) and 0 <= tokens.min() <= tokens.max() < len(WORDS)
+    questions = (1 + size) * asked
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        text, told = row[:-questions], {}
+        for i, token in enumerate(text):
+            if len(HAY) <= token < len(WORDS) - len(VALUES):
+                told[token] = text[i + 1:i + 1 + size]
+        assert len(told) == count and sum(token >= len(HAY) for token in text) == count * times * (1 + size)
+        assert answers[:-questions] == [IGNORE] * (length - questions)
+        for q in range(length - questions, length, 1 + size):
+            assert row[q + 1:q + 1 + size] == told.pop(row[q]) == answers[q:q + size]
+            assert answers[q + size] == IGNORE
+
+
+def test_needles_that_do_not_fit_or_that_nobody_knows_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="facts needs more than 24 words, not 24"):
+        needles(rng, 1, 24, "facts")
+    with pytest.raises(ValueError, match="no needles of kind 'haystack'"):
+        needles(rng, 1, 99, "haystack")

@@ -504,3 +504,17 @@ def test_a_file_in_sections_trains_on_random_bytes(tmp_path):
                        "--validation", "1", "--sample-tokens", "5", "--quiet"]) == 0
     kept = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert kept["training"]["random_data"] and next(iter(kept["data"]["documents"])).startswith("random/")
+
+
+@pytest.mark.parametrize("width", [40, 60, 90, 120])
+def test_help_fits_the_screen_at_any_width_and_says_all_that_was_written(width, monkeypatch):
+    about = ("What is it?\n\n    python -m program --run RUN     what it does, in words that go on for a\n"
+             "                                    while\n"
+             "    python -m other   little\n\nProse that is written in lines of one hundred and twenty columns, "
+             "as all in this project is,\nand goes on.\n")
+    monkeypatch.setenv("COLUMNS", str(width + 2))
+    said = command.Parser(prog="p", usage="p", description=about, formatter_class=command.Help).format_help()
+    shown = said.partition("\n\n")[2].partition("\noptions:")[0]
+    assert shown.split() == about.split() and max(map(len, shown.splitlines())) <= width
+    assert shown.count("\n\n") == about.count("\n\n")  # paragraphs stay apart
+    assert (shown.strip() == about.strip()) == (width == 120)

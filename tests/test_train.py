@@ -448,7 +448,7 @@ def one_line(capsys):
     (["--quiet", "perhaps"], "'perhaps'"),
     (["--width", "30", "--heads", "4"], "width 30 over 4 heads"),
     (["--cms", "nested", "--chunks", "1,3", "--segment", "32"], "chunk sizes that divide"),
-    (["--chunks", "1,x"], "'1,x'"),
+    (["--chunks", "1,x"], "'1,x' is no list of whole numbers with commas between"),
     (["--vocabulary", "200"], "vocabulary is 200"),
     (["--segment", "100000"], "the validation text has"),
     (["--batch", "30000", "--order", "consecutive"], "the train text has"),

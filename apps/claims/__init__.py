@@ -36,9 +36,12 @@ from apps.claims import (
     languages,
     mad,
     modelling,
+    needles,
     optimisers,
+    periods,
     reading,
     recall,
+    steps,
     two_languages,
     variants,
     writes,
@@ -50,9 +53,9 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
-    "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
-    "optimisers": optimisers, "context": context, "variants": variants}
+    "modelling": modelling, "steps": steps, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
+    "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles, "reading": reading,
+    "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
 
 
 def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: Any = None) -> None:

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from kernels.lanes import LANES, any_layout, exp, load, plus, store, transpose, zero
+from kernels.lanes import LANES, TILE, any_layout, exp, load_like, plus, store, transpose, zero_half, zero_tile
 from kernels.runtime import inner
 
 # Products ----------------------------------------------------------------------------------------------------
@@ -21,38 +21,44 @@ from kernels.runtime import inner
 
 @inner
 def matmul(C, A, B, fresh, triangle):
-    """C = A B or C += A B: eight rows of A by LANES columns of B at a time, in registers.
+    """C = A B or C += A B: four rows of A by TILE columns of B at a time, in registers.
 
     triangle: of B nothing is read below (1) or above (−1) its diagonal blocks, where it is zero; 0: all is.
     """
-    (m, k), n = A.shape, B.shape[1]
-    for j in range(0, n - n % LANES, LANES):
-        first, end = np.uint64(j if triangle < 0 else 0), np.uint64(min(k, j + LANES) if triangle > 0 else k)
-        for i in range(0, m - 7, 8):  # with no sign, p is not looked at as one that may count from the end
-            c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = zero(C)
-            if not fresh:
-                c0, c1, c2, c3 = load(C[i], j), load(C[i + 1], j), load(C[i + 2], j), load(C[i + 3], j)
-                c4, c5, c6, c7 = load(C[i + 4], j), load(C[i + 5], j), load(C[i + 6], j), load(C[i + 7], j)
-            for p in range(first, end):
-                b = load(B[p], j)
-                c0, c1 = plus(c0, A[i, p], b), plus(c1, A[i + 1, p], b)
-                c2, c3 = plus(c2, A[i + 2, p], b), plus(c3, A[i + 3, p], b)
-                c4, c5 = plus(c4, A[i + 4, p], b), plus(c5, A[i + 5, p], b)
-                c6, c7 = plus(c6, A[i + 6, p], b), plus(c7, A[i + 7, p], b)
-            store(C[i], j, c0), store(C[i + 1], j, c1), store(C[i + 2], j, c2), store(C[i + 3], j, c3)
-            store(C[i + 4], j, c4), store(C[i + 5], j, c5), store(C[i + 6], j, c6), store(C[i + 7], j, c7)
-        for i in range(m - m % 8, m):
-            c0 = zero(C) if fresh else load(C[i], j)
-            for p in range(first, end):
-                c0 = plus(c0, A[i, p], load(B[p], j))
-            store(C[i], j, c0)
-    if n % LANES:  # the columns of a narrow head
-        for i in range(m):
-            for j in range(n - n % LANES if fresh else n, n):
-                C[i, j] = 0
-            for p in range(k):
-                for j in range(n - n % LANES, n):
-                    C[i, j] += A[i, p] * B[p, j]
+    n, tile, half = B.shape[1], zero_tile(C), zero_half(C)
+    for j in range(0, n - n % TILE, TILE):
+        columns(C, A, B, fresh, triangle, j, TILE, tile)
+    for j in range(n - n % TILE, n - n % (TILE // 2), TILE // 2):  # of a narrow head
+        columns(C, A, B, fresh, triangle, j, TILE // 2, half)
+    if n % (TILE // 2):
+        for i in range(len(A)):
+            for j in range(n - n % (TILE // 2), n):
+                sum = C.dtype.type(0) if fresh else C[i, j]
+                for p in range(len(B)):
+                    sum += A[i, p] * B[p, j]
+                C[i, j] = sum
+
+
+@inner
+def columns(C, A, B, fresh, triangle, j, width, zeros):
+    """So many columns of C, from j on"""
+    m, k = A.shape
+    first, end = np.uint64(j if triangle < 0 else 0), np.uint64(min(k, j + width) if triangle > 0 else k)
+    for i in range(0, m - 3, 4):  # with no sign, p is not looked at as one that may count from the end
+        c0 = c1 = c2 = c3 = zeros
+        if not fresh:
+            c0, c1 = load_like(zeros, C[i], j), load_like(zeros, C[i + 1], j)
+            c2, c3 = load_like(zeros, C[i + 2], j), load_like(zeros, C[i + 3], j)
+        for p in range(first, end):
+            b = load_like(zeros, B[p], j)
+            c0, c1 = plus(c0, A[i, p], b), plus(c1, A[i + 1, p], b)
+            c2, c3 = plus(c2, A[i + 2, p], b), plus(c3, A[i + 3, p], b)
+        store(C[i], j, c0), store(C[i + 1], j, c1), store(C[i + 2], j, c2), store(C[i + 3], j, c3)
+    for i in range(m - m % 4, m):
+        c0 = zeros if fresh else load_like(zeros, C[i], j)
+        for p in range(first, end):
+            c0 = plus(c0, A[i, p], load_like(zeros, B[p], j))
+        store(C[i], j, c0)
 
 
 @inner

@@ -90,12 +90,16 @@ class Watch:
 
     def beat(self) -> None:
         """Say that this rank is alive; look whether the others are."""
+        before = time.monotonic()
         while not self.over:
             waited = time.monotonic() - self.since if self.since else 0.0
             state = {"count": self.count, "waited": waited}
             for rank in list(self.lines):
                 self.send(rank, state)
             now = time.monotonic()
+            if now - before > 3 * BEAT:  # this rank has not had its turn: what the others said is not read yet
+                self.heard = dict.fromkeys(self.heard, now)
+            before = now
             for rank, heard in self.heard.items():
                 if rank not in self.gone and now - heard > self.silence:
                     self.lost(rank, f"nothing was heard of it for {self.silence:g} s")

@@ -45,7 +45,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
-    """What exchange and spread take, for 2 ranks up to as many as there are; on rank 0, else nothing."""
+    """What exchange and spread take at least, for 2 ranks up to as many as there are; on rank 0, else nothing."""
     from mpi4py import MPI
 
     from cluster.fabric import Mpi
@@ -62,12 +62,12 @@ def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
                 for name, go in (("exchange", lambda: fabric.exchange(whole, counts).wait()),  # noqa: B023
                                  ("spread", lambda: fabric.spread(own, counts).wait())):  # noqa: B023
                     times: list[float] = []
-                    while fabric.first(len(times) < 5 or sum(times) < seconds):
+                    while fabric.first(len(times) < 20 or sum(times) < seconds):
                         part.Barrier()
                         started = time.perf_counter()
                         go()
                         times.append(max(fabric.all(time.perf_counter() - started)))
-                    found.append({"what": name, "ranks": ranks, "bytes": size, "seconds": float(np.median(times))})
+                    found.append({"what": name, "ranks": ranks, "bytes": size, "seconds": min(times)})
         part.Free()
     return found if world.Get_rank() == 0 else []
 
@@ -101,7 +101,8 @@ def efficiency(ranks: int, batches: int, seconds: float, size: float, latency: f
     return batches / ranks * seconds / whole
 
 
-def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, speed: float) -> dict[str, Any]:
+def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, speed: float, bucket: float
+          ) -> dict[str, Any]:
     """Efficiency of a preset on 1 to 1,024 ranks, one batch or more for each in a step."""
     config, training = PRESETS[preset]
     size = 4.0 * hope.count(config)
@@ -112,7 +113,7 @@ def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, s
             (here, kept["latency"], kept["bandwidth"]),
         f"a GPU of {speed / 1e12:.3g} TFLOP/s on a network of {bandwidth / 1e9:.3g} GB/s, {1e6 * latency:g} µs "
         f"(assumed; {flops / speed:.3g} s a batch)": (flops / speed, latency, bandwidth)}
-    buckets, found = math.ceil(size / 2**22), {}
+    buckets, found = math.ceil(size / bucket), {}
     for name, (seconds, alpha, beta) in fabrics.items():
         for label, overlap in (("", True), (", nothing overlapped", False)):
             found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, alpha, beta, overlap,
@@ -138,6 +139,7 @@ def main() -> None:
     made.add_argument("--bandwidth", type=float, default=12.5, help="of a network, GB/s and rank [12.5]")
     made.add_argument("--latency", type=float, default=5.0, help="of a network, µs [5]")
     made.add_argument("--speed", type=float, default=50.0, help="of a GPU in training, TFLOP/s [50]")
+    made.add_argument("--bucket", type=float, default=64.0, help="MB of gradients that travel together [64]")
     made.add_argument("--out", type=Path, default=HERE, help="folder of scale.json and scale.png [cluster/]")
     made.add_argument("--seconds", type=float, default=0.3, help="spent on each size [0.3]")
     given = made.parse_args()
@@ -165,7 +167,8 @@ def main() -> None:
         model = transfer(x["ranks"], x["bytes"], kept["latency"], kept["bandwidth"], kept["cores"])
         errors.append(abs(math.log(model / x["seconds"])))
         print(f"{x['ranks']:>6}{x['bytes']:>12,}{x['what']:>10}{1e3 * x['seconds']:>9.3f} ms{1e3 * model:>9.3f} ms")
-    shown = curve(given.preset, kept, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12)
+    shown = curve(given.preset, kept, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12,
+                  given.bucket * 2**20)
     report({"latency": f"{1e6 * kept['latency']:.1f} µs", "bandwidth": f"{kept['bandwidth'] / 1e9:.2f} GB/s",
             "the model is off by": f"a factor of {math.exp(float(np.median(errors))):.2f} (median), "
                                    f"{math.exp(max(errors)):.2f} (most)",

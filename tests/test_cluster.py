@@ -172,7 +172,7 @@ def training(n, out, *arguments, module="cluster.train", **settings):
         ranks.stdout.close()
 
 
-def until(true, seconds=120):
+def until(true, seconds=400):
     ends = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < ends, "it has not come to that"

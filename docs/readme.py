@@ -35,7 +35,7 @@ from tools.folder import write_text  # noqa: E402
 from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
-         "state", "hope", "data", "shards", "train")
+         "state", "decode", "hope", "data", "shards", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
 FORMULAS = {  # what the block does: equations, and where each is computed
     "the memories are read": {"A 83": "titans.py::SelfModifyingTitans.chunk"},
@@ -126,12 +126,12 @@ def claims() -> str:
     """What became of each claim, in a word or a count of them, from docs/claims/."""
     found, said = measured(HERE / "claims"), []
     for name in CLAIMS:
-        holds = found[name]["holds"] if name in found else "not measured"
-        words = Counter(re.findall(r"not shown|not measured|yes|no", holds))
+        words = Counter(re.findall(r"not shown|yes|no", found[name]["holds"] if name in found else ""))
         verdict = ", ".join(f"{words[word]} {word}" if words[word] > 1 else word
-                            for word in ("yes", "no", "not shown", "not measured") if words[word])
-        said.append(f"[{name}](docs/claims/{name}.png): {verdict}" if name in found else f"{name}: {verdict}")
-    return "; ".join(said) + "."
+                            for word in ("yes", "no", "not shown") if words[word])
+        said += [f"[{name}](docs/claims/{name}.png): {verdict}"] if name in found else []
+    unknown = [name for name in CLAIMS if name not in found]
+    return "; ".join(said) + (f". Not measured: {', '.join(unknown)}." if unknown else ".")
 
 
 def clocks() -> str:
@@ -192,11 +192,11 @@ def nano() -> str:
     """The second run in two sentences and in what it writes."""
     run = kept("nano")
     beside = ", ".join(f"{bits:.3f} for {name}" for name, bits in run["validation"].items() if name != "this run")
-    machine = ", ".join(run["machine"].split(", ")[:2])
+    machine, first = ", ".join(run["machine"].split(", ")[:2]), "\n".join(run["sample"].splitlines()[:7])
     return (f"`{run['command']}` took **{run['seconds'] / 60:.0f} minutes** on {machine}:\n"
             f"{run['parameters']:,} parameters, {run['bytes read']:,} bytes read, then "
             f"{run['validation']['this run']:.3f} bits per byte on text it has\nnot seen ({beside}). It writes "
-            f"(▶ marks where the model goes on):\n\n```text\n{run['sample']}\n```")
+            f"(▶ marks where the model goes on):\n\n```text\n{first}\n…\n```")
 
 
 def run(name: str = "nano") -> str:

@@ -50,7 +50,7 @@ def measure(study: Study) -> dict[str, Any]:
         runs = [[read(learned(study, config, rate, seed), n, 16 if n <= FAR else 4) for n in asked]
                 for seed in range(study.seeds)]
         found[name] = np.array([[each["right"] for each in run] for run in runs])
-        costs[name] = {what: [runs[0][0][what], runs[0][-1][what]] for what in ("microseconds per word", "state bytes")}
+        costs[name] = {what: [runs[-1][i][what] for i in (0, -1)] for what in ("microseconds per word", "state bytes")}
     written = needles(np.random.default_rng(0), 1, 8192, "facts")[0][0]
     size = float(np.mean([len(WORDS[i]) + 1 for i in written]))
     lines = {name: scores for name, scores in found.items() if scores.shape[1] == len(lengths)}

@@ -73,13 +73,13 @@ def measure(study: Study) -> dict[str, Any]:
 
     def mean(name: str, *kinds: str) -> np.ndarray:
         scores = found[name].reshape(study.seeds, len(KINDS), len(LENGTHS))
-        return np.mean([scores[:, KINDS.index(kind)] for kind in kinds], axis=(0, 2))
+        return np.mean([scores[:, KINDS.index(kind)] for kind in kinds], axis=0)  # (seeds,lengths)
     sets = {"single": KINDS[:2], "long": KINDS[2:3], "several": KINDS[3:]}
     return {"x": ("", list(range(len(KINDS) * len(LENGTHS)))), "lines": found, "y": "share of rows known",
             "ticks": [f"{kind.replace(', ', chr(10))}\n{n}" for kind in KINDS for n in LENGTHS],
-            "holds": "Hope over " + "; ".join(f"{name}: " + ", ".join(
-                f"{what} {verdict(mean('Hope', *kinds) - mean(name, *kinds))}" for what, kinds in sets.items())
-                for name in list(found)[1:]),
+            "holds": f"at {LENGTHS[0]} / {LENGTHS[-1]} tokens Hope over " + "; ".join(f"{name}: " + ", ".join(
+                f"{what} " + " / ".join(verdict((mean("Hope", *kinds) - mean(name, *kinds))[:, i]) for i in (0, -1))
+                for what, kinds in sets.items()) for name in list(found)[1:]),
             "here": f"known at {'/'.join(map(str, LENGTHS))} tokens ({', '.join(KINDS)}): " + "; ".join(
                 f"{name} " + ", ".join("/".join(f"{np.mean(scores[:, i * 3 + j]):.2f}" for j in range(3))
                                        for i in range(len(KINDS))) for name, scores in found.items())}

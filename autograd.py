@@ -166,22 +166,29 @@ class Tensor:
         """The same array without its history."""
         return Tensor(self.data)
 
-    def backward(self, cotangent: Any = None, retain_graph: bool = False) -> None:
+    def backward(self, cotangent: Any = None, retain_graph: bool = False,
+                 ready: Callable[[Tensor], None] | None = None) -> None:
         """Add ∂⟨cotangent, self⟩/∂leaf to `.grad` of every leaf that requires gradients, and free the graph.
 
-        A tensor of one element needs no cotangent. For derivatives of derivatives use `grad`.
+        A tensor of one element needs no cotangent. `ready(leaf)` is called of each leaf as soon as its gradient is
+        complete, in the midst of the walk. For derivatives of derivatives use `grad`.
         """
         _expect_history(self)
         start = _cotangent(self, cotangent)
         taken = {id(start.data)}  # leaves share no array, not even the caller's: somebody may clip in place
-        for leaf, g in _pull_back([self], [start], None, False, retain_graph):
+
+        def arrive(leaf: Tensor, g: Tensor | None) -> None:
             if g is None:  # a rule said that nothing arrives here
-                continue
+                return
             if leaf.grad is not None:
                 leaf.grad += g.data
             else:
                 leaf.grad = g.data.copy() if g.data.base is not None or id(g.data) in taken else g.data
                 taken.add(id(leaf.grad))
+            if ready is not None:
+                ready(leaf)
+        for leaf, g in _pull_back([self], [start], None, False, retain_graph, arrive=arrive if ready else None):
+            arrive(leaf, g)
 
     # operators (the methods that are functions, x.exp() or x.sum(axis=0), are set below the operations) ---------
     __hash__ = object.__hash__
@@ -519,10 +526,12 @@ def _like(tree: Any, other: Any) -> Iterator[Any]:
 # the walk back: discover, prune, pull -----------------------------------------------------------
 
 def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets: Sequence[Tensor] | None,
-               create_graph: bool, retain_graph: bool, since: int | None = None) -> list[tuple[Tensor, Any]]:
+               create_graph: bool, retain_graph: bool, since: int | None = None,
+               arrive: Callable[[Tensor, Any], None] | None = None) -> list[tuple[Tensor, Any]]:
     """Carry cotangents from outputs to `targets` (default: every leaf): pairs (target, cotangent or None).
 
-    With `since` the walk ends at what was recorded before, all of which must be among the targets.
+    With `since` the walk ends at what was recorded before, all of which must be among the targets. With `arrive`
+    leaves are handed over as soon as they are complete, as far as that is known before the end.
     """
     # nothing that was recorded before the earliest target depends on a target
     orders = sorted([x.node.order if x.node else -1 for x in targets or ()])
@@ -536,7 +545,7 @@ def _pull_back(outputs: Sequence[Tensor], cotangents: Sequence[Tensor], targets:
     with _recording(create_graph):
         for y, g in zip(outputs, cotangents, strict=True):
             sums.add(y, g)
-        _pull(nodes, useful, wanted, sums, retain_graph)
+        _pull(nodes, useful, wanted, sums, retain_graph, arrive)
     return [(x, sums.at.get(_key(x))) for x in (ends.values() if targets is None else targets)]
 
 
@@ -566,10 +575,25 @@ def _prune(nodes: list[Node], wanted: Container) -> set[Node]:
     return useful
 
 
-def _pull(nodes: list[Node], useful: set[Node], wanted: Container, sums: _Sums, retain_graph: bool) -> None:
+def _first_uses(nodes: list[Node]) -> list[tuple[int, Tensor]]:
+    """Every leaf beside the order of the first operation that uses it: nothing more arrives there once it is passed."""
+    found: dict[tuple[int, int], tuple[int, Tensor]] = {}
+    for n in nodes:
+        for x in n.inputs:
+            if x.requires_grad and x.node is None:
+                found.setdefault(_key(x), (n.order, x))
+    return list(found.values())
+
+
+def _pull(nodes: list[Node], useful: set[Node], wanted: Container, sums: _Sums, retain_graph: bool,
+          arrive: Callable[[Tensor, Any], None] | None = None) -> None:
     """From the last operation to the first: what arrived at its results becomes the cotangents of its inputs."""
+    uses = _first_uses(nodes) if arrive else []
     while nodes:
         n = nodes.pop()
+        while arrive and uses and uses[-1][0] > n.order:
+            x = uses.pop()[1]
+            arrive(x, sums.at.pop(_key(x), None))
         arrived = sums.take(n, wanted)
         if n not in useful or not arrived:
             continue

@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ LEAST = dict.fromkeys((
         "weight_decay", "seed", "threads", "sample_every", "sample_tokens", "keep"), 0)
 POSITIVE = ("lr", "clip", "norm_eps")
 BIASES = ("qkv", "output", "level")  # where there may be some
+LOGS = ("json", "tensorboard", "wandb")  # of a run: log.jsonl is always written
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Training:
     steps: int = 600            # steps of the optimiser
     minutes: float = 0.0        # stop and save after so many minutes, even if steps are left; 0 = no limit
     # what is read
-    data: tuple[str, ...] = ()  # files, folders, globs to read; none = the text of this Python
+    data: tuple[str, ...] = ()  # files, folders, globs, or one folder of shards; none = the text of this Python
     random_data: bool = False   # read random bytes instead: nothing can be learned of them but their number
     order: str = "shuffled"     # of segments; or consecutive, with the running state carried on
     batch: int = 4              # B, segments read side by side
@@ -229,6 +230,7 @@ class Training:
     checkpoint_every: int = 100  # steps between two checkpoints
     keep: int = 0               # keep the last so many of them, and the best by validation text; 0 = the last one
     log_every: int = 1          # steps between two lines of log.jsonl
+    log: tuple[str, ...] = ()   # where else they go: tensorboard, wandb; json is log.jsonl, written always
     sample_every: int = 100     # steps between two samples; 0 = only one, at the end
     sample_tokens: int = 300    # length of a sample
     baseline: bool = False      # train a Transformer of as many parameters too, for comparison
@@ -236,6 +238,10 @@ class Training:
 
     def __post_init__(self) -> None:
         check(self)
+
+        if unknown := set(self.log) - set(LOGS):
+            one = min(unknown)
+            raise ValueError(f"log {one!r}{nearest(one, LOGS)}; choose from {', '.join(LOGS)}")
 
         def whole(path: str) -> str:  # to go on from anywhere
             return os.path.abspath(os.path.expanduser(path)) if path else ""
@@ -292,11 +298,17 @@ def item(name: str, like: tuple[Any, ...]) -> Any:
     return like[0] if like else 1.0 if name in ("level_rates", "rotary_scaling") else ""
 
 
-def nearest(word: Any, known: Sequence[str]) -> str:
+def nearest(word: Any, known: Iterable[str]) -> str:
     """', did you mean X?' when something known is close."""
     close = difflib.get_close_matches(str(word), list(known), 1)
     return f", did you mean {close[0]!r}?" if close else ""
 
+
+# The learning rate of an optimiser that takes the place of a preset's own: the best that was measured at nano's width
+# (docs/optimizers-rates.json); preconditioned, delta_momentum and multi_timescale have that of their nearest relative.
+RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preconditioned": 0.003,
+         "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
+         "dgd": 0.003, "multi_timescale": 0.003}
 
 PRESETS = {
     "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
@@ -315,8 +327,52 @@ PRESETS = {
                    Training(steps=190000, warmup=2000, batch=1, accumulate=128, lr=7e-4)),
 }
 
-# The learning rate of an optimiser that takes the place of a preset's own: the best that was measured at nano's width
-# (docs/optimizers-rates.json); preconditioned, delta_momentum and multi_timescale have that of their nearest relative.
-RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preconditioned": 0.003,
-         "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
-         "dgd": 0.003, "multi_timescale": 0.003}
+
+def independent(**choices: Any) -> Config:
+    """What small, medium and large share."""
+    return Config(cms="independent", chunks=(1, 2, 4), level_rates=(0.01, 0.005, 0.0025), memory_hidden=128,
+                  memory_chunk=16, projection_chunk=16, **choices)
+
+
+def wide(width: int, layers: int, heads: int, segment: int = 2048, **choices: Any) -> Config:
+    """What pilot, mid and target share: memories and levels four times as wide as what goes in."""
+    return Config(width=width, layers=layers, heads=heads, segment=segment, vocabulary=32000, hidden=4 * width,
+                  memory_hidden=4 * width // heads, **choices)
+
+
+def by_muon(**choices: Any) -> Training:
+    """How pilot, mid and target are trained."""
+    return Training(optimizer="muon", options=("accumulate=gradients",), weight_decay=0.02, warmup=0,
+                    schedule="constant", **choices)
+
+
+def smoke(preset: tuple[Config, Training], **choices: Any) -> tuple[Config, Training]:
+    """A preset that takes seconds on a CPU, to see that all of it works: a small model, ten steps."""
+    small: dict[str, Any] = {"width": 64, "layers": 1, "heads": 2, "segment": 64, "hidden": 256} | choices
+    few: dict[str, Any] = {"steps": 10, "warmup": 0, "batch": 4, "validation": 4, "log_every": 1,
+                           "checkpoint_every": 10, "sample_every": 0, "sample_tokens": 40}
+    return replace(preset[0], **small), replace(preset[1], **few)
+
+
+PRESETS |= {  # of two other reproductions: docs/settings.md tells where these numbers are from
+    "small": (independent(width=128, layers=2, heads=4, segment=64, vocabulary=5000, hidden=512),
+              Training(steps=500, warmup=50, batch=32, lr=3e-4, weight_decay=0.01, final=0.0)),
+    "medium": (independent(width=256, layers=4, heads=8, segment=128, vocabulary=10000, hidden=1024),
+               Training(steps=2000, optimizer="m3", lr=RATES["m3"], warmup=50, batch=16, weight_decay=0.01, final=0.0)),
+    "large": (independent(width=512, layers=6, heads=8, segment=256, vocabulary=32000, hidden=2048),
+              Training(steps=5000, optimizer="dgd", lr=RATES["dgd"], warmup=50, batch=8, weight_decay=0.01, final=0.0)),
+    "pilot": (wide(512, 12, 8, chunks=(1, 4, 32, 128), level_rates=(3e-4,) * 4),
+              by_muon(steps=246667, batch=6, lr=2.5e-4, seed=1337, checkpoint_every=1000, log_every=50)),
+    "mid": (wide(1024, 24, 16, chunks=(1, 4, 32, 128), level_rates=(4e-4,) * 4),
+            by_muon(steps=100, batch=16, lr=2e-4, seed=808, checkpoint_every=50, log_every=10)),
+    "target": (wide(1536, 32, 24, chunks=(1, 4, 32, 128, 512), level_rates=(3e-4, 2.5e-4, 2e-4, 2e-4, 1.5e-4)),
+               by_muon(steps=200, batch=32, lr=1.5e-4, seed=9001, log_every=10)),
+}
+PRESETS |= {
+    "small-smoke": smoke(PRESETS["small"]), "medium-smoke": smoke(PRESETS["medium"]),
+    "large-smoke": smoke(PRESETS["large"]),
+    "pilot-smoke": smoke(PRESETS["pilot"], width=128, layers=2, heads=4, hidden=512, memory_hidden=128,
+                         chunks=(1, 4, 16), level_rates=(5e-4,) * 3),
+    "mid-smoke": smoke(PRESETS["mid"], width=256, layers=4, heads=8, hidden=1024, memory_hidden=128,
+                       chunks=(1, 4, 16, 64)),
+    "target-smoke": smoke(PRESETS["target"], width=256, layers=4, heads=8, hidden=1024, memory_hidden=128)}

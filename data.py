@@ -123,6 +123,16 @@ class Document:
         return sha.hexdigest()
 
 
+@dataclass(frozen=True)
+class Part:
+    """A range of a text that is drawn from, so often that it makes up its share of what is read."""
+
+    name: str
+    start: int
+    size: int
+    share: float = 1.0
+
+
 class Text:
     """Documents end to end: one long array of bytes that is never in memory as a whole.
 
@@ -130,12 +140,15 @@ class Text:
     ends here", and is the stop token when the model writes.
     """
 
+    gap = 1  # tokens between two documents
+
     def __init__(self, documents: Sequence[Document], name: str = "given", words: Vocabulary | None = None) -> None:
         self.documents, self.name, self.words = list(documents), name, words or BYTES
-        self._starts = [0, *accumulate(document.size + 1 for document in self.documents)]
+        self._starts = [0, *accumulate(document.size + self.gap for document in self.documents)]
+        self.parts = [Part(self.name, 0, len(self))]
 
     def __len__(self) -> int:
-        return max(self._starts[-1] - 1, 0)
+        return max(self._starts[-1] - self.gap, 0)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """A copy of bytes [start, stop), its first document found by bisection; ValueError outside."""
@@ -168,9 +181,10 @@ class Text:
         """ValueError unless every lane has room for a segment, and one token follows the last."""
         if batch < 1 or segment < 1:
             raise ValueError(f"batch is {batch} and segment is {segment}: both must be at least 1")
-        if len(self) < (need := lanes * segment + 1):
-            what = f"{need} are needed ({lanes} × segment {segment} + 1): give more text or a shorter segment"
-            raise ValueError(f"the {self.name} text has {len(self)} {self.words.unit}s, but {what}")
+        for part in self.parts if lanes == 1 else [Part(self.name, 0, len(self))]:
+            if part.size < (need := lanes * segment + 1):
+                what = f"{need} are needed ({lanes} × segment {segment} + 1): give more text or a shorter segment"
+                raise ValueError(f"the {part.name} text has {part.size} {self.words.unit}s, but {what}")
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -313,10 +327,14 @@ class Corpus:
     largest. `note` is empty or tells of an unusual split.
     """
 
+    words: Vocabulary = BYTES  # in which the texts are
+    folder: Path | None = None  # where the files of a vocabulary of its own are
+
     def __init__(self, documents: Sequence[Document]) -> None:
         filled = [document for document in documents if document.size]
         if not filled:
-            raise ValueError(f"all {len(documents)} files are empty: give at least one with text in it")
+            what = "the file is" if len(documents) == 1 else f"all {len(documents)} files are"
+            raise ValueError(f"{what} empty: give at least one with text in it")
         if len(filled) > 1:  # a large file on its own need not be hashed before the first step
             first: dict[str, Document] = {}
             filled = [d for d in filled if first.setdefault(d.digest, d) is d]
@@ -452,7 +470,9 @@ class Segments:
     """An endless iterator of (B,T+1) int64 arrays: inputs [:, :-1], targets [:, 1:].
 
     shuffled     every epoch cuts the text anew, from a random phase on, and deals segments in random order;
-                 every byte is an input once an epoch, but for at most T at either end.
+                 every byte is an input once an epoch, but for at most T at either end. A text with several
+                 parts is a mixture: each has epochs of its own, and the next segment is of the part that is
+                 furthest behind its share: none is ever more than a segment ahead of it.
     consecutive  every row goes on where it ended, in its own lane, so that a running state can be carried;
                  at most T bytes at the end of a lane are left out.
 
@@ -464,7 +484,13 @@ class Segments:
             raise ValueError(f"there is no order {order!r}: choose 'shuffled' or 'consecutive'")
         text.require(batch, segment, lanes=batch if order == "consecutive" else 1)
         self.text, self.batch, self.segment, self.order, self.seed = text, batch, segment, order, seed
-        self.epoch, self.position, self.restarted = 0, 0, True
+        self.restarted, count = True, len(text.parts) if order == "shuffled" else 1
+        self.epochs, self.positions, self.drawn = [0] * count, [0] * count, [0] * count  # of each part
+
+    @property
+    def epoch(self) -> int:
+        """How often everything has been read: of a mixture, all parts of it."""
+        return min(self.epochs)
 
     def __iter__(self) -> "Segments":
         return self
@@ -472,34 +498,45 @@ class Segments:
     def __next__(self) -> Tokens:
         if self.order == "shuffled":
             return self.text.stack([self._draw() for _ in range(self.batch)], self.segment)
-        self.restarted = self.position == 0
-        lane, start = (len(self.text) - 1) // self.batch, self.position * self.segment
-        self._advance(lane // self.segment)
+        position = self.positions[0]
+        self.restarted = position == 0
+        lane, start = (len(self.text) - 1) // self.batch, position * self.segment
+        self._advance(0, lane // self.segment)
         return self.text.stack([row * lane + start for row in range(self.batch)], self.segment)
 
     def _draw(self) -> int:
-        rng = np.random.default_rng([self.seed, self.epoch])  # an epoch's draws follow from its number
-        phase = int(rng.integers(min(self.segment, len(self.text) - self.segment)))
-        count = (len(self.text) - 1 - phase) // self.segment
-        chosen = permuted(self.position, count, rng.integers(1, 2**61 - 1, size=6).tolist())
-        self._advance(count)
-        return phase + chosen * self.segment
+        total = sum(self.drawn) + 1
+        behind = [part.share * total - drawn for part, drawn in zip(self.text.parts, self.drawn, strict=True)]
+        i = behind.index(max(behind))
+        part, more = self.text.parts[i], [i] if i else []
+        rng = np.random.default_rng([self.seed, self.epochs[i], *more])  # an epoch's draws follow from its number
+        phase = int(rng.integers(min(self.segment, part.size - self.segment)))
+        count = (part.size - 1 - phase) // self.segment
+        chosen = permuted(self.positions[i], count, rng.integers(1, 2**61 - 1, size=6).tolist())
+        self._advance(i, count)
+        return part.start + phase + chosen * self.segment
 
-    def _advance(self, count: int) -> None:
-        wraps, self.position = divmod(self.position + 1, count)
-        self.epoch += wraps
+    def _advance(self, i: int, count: int) -> None:
+        wraps, self.positions[i] = divmod(self.positions[i] + 1, count)
+        self.epochs[i] += wraps
+        self.drawn[i] += 1
 
     def state(self) -> dict[str, Any]:
         """Where reading stands and what it depends on, as JSON can hold it."""
-        names = ("order", "batch", "segment", "seed", "epoch", "position")
-        return {"bytes": len(self.text)} | {name: getattr(self, name) for name in names}
+        about = {"bytes": len(self.text), "order": self.order, "batch": self.batch, "segment": self.segment,
+                 "seed": self.seed}
+        if len(self.drawn) == 1:
+            return about | {"epoch": self.epochs[0], "position": self.positions[0]}
+        return about | {"epoch": [*self.epochs], "position": [*self.positions], "drawn": [*self.drawn]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on, bit for bit, where `state` was taken; ValueError if it was from other data or settings."""
         for name, here in self.state().items():
-            if name not in ("epoch", "position") and state[name] != here:
+            if name not in ("epoch", "position", "drawn") and state[name] != here:
                 raise ValueError(f"the saved position is for {name} {state[name]}, but here it is {here}")
-        self.epoch, self.position = state["epoch"], state["position"]
+        places = [state[name] for name in ("epoch", "position")]
+        self.epochs, self.positions = ([*place] if isinstance(place, list) else [place] for place in places)
+        self.drawn = [*state.get("drawn", [0])]
 
 
 def fixed(text: Text, batch: int, segment: int, count: int) -> Iterator[Tokens]:

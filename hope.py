@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import cms
+import decode
 import mixers
 from autograd import (
     Tensor,
@@ -129,6 +130,14 @@ class Hope(Module):
             x, present = block(x, past)
             blocks.append(present)
         return x, State(blocks, state.clock)
+
+    @no_grad()
+    def step(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
+        """One more token of every sequence, sooner: what `__call__` gives, without history.  tokens (B,1) → (B,1,V)"""
+        state, plan = state or State.start(self.config), decode.plan(self, len(tokens))
+        if plan is None or np.shape(tokens)[1:] != (1,):
+            return self(tokens, state)
+        return plan(self._checked(tokens, None if plan.knows(state) else state), state)
 
     def embed(self, tokens: Any, state: State) -> Tensor:
         """The vectors that stand for tokens at their places: (B,T) → (B,T,D)"""
@@ -255,10 +264,13 @@ class Hope(Module):
         rng, state = np.random.default_rng(seed), state or State.start(self.config)
         tokens = np.asarray(prompt)[None]
         for _ in range(count):
-            with no_grad():
-                for t in range(0, tokens.shape[1], self.config.segment):
-                    x, state = self.read(tokens[:, t:t + self.config.segment], state)
-                logits = self.unembed(x[:, -1:])
+            if tokens.shape[1] == 1:
+                logits, state = self.step(tokens, state)
+            else:
+                with no_grad():
+                    for t in range(0, tokens.shape[1], self.config.segment):
+                        x, state = self.read(tokens[:, t:t + self.config.segment], state)
+                    logits = self.unembed(x[:, -1:])
             token = sample(host(logits.data[0, -1]), rng, temperature, top_k, top_p)
             yield token, state
             if token in stop:

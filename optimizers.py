@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -598,14 +598,15 @@ def schedule(kind: str, step: int, steps: int, warmup: int = 0, final: float = 0
     return final + (1 - final) * left
 
 
-def clip_grad_norm(params: Iterable[Any], max_norm: float) -> float:
+def clip_grad_norm(params: Iterable[Any], max_norm: float, add: Callable = sum) -> float:
     """Scale all gradients by one factor to a joint norm of at most max_norm; return the norm they had.
 
-    Summed in float64. A norm that is not finite is returned and the gradients are left as they are.
+    Summed in float64, by `add`: of parameters on several processes that is the sum over all. A norm that is not
+    finite is returned and the gradients are left as they are.
     """
     params = [p for p in params if p.grad is not None]
     squares = [np.sum(np.square(p.grad.astype(np.float64))) for p in params]
-    norm = math.sqrt(float(sum(squares)))  # the one number of a step that is read back from a card
+    norm = math.sqrt(float(add(squares)))  # the one number of a step that is read back from a card
     if max_norm < norm < math.inf:
         for p in params:
             p.grad = p.grad * (max_norm / norm)  # a new array: two parameters may share one gradient

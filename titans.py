@@ -345,7 +345,7 @@ def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
     settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
                 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0, c.reads == "exact",
                 [(span.tokens, span.seen) for span in spans])
-    *results, boundaries = kernel.titans(*settings, *inputs)
+    *results, boundaries = kernel.titans(*settings, *inputs, back=grad_enabled())
 
     def backward(*results_bar):
         asked_bar, bias_bar, readout_bar, initial_bar, *states_bar = kernel.titans_backward(

@@ -2,6 +2,7 @@
 
     python train.py                                     train the preset nano on the text of this very Python
     python train.py --preset tiny --data notes.txt      another preset, your own text; every setting is a flag
+    python train.py --data SHARDS                       text that corpora/ made tokens; the vocabulary goes with the run
     python train.py --resume runs/nano-20260101-120000  go on where a run stopped
     python train.py --from runs/nano-… --data B.txt     go on learning from a trained run, on other text
     python train.py --preset paper-1.3b --dry-run       what it would take
@@ -32,8 +33,9 @@ import shlex
 import textwrap
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +49,24 @@ from autograd import Tensor, no_grad
 from config import Config, Training
 from data import Changed, Corpus, Document, Segments, Text, Vocabulary, compressed_bits_per_byte, fixed
 from hope import Hope, State
-from tools import checkpoint, command, console, folder, machine, plots, stopping
-from tools.telemetry import Telemetry
+from shards import Shards, is_shards
+from tools import checkpoint, command, console, folder, loggers, machine, plots, stopping
+from tools.alone import Alone
 
 
 class Run:
     """A model in training, and the folder it lives in."""
 
     def __init__(self, where: Path, preset: str, config: Config, training: Training, corpus: Corpus,
-                 words: Vocabulary | None = None):
-        self.words = words or Vocabulary()
+                 words: Vocabulary | None = None, ranks: Alone | None = None):
+        self.words, self.ranks = words or corpus.words, ranks or Alone()
         if config.vocabulary < self.words.size:
             raise ValueError(f"vocabulary is {config.vocabulary}; tokens are {self.words.unit}s: it must be at least "
                              f"{self.words.size}")
         self.folder, self.preset, self.config, self.training, self.corpus = where, preset, config, training, corpus
         if training.threads:
             kernels.set_threads(training.threads)
+        loggers.expect(training.log)
         self.text = corpus.split("validation").encoded(self.words)
         self.text.require(1, config.segment)
         self.segments = Segments(corpus.split("train").encoded(self.words), training.batch, config.segment,
@@ -85,13 +89,14 @@ class Run:
 
     def train(self, until: int) -> bool:
         """Take steps up to step `until`, unless time is up or the program is asked to stop; returns whether it was."""
-        t, started, stopped, telemetry = self.training, time.monotonic(), False, Telemetry(self.model)
+        t, started, stopped, telemetry = self.training, time.monotonic(), False, self.ranks.telemetry(self.model)
         bar = tqdm(total=until, initial=self.step, unit="step", disable=t.quiet, dynamic_ncols=True,
                    mininterval=0.1 if sys.stderr.isatty() else 30)
         # numbers that are not finite are looked for, not warned of
-        with bar, stopping.heeded(self.safe, self.complete) as asked, np.errstate(all="ignore"):
+        with (bar, stopping.heeded(self.safe, self.complete) as asked, self.ranks.in_step(),
+              np.errstate(all="ignore")):
             try:
-                while self.step < until and not asked:
+                while self.step < until and not self.ranks.any(asked):
                     line = self.advance()
                     bar.set_postfix_str("{loss:.3f} nats, {bits_per_byte:.3f} bits/byte, {tokens_per_second:.0f} "
                                         "tokens/s, moved {fired}".format(**line), refresh=False)
@@ -100,53 +105,55 @@ class Run:
                         self.log(line | telemetry.measure(self.last))
                     if t.sample_every and self.step % t.sample_every == 0 and self.step < until:
                         sample = self.sample()
-                        if not t.quiet:
+                        if not t.quiet and self.ranks.rank == 0:
                             bar.write(sample)
                     if self.step % t.checkpoint_every == 0:
                         self.save()
                         if t.keep and self.step < until:
                             self.judge(self.evaluate()[0])
-                    if t.minutes and time.monotonic() - started > 60 * t.minutes:
+                    if t.minutes and self.ranks.any(time.monotonic() - started > 60 * t.minutes):
                         break
             except KeyboardInterrupt:
                 stopped = True
                 self.undo()
             if self.saved < self.step:
                 self.save()
-            return stopped or bool(asked)
+            return self.ranks.any(stopped or asked)
 
     def advance(self) -> dict[str, Any]:
         """One step: predict, send the error back, move every level whose clock is due."""
-        t, started, losses, read = self.training, time.perf_counter(), [], 0
+        t, started, consecutive = self.training, time.perf_counter(), self.training.order == "consecutive"
+        found: list[tuple[float, int]] = []  # of every batch: its loss, its bytes
         self.before = self.segments.state(), self.state, self.step
         self.optimizer.zero_grad()
-        for _ in range(t.accumulate):
-            tokens = next(self.segments)
+        for tokens, share in self.ranks.deal((next(self.segments) for _ in range(t.accumulate)), rows=consecutive):
             past = None if self.segments.restarted else self.state
             loss, after = self.loss(tokens, past)
-            losses.append(loss.item())
-            read += self.words.count(tokens[:, 1:])
-            if not math.isfinite(losses[-1]):
+            found.append((share * loss.item(), self.words.count(tokens[:, 1:]) if share else 0))
+            if not math.isfinite(found[-1][0]):
                 raise self.diverged(self.model.first_non_finite(tokens[:, :-1], past) or "the loss")
-            (loss * (1 / t.accumulate)).backward()
+            self.ranks.backward(loss * (share / t.accumulate))
             self.last = after.detach()
             # the state of attention is the whole past: carried on, it would grow for ever
-            carried = t.order == "consecutive" and "attention" not in self.config.mixer.split("+")
+            carried = consecutive and "attention" not in self.config.mixer.split("+")
             self.state = self.last if carried else None
-        norm = optimizers.clip_grad_norm(self.optimizer.params, t.clip)
+        self.ranks.reduce()
+        norm = optimizers.clip_grad_norm(self.optimizer.params, t.clip, self.ranks.add)
         if not math.isfinite(norm):
-            broken = [p.name for p in self.optimizer.params
-                      if p.grad is not None and not np.all(np.isfinite(p.grad))]
+            broken = self.ranks.gather([p.name for p in self.optimizer.params
+                                        if p.grad is not None and not np.all(np.isfinite(p.grad))])
             raise self.diverged(f"the gradient of {broken[0]}")
         self.optimizer.lr_scale = optimizers.schedule(t.schedule, self.step, t.steps, t.warmup, t.final)
         with stopping.whole():
-            fired = self.optimizer.step()
+            fired = self.ranks.step(self.optimizer)
             self.step += 1
+        losses, sizes = zip(*self.ranks.gather(found), strict=True)
         mean, seconds = math.fsum(losses) / t.accumulate, time.perf_counter() - started
-        each = t.accumulate * tokens[:, 1:].size / max(read, 1)  # tokens per byte
+        tokens_read = t.accumulate * t.batch * self.config.segment
+        each = tokens_read / max(sum(sizes), 1)  # tokens per byte
         return {"step": self.step, "loss": mean, "bits_per_byte": mean / math.log(2) * each, "gradient_norm": norm,
                 "learning_rate": self.optimizer.lr, "fired": fired,
-                "tokens_per_second": t.accumulate * tokens[:, 1:].size / seconds}
+                "tokens_per_second": tokens_read / seconds}
 
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
         """What training lowers; where levels learn in the context, they move within the segment, too."""
@@ -179,10 +186,16 @@ class Run:
         if self.training.origin:
             weights, self.optimizer.clock = checkpoint.inherited(self.training.origin, self.config)
             self.model.load_state_dict(weights)
-        with folder.made(self.folder, exact) as self.folder:
-            folder.describe(self.folder, self.preset, self.config, self.training, self.corpus.manifest())
-            if self.training.origin:
-                folder.hand_down(checkpoint.find(self.training.origin).parent, self.folder)
+        self.ranks.meet(self)
+        with folder.made(self.folder, exact) if self.ranks.rank == 0 else nullcontext(self.folder) as made:
+            self.folder = self.ranks.first(lambda: made)
+            if self.ranks.rank == 0:
+                folder.describe(self.folder, self.preset, self.config, self.training, self.corpus.manifest())
+                if self.training.origin:
+                    folder.hand_down(checkpoint.find(self.training.origin).parent, self.folder)
+                elif self.corpus.folder:
+                    folder.hand_down(self.corpus.folder, self.folder)
+            self.ranks.join(self)
             self.save()
         return self
 
@@ -194,8 +207,10 @@ class Run:
         self.optimizer.load_state_dict(optimizer)
         self.segments.restore(progress["data"])
         self.step = self.saved = progress["step"]
-        lines = folder.rewind(self.folder, self.step)
+        self.ranks.meet(self)
+        lines = self.ranks.first(lambda: folder.rewind(self.folder, self.step))
         self.best = min((line["validation"] for line in lines if "validation" in line), default=math.inf)
+        self.ranks.join(self)
         return self
 
     def save(self) -> None:
@@ -205,20 +220,30 @@ class Run:
         """
         self.expect_finite()
         with stopping.whole():
-            checkpoint.write(self.folder, self.model, self.state, self.optimizer.state_dict(),
-                             {"step": self.step, "data": self.segments.state()})
+            if kept := self.ranks.whole(self.model, self.state, self.optimizer):
+                checkpoint.write(self.folder, *kept, {"step": self.step, "data": self.segments.state()})
             self.saved = self.step
 
     def judge(self, bits: float) -> None:
         """Keep the newest checkpoint beside the last ones, and as the best if none took fewer bits per byte."""
-        checkpoint.keep(self.folder, self.saved, self.training.keep, best=bits < self.best)
+        if self.ranks.rank == 0:
+            checkpoint.keep(self.folder, self.saved, self.training.keep, best=bits < self.best)
         self.best = min(bits, self.best)
         self.log({"step": self.saved, "validation": bits})
 
     # what a run shows ---------------------------------------------------------------------------------------
 
     def log(self, line: dict[str, Any]) -> None:
-        folder.append(self.folder / "log.jsonl", json.dumps(line) + "\n")
+        if self.ranks.rank == 0:
+            folder.append(self.folder / "log.jsonl", json.dumps(line) + "\n")
+            self.loggers.write(line)
+
+    @cached_property
+    def loggers(self) -> loggers.Loggers:
+        """Where else a line goes."""
+        settings = {"preset": self.preset, **asdict(self.config), **asdict(self.training)}
+        names = self.training.log if self.ranks.rank == 0 else ()
+        return loggers.Loggers(names, self.folder, settings, self.step, self.config.chunks)
 
     def sample(self) -> str:
         """Let the model go on from the beginning of the validation text; sample.txt keeps what it writes."""
@@ -233,16 +258,19 @@ class Run:
         except ValueError:  # probabilities that are no numbers, of weights that are
             raise self.diverged("a prediction") from None
         text = f"step {self.step}: {readable(prompt, self.words)} ▶ {readable(written, self.words)}"
-        folder.append(self.folder / "sample.txt", text + "\n\n")
+        if self.ranks.rank == 0:
+            folder.append(self.folder / "sample.txt", text + "\n\n")
         return textwrap.indent(text, "  | ", lambda _: True)
 
     def evaluate(self) -> tuple[float, Text]:
         """Bits per byte on validation text, all levels standing still, and the bytes it was measured on."""
-        losses, seen, t = [], [], self.training
+        found: list[tuple[float, bytes]] = []  # of every batch: its loss, summed, and its bytes
+        t = self.training
         with no_grad():
-            for tokens in fixed(self.text, t.batch, self.config.segment, t.validation):
-                losses.append(self.model.loss(tokens)[0].item() * tokens[:, 1:].size)
-                seen.append(self.words.spell(tokens[:, 1:].reshape(-1).tolist()))
+            for tokens, share in self.ranks.deal(fixed(self.text, t.batch, self.config.segment, t.validation)):
+                loss = self.model.loss(tokens)[0].item() * tokens[:, 1:].size
+                found.append((share * loss, self.words.spell(tokens[:, 1:].reshape(-1).tolist()) if share else b""))
+        losses, seen = zip(*self.ranks.gather(found), strict=True)
         read = b"".join(seen)
         bits = math.fsum(losses) / len(read) / math.log(2)
         if not math.isfinite(bits):
@@ -266,31 +294,38 @@ def readable(tokens: Any, words: Vocabulary) -> str:
 # Beginning and end ------------------------------------------------------------------------------------------
 
 
-def begin(preset: str, config: Config, training: Training) -> Run:
+def begin(preset: str, config: Config, training: Training, ranks: Alone | None = None) -> Run:
     """A new run in a folder of its own."""
     machine.expect_room(config)
     where = Path(training.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     words = folder.vocabulary(checkpoint.find(training.origin).parent) if training.origin else None
-    return Run(where, preset, config, training, corpus(training), words).begin(exact=bool(training.out))
+    training = ranks.spread(training) if ranks else training
+    return Run(where, preset, config, training, corpus(training), words, ranks).begin(exact=bool(training.out))
 
 
-def resume(where: Path, given: dict[str, Any]) -> Run:
+def resume(where: Path, given: dict[str, Any], ranks: Alone | None = None) -> Run:
     """The run in a folder, as of its last checkpoint; what is given may change training, not the model."""
     saved = folder.read_json(where / "config.json")
     preset, config, training = command.resumed(where, saved, given)
-    run = Run(where, preset, config, training, corpus(training), folder.vocabulary(where))
+    run = Run(where, preset, config, training, corpus(training), folder.vocabulary(where), ranks)
     folder.expect_data(where, saved, run.corpus.manifest(), by_default=not training.data)
     run.restore()
     if training.steps < run.step:
         raise ValueError(f"{where} has taken {run.step} steps, and --steps {training.steps} is fewer: give more, or "
                          "leave it out")
-    folder.describe(where, preset, config, training, saved["data"])
+    if run.ranks.rank == 0:
+        folder.describe(where, preset, config, training, saved["data"])
     return run
 
 
 def corpus(training: Training) -> Corpus:
+    found: Corpus
     if training.random_data:
         found = Corpus.random(training.seed)
+    elif any(map(is_shards, training.data)):
+        if len(training.data) > 1:
+            raise ValueError("a folder of shards is read alone; leave out the other --data")
+        found = Shards(training.data[0])
     else:
         found = Corpus.from_paths(training.data) if training.data else Corpus.default()
     if found.note:
@@ -315,9 +350,12 @@ def finish(run: Run) -> bool:
         run.judge(bits)
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
     if run.training.baseline:
-        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config),
-                    replace(run.training, minutes=0.0, baseline=False, keep=0, origin=""), run.corpus, run.words)
-        (other.restore if (other.folder / checkpoint.LAST).exists() else other.begin)()
+        training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
+        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
+                    run.ranks)
+        (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
+        if run.ranks.rank == 0:
+            folder.hand_down(run.folder, other.folder)
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
         if other.train(run.step):
             return True
@@ -327,41 +365,48 @@ def finish(run: Run) -> bool:
     print(f"\n{run.sample()}\n\nbits per byte of {len(text):,} bytes of validation text, step {run.step}:")
     for name, bits in sorted(found.items(), key=lambda item: item[1]):
         print(f"  {bits:6.3f}  {name}")
-    plots.tried(lambda: plots.draw_loss(run.folder, f"{run.preset}, {hope.count(run.config):,} parameters", found),
-                lambda: plots.draw_levels(run.folder))
+    if run.ranks.rank == 0:
+        plots.tried(lambda: plots.draw_loss(run.folder, f"{run.preset}, {hope.count(run.config):,} parameters", found),
+                    lambda: plots.draw_levels(run.folder))
     if not run.training.quiet:
         console.what_now(run.folder)
     return False
 
 
-def opened(arguments: Sequence[str], held: ExitStack) -> Run | None:
+def opened(arguments: Sequence[str], held: ExitStack, ranks: Alone | None = None) -> Run | None:
     """The run that a command asks for; None if it asked for something else, which is done."""
     if command.wanted_preset(arguments) == "stories":  # by name only: nothing of ours imports apps/
         importlib.import_module("apps.stories").main(arguments)
         return None
     wanted, given = command.parse(arguments, __doc__)
     if wanted.resume:
-        held.enter_context(folder.locked(Path(wanted.resume)))
-        return resume(Path(wanted.resume), given)
+        if not ranks or ranks.rank == 0:
+            held.enter_context(folder.locked(Path(wanted.resume)))
+        return resume(Path(wanted.resume), given, ranks)
     if wanted.doctor:
         machine.doctor()
     elif wanted.dry_run:
         machine.dry_run(*command.asked(wanted, given))
     else:
-        run = begin(*command.asked(wanted, given))
-        held.enter_context(folder.locked(run.folder))
+        run = begin(*command.asked(wanted, given), ranks)
+        if run.ranks.rank == 0:
+            held.enter_context(folder.locked(run.folder))
         return run
     return None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 1 for a run that failed, 2 for bad input, 128 and the signal if it was stopped."""
+def main(arguments: Sequence[str] | None = None, ranks: Alone | None = None) -> int:
+    """The command line, of one process or of one of several `ranks`.
+
+    Returns 0, 1 for a run that failed, 2 for bad input, 128 and the signal if it was stopped.
+    """
     run, failed, full = None, "", False
     console.ready()
     with ExitStack() as held, stopping.heeded(lambda: run.safe() if run else "nothing had begun") as asked:
         try:
-            if not (run := opened(list(sys.argv[1:] if arguments is None else arguments), held)):
+            if not (run := opened(list(sys.argv[1:] if arguments is None else arguments), held, ranks)):
                 return 0
+            held.callback(run.loggers.close)
             introduce(run)
             stopped = run.train(run.training.steps) or finish(run)
         except KeyboardInterrupt:

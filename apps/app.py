@@ -247,7 +247,7 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
 
     @app.get("/tokenizer_info")
     async def tokenizer_info(model: str = "") -> dict[str, Any]:
-        """What tokens are: bytes, or those of an adopted model."""
+        """What tokens are: bytes, or those of shards or of an adopted model."""
         words = chosen(model).run.words
         marks = getattr(words, "marks", {"bos_token": None, "eos_token": words.spell(words.ends[:1]).decode()})
         return {"tokenizer_class": f"{words.unit}s", "vocab_size": words.size, **marks,

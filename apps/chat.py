@@ -40,7 +40,7 @@ from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_byt
 from apps.sessions import Session, file_of, saved_in
 from config import nearest
 from tools import console
-from tools.command import Parser
+from tools.command import Help, Parser
 from tools.console import amount
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
@@ -335,7 +335,7 @@ def dim(text: str) -> str:
 
 def parser() -> Parser:
     made = Parser(prog="python -m apps.chat", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("run", nargs="?", default="", help="a run's folder [the newest in runs/, else the demonstration]")
     made.add_argument("--complete", action="store_true", help="continue texts instead of answering messages")
     made.add_argument("--learn", action="store_true", help="begin with learning on")

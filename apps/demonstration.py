@@ -9,7 +9,6 @@ about it: settings, the last lines of the log, the last sample.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -24,11 +23,11 @@ import hope
 import train
 from apps.runs import DEMO
 from autograd import no_grad
-from data import Corpus, fixed
+from data import BYTES, Corpus, Vocabulary, fixed
 from hope import Hope
 from tools import console
-from tools.command import Parser
-from tools.folder import log_lines, read_json, write_text
+from tools.command import Help, Parser
+from tools.folder import hand_down, log_lines, read_json, vocabulary, write_text
 
 FLAGS = ("--preset nano --width 128 --layers 3 --heads 2 --hidden 128 --memory-hidden 16 --segment 256 --batch 8 "
          "--steps 800 --warmup 40 --checkpoint-every 200 --sample-every 0 --out").split()
@@ -36,27 +35,30 @@ LARGEST = 3_000_000  # bytes
 APART = 0.002  # bits per byte that half precision may cost
 
 
-def bits_per_byte(model: Hope) -> float:
+def bits_per_byte(model: Hope, words: Vocabulary = BYTES) -> float:
     """Of text that Python brings along and the run has not seen."""
+    text, nats, size = Corpus.default().split("validation").encoded(words), 0.0, 0
     with no_grad():
-        losses = [model.loss(tokens)[0].item()
-                  for tokens in fixed(Corpus.default().split("validation"), 4, model.config.segment, 16)]
-    return float(np.mean(losses)) / math.log(2)
+        for tokens in fixed(text, 4, model.config.segment, 16):
+            nats += model.loss(tokens)[0].item() * tokens[:, 1:].size
+            size += words.count(tokens[:, 1:])
+    return nats / size / math.log(2)
 
 
 def keep(run: Path, folder: Path) -> str:
     """Write a run's checkpoint in half precision and its records; ValueError if that would lose too much."""
-    model = hope.load(run / "checkpoint.npz")[0]
-    exact = bits_per_byte(model)
+    model, words = hope.load(run / "checkpoint.npz")[0], vocabulary(run)
+    exact = bits_per_byte(model, words)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / "beside.npz"
     try:
         hope.save(beside, model.astype(np.float16))
-        half, size = bits_per_byte(hope.load(beside)[0]), beside.stat().st_size
+        half, size = bits_per_byte(hope.load(beside)[0], words), beside.stat().st_size
         if not (half - exact < APART and size <= LARGEST):
             raise ValueError(f"{run} cannot be shipped: {size:,} bytes of at most {LARGEST:,}, {half:.4f} bits per "
                              f"byte in half precision after {exact:.4f}")
         beside.replace(folder / "checkpoint.npz")
+        hand_down(run, folder)
     finally:
         beside.unlink(missing_ok=True)
     about = read_json(run / "config.json")
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 2 for bad input, or what the training returned if it did not end."""
     console.ready()
     made = Parser(prog="python -m apps.demonstration", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("--run", default="", help="keep this run instead of a new one")
     made.add_argument("--out", default=str(DEMO), help="where [apps/demo]")
     scratch = Path(tempfile.mkdtemp())

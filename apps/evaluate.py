@@ -32,11 +32,14 @@ if __name__ == "__main__":
     early.settle(sys.argv)
 
 import argparse
+import importlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +52,13 @@ from apps import estimate, optimisers
 from apps.questions import multiple_choice
 from apps.runs import DEMO, newest
 from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
-from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
+from autograd import Tensor, no_grad
 from config import Config
 from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
-from hope import Hope, State, drifted
+from hope import Hope, State
 from layers import cross_entropy
 from tools import console
-from tools.command import Parser, typed
+from tools.command import Help, Parser, typed
 from tools.folder import vocabulary
 from tools.plots import COLOURS, canvas
 
@@ -108,26 +111,6 @@ class Reader:
         starts = range(0, tokens.shape[1], self.segment)
         return np.hstack([self.step(windows[:, t:t + self.segment + 1], targets[:, t:t + self.segment])[1]
                           for t in starts])
-
-
-@enable_grad()
-def learn_on(model: Hope, tokens: np.ndarray, state: State | None, rate: float, mean: bool = False
-             ) -> tuple[Tensor, State]:
-    """`Hope.learn` for training in the midst of it: logits of a segment (B,T+1), and the state after it.
-
-    The logits can be trained on: their gradient reaches the initial states, as they have drifted; the drift itself
-    is held still (first order). The mixer begins anew with every segment, so what is known of earlier ones is
-    what the levels keep. mean: a level moves by the mean of its last C gradients, not by their sum.
-    """
-    state = (state or State.start(model.config)).reset("memory")
-    drifts = [block.cms.drifts(past.levels, len(tokens))
-              for block, past in zip(model.blocks, state.blocks, strict=True)]
-    logits = model(tokens[:, :-1], drifted(state, drifts))[0]
-    nats = cross_entropy(logits, tokens[:, 1:], reduction="sum") * (1 / (tokens.shape[1] - 1))
-    leaves, rebuild = tree_flatten(drifts)
-    grads = rebuild(grad(nats, leaves, retain_graph=True))
-    rates = [rate / chunk if mean else rate for chunk in model.config.chunks]
-    return logits, model.move_levels(state, state, drifts, grads, state.clock + 1, rates).detach()
 
 
 def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -> float:
@@ -209,6 +192,33 @@ def in_words(text: Text, words: Vocabulary, limit: int) -> Text:
     return Text(found, text.name, words)
 
 
+def spelled(words: Vocabulary, draw: Callable[[np.random.Generator, int], Drawn], rng: np.random.Generator, size: int
+            ) -> Drawn:
+    """What `draw` gives in bytes, in a model's own tokens; a token is asked for where any of its bytes is.
+
+    Rows that end early are filled up with the token that ends a text. ValueError if its tokenizer changes the text.
+    """
+    tokens, targets = draw(rng, size)
+    if words.unit == "byte":
+        return tokens, targets
+    rows, begin = [], [] if words.start is None else [words.start]
+    for row, target in zip(np.hstack([tokens, np.maximum(targets[:, -1:], 0)]), targets, strict=True):
+        text = row.astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")
+        whole = re.sub("[\udc80-\udcff]", "?", text).encode()  # a character cut in half
+        said = words.encode(whole)
+        if words.spell(said.tolist()).lstrip() != whole.lstrip():
+            raise ValueError("the model's tokenizer changes the text in which the answers are hidden")
+        ends = np.cumsum(words.sizes(said)) - (words.count(said) - len(whole))  # some begin a text with a space
+        asked = np.concatenate([[0, 0], np.cumsum(target != IGNORE)])  # how many of the bytes so far
+        hit = np.diff(asked[np.maximum(ends, 0)], prepend=0) > 0
+        rows.append((np.append(begin, said).astype(np.int64),
+                     np.append([IGNORE] * len(begin), np.where(hit, said, IGNORE)).astype(np.int64)))
+    longest = max(len(said) for said, _ in rows)
+    filled = np.stack([np.pad(said, (0, longest - len(said)), constant_values=words.ends[0]) for said, _ in rows])
+    wanted = np.stack([np.pad(asked, (0, longest - len(asked)), constant_values=IGNORE) for _, asked in rows])
+    return filled[:, :-1], wanted[:, 1:]
+
+
 def recall(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """Multi-query associative recall: the share of the values told rightly, by the number of pairs."""
     counts = given.pairs
@@ -236,6 +246,7 @@ def passkey(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
 def searched(given: argparse.Namespace, model: Hope, what: str, sizes: Sequence[int],
              kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int) -> dict[str, Any]:
     """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size."""
+    kinds = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}
     rng, turn = np.random.default_rng(given.seed), list(kinds.values())
     with tqdm(total=given.steps + len(kinds) * len(sizes) * given.samples, disable=given.quiet) as bar:
         step = iter(range(given.steps))
@@ -280,6 +291,7 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     if len(given.tasks) < 2:
         raise ValueError("give two files or folders or more, to be learned in turn: --tasks a.txt b.txt")
     corpora, config = [Corpus.from_paths(path) for path in given.tasks], model.config
+    parts = [[c.split(part).encoded(given.words) for part in ("train", "validation")] for c in corpora]
     names = [Path(path).name for path in given.tasks]
     found, rows = {}, []
     weights, starts = model.state_dict(), "new weights" if given.fresh else "the run's weights"
@@ -288,8 +300,8 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
         if chunks == config.chunks:  # every row begins at its own start, whatever the others have learned
             learner.load_state_dict(weights)
             start = starts
-        draws = [text_batches(c.split("train"), given.batch, config.segment, given.seed) for c in corpora]
-        scores = [scoring(c.split("validation"), given) for c in corpora]
+        draws = [text_batches(train, given.batch, config.segment, given.seed) for train, _ in parts]
+        scores = [scoring(held_out, given) for _, held_out in parts]
         with tqdm(total=given.steps * len(draws), desc=str(chunks), disable=given.quiet) as bar:
             matrix = stream(learner, draws, scores, given.steps, given.lr, bar)
         found[f"{','.join(map(str, chunks))} from {start}"] = {"matrix": matrix.tolist(), **transfer(matrix)}
@@ -312,7 +324,7 @@ def with_levels(config: Config, chunks: Sequence[int]) -> Config:
 
 
 def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[], Drawn]:
-    """Random segments of a text, the next bytes to be predicted."""
+    """Random segments of a text, the next tokens to be predicted."""
     text.require(1, segment)
     rng = np.random.default_rng(seed)
 
@@ -323,13 +335,13 @@ def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[]
 
 
 def scoring(held_out: Text, given: argparse.Namespace) -> Callable[[Hope], float]:
-    """What share of the next bytes of a text a model tells rightly."""
-    def next_byte_accuracy(model: Hope) -> float:
+    """What share of the next tokens of a text a model tells rightly."""
+    def next_token_accuracy(model: Hope) -> float:
         reader, right = given.reader(model), []
         for window in fixed(held_out, given.batch, min(model.config.segment, len(held_out) - 1), 8):
             right.append(np.mean(reader.begin().step(window)[1] == window[:, 1:]))
         return float(np.mean(right))
-    return next_byte_accuracy
+    return next_token_accuracy
 
 
 def stream(model: Hope, draws: Sequence[Callable[[], Drawn]], scores: Sequence[Callable[[Hope], float]],
@@ -357,7 +369,6 @@ def transfer(matrix: np.ndarray) -> dict[str, float]:
             "forward": float(np.mean((before - matrix[0])[1:]))}
 
 
-IN_WORDS = ("text", "multiple-choice")  # what an adopted model can be asked, too
 TASKS: dict[str, Callable[[argparse.Namespace, Hope], dict[str, Any]]] = {
     "text": text, "recall": recall, "needle": needle, "passkey": passkey, "forgetting": forgetting,
     "languages": languages, "multiple-choice": multiple_choice}
@@ -398,7 +409,7 @@ def draw_lines(found: dict[str, Any], title: str, path: Path) -> None:
 def parser() -> Parser:
     """All flags; each task reads those that concern it."""
     made = Parser(prog="python -m apps.evaluate", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("task", nargs="?", choices=[*TASKS, "optimisers", "claims"])
     made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all")
     for name, default, meaning in (
@@ -433,6 +444,7 @@ def parser() -> Parser:
     made.add_argument("--list", action="store_true", help="what can be evaluated, and how long each takes")
     made.add_argument("--quick", action="store_true", help="claims: two seeds, few steps; shows that it runs")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    made.add_argument("--mpi", action="store_true", help="claims, optimisers: share the work, under mpirun (cluster/)")
     return made
 
 
@@ -452,15 +464,18 @@ def evaluate(given: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
     started = time.perf_counter()
     if given.task == "optimisers":
-        found, title = optimisers.compare(given), f"optimisers: the preset {given.preset}, each at its best rate"
+        found = optimisers.compare(given, given.pool.map if given.pool else map)
+        title = f"optimisers: the preset {given.preset}, each at its best rate"
         about, out = {}, Path(given.out or "runs/optimisers")
     else:
         model, run = opened(given)
         found, title = TASKS[given.task](given, model), f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
         about = {"config": asdict(model.config)}
         out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
+    if given.pool and given.pool.rank:
+        return
     out.mkdir(parents=True, exist_ok=True)
-    asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words")}
+    asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words", "pool")}
     kept = {"task": given.task, "asked": asked, **about, "results": found["results"],
             "seconds": round(time.perf_counter() - started, 1)}
     (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
@@ -475,9 +490,9 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     given.words = vocabulary(path.parent)
-    if given.words.unit != "byte" and given.task not in IN_WORDS:
-        raise ValueError(f"{run} is an adopted model with tokens of its own, which {' and '.join(IN_WORDS)} can read; "
-                         "all other tasks are for runs whose tokens are bytes")
+    if given.words.unit != "byte" and given.task == "languages":
+        raise ValueError(f"{run} has a model with tokens of its own, and the letters of these languages are none of "
+                         "them; all other tasks can be asked")
     model = hope.load(path)[0]
     if not given.run:
         print(f"the run {run}")
@@ -491,10 +506,26 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     return model, run
 
 
+def pool(given: argparse.Namespace) -> Any:
+    """The workers that share the task, if that was asked for: by name only, for it is another room's."""
+    if not given.mpi:
+        return None
+    if given.task not in ("claims", "optimisers"):
+        raise ValueError("--mpi shares claims and optimisers; leave it out")
+    try:
+        found = importlib.import_module("cluster.pool").Pool()
+    except ImportError as error:
+        raise ValueError(f"--mpi needs {error.name}: pip install -r cluster/requirements.txt") from None
+    found.silent()
+    given.quiet = given.quiet or found.rank > 0
+    return found
+
+
 def listed(given: argparse.Namespace) -> str:
     """All tasks, and about how long each would take with this run, here, with these flags."""
     model, run = opened(given)
-    return (f"{estimate.listed(given, model, TASKS)}\n\n(with {run.name}, of which one segment was timed; text: at "
+    tasks = {name: task for name, task in TASKS.items() if given.words.unit == "byte" or name != "languages"}
+    return (f"{estimate.listed(given, model, tasks)}\n\n(with {run.name}, of which one segment was timed; text: at "
             "most; forgetting: for two texts)")
 
 
@@ -503,6 +534,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.ready()
     try:
         given = parser().parse_args(arguments)
+        given.pool = pool(given)
         if not given.task and not given.list:
             raise ValueError(f"which task? choose from {', '.join([*TASKS, 'optimisers', 'claims'])}; see --list")
         if not given.task or (given.list and given.task != "claims"):
@@ -513,7 +545,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.list:
                 print(claims.listed())
                 return 0
-            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet)
+            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet, given.pool)
         else:
             evaluate(given)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,8 +68,8 @@ def last(losses: Sequence[float]) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def compare(given: argparse.Namespace) -> dict[str, Any]:
-    """Every optimiser at its best rate: a sweep, then the seeds."""
+def compare(given: argparse.Namespace, each: Callable[[Callable, Iterable], Iterable] = map) -> dict[str, Any]:
+    """Every optimiser at its best rate: a sweep, then the seeds. `each` goes through independent trainings."""
     for word, known in [(given.preset, list(PRESETS)), *((name, list(RATES)) for name in given.optimizers)]:
         if word not in known:
             raise ValueError(f"there is no {word!r}{nearest(word, known)}; choose from {', '.join(known)}")
@@ -85,9 +85,12 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     with tqdm(total=total, unit="step", disable=given.quiet) as bar:
         for name in names:
             bar.set_postfix_str(name)
-            sweep = {rate: last(trained(config, training, corpus, name, rate, SWEEP, bar)[0]) for rate in rates[name]}
+            def run(at: tuple[float, int], name: str = name) -> tuple[list[float], float, float]:
+                return trained(config, training, corpus, name, *at, bar)
+            losses = each(run, [(rate, SWEEP) for rate in rates[name]])
+            sweep = {rate: last(found[0]) for rate, found in zip(rates[name], losses, strict=True)}
             best = min(sweep, key=lambda rate: sweep[rate])
-            runs = [trained(config, training, corpus, name, best, given.seed + i, bar) for i in range(given.seeds)]
+            runs = list(each(run, [(best, given.seed + i) for i in range(given.seeds)]))
             found[name] = {"rate": best, "edge": len(sweep) > 1 and best in (min(sweep), max(sweep)),
                            "sweep": {f"{rate:g}": loss for rate, loss in sweep.items()},
                            "bits per byte": [bits for _, bits, _ in runs], "losses": [losses for losses, _, _ in runs],

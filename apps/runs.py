@@ -4,9 +4,9 @@
     for piece in read(run.model, Place(), tokens, learn=True):
         piece.tokens, piece.moved, piece.place
 
-Tokens are bytes, or those of an adopted model. A `Place` is all that a reader keeps: the running state, and the last
-token, which the state has not read yet. Places are never changed, only replaced; so whoever gives up in the middle
-still has the old one.
+Tokens are bytes, or those of shards or of an adopted model. A `Place` is all that a reader keeps: the running state,
+and the last token, which the state has not read yet. Places are never changed, only replaced; so whoever gives up in
+the middle still has the old one.
 
 Legend: T tokens of one piece, V vocabulary.
 """
@@ -73,7 +73,7 @@ class Run:
         words = vocabulary(folder)
         if words.unit == "byte" and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
-                             "be talked to, or words of an adopted model")
+                             "be talked to, or tokens with a vocabulary beside them")
         sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
         for name, weights in model.state_dict().items():
             sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
@@ -115,7 +115,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Token:
-    """A byte (or another token of an adopted model), how probable it was before it came, and what was likelier."""
+    """A byte (or a token of another vocabulary), how probable it was before it came, and what was likelier."""
 
     byte: int
     log_p: float | None  # nats; None where nothing came before
@@ -175,8 +175,7 @@ def read_piece(model: Hope, place: Place, tokens: list[int], learn: bool = False
 def predict(model: Hope, places: Sequence[Place]) -> list[tuple[np.ndarray, State]]:
     """Logits (V,) for the token after each place, and the state then; the places must be `alike`."""
     states = [place.state for place in places]
-    with no_grad():
-        logits, after = model(np.array([[place.last] for place in places]), stack(states))
+    logits, after = model.step(np.array([[place.last] for place in places]), stack(states))
     batch = Batch(after, len(states), layout(after))
     rows = [after] if batch.size == 1 else [Row(batch, i, past) for i, past in enumerate(states) if past]
     return list(zip(logits.data[:, -1], rows, strict=True))
@@ -206,7 +205,10 @@ class Row(State):
 
 
 def branch(of_tensor: Callable, of_count: Callable, *trees: Any) -> Any:
-    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs."""
+    """The same tree with its tensors and its counts of tokens replaced; of several trees alike, by all of theirs.
+
+    The trees of autograd.py will not do: to them a number is a part of the tree's shape, and counts differ by row.
+    """
     first = trees[0]
     if isinstance(first, hope.Tensor):
         return of_tensor(*trees)

@@ -31,7 +31,7 @@ from typing import Any
 
 from apps.runs import Run, price_alone
 from tools import console
-from tools.command import Parser
+from tools.command import Help, Parser
 from tools.folder import locked
 
 KEY = "HOPE_API_KEY"
@@ -51,7 +51,7 @@ def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
 
 def parser() -> Parser:
     made = Parser(prog="python -m apps.serve", description=__doc__, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+                  formatter_class=Help)
     made.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, of which the first is meant where a "
                       "request names none [the newest in runs/, else the demonstration]")
     where = made.add_argument_group("where")

@@ -11,7 +11,6 @@ Legend: B sentences of a story, T words.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from config import Config, nearest
 from data import IGNORE, Tokens
 from hope import Hope
 from layers import cross_entropy
-from tools.command import Parser, reading, typed
+from tools.command import Help, Parser, reading, typed
 from tools.folder import made, write_text
 from tools.plots import COLOURS, canvas, tried
 
@@ -36,7 +35,7 @@ TELLERS = {"transformer": "attention", "rnn": "rnn", "cell": "cell", "banks": "b
 
 def parser() -> Parser:
     """The flags of `--preset stories`: some for all, some for each model."""
-    built = Parser(prog="train.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    built = Parser(prog="train.py", allow_abbrev=False, formatter_class=Help,
                    description=__doc__)
     built.add_argument("--preset", choices=["stories"])
     for name, default, meaning in (

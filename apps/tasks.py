@@ -52,6 +52,48 @@ def copy(rng: Generator, batch: int, length: int, symbols: int) -> Drawn:
     return tokens, np.hstack([np.full_like(word, IGNORE), word])
 
 
+def fuzzy_recall(rng: Generator, batch: int, pairs: int, keys: int, values: int) -> Drawn:
+    """Recall where keys and values are of one, two and three tokens, as many of each; every pair is asked again.
+
+    A task of MAD (Poli et al. 2024). Keys are made of tokens below `keys`, values of those that follow; asked is every
+    token of a value, the first at the last token of its key. ValueError if pairs are no multiple of three.
+    """
+    if pairs % 3 or pairs > 3 * keys:
+        raise ValueError(f"{pairs} pairs: take a multiple of 3, at most {3 * keys} of {keys} tokens")
+    lengths, rows = np.repeat([1, 2, 3], pairs // 3), []
+    for _ in range(batch):
+        names: dict[tuple[int, ...], None] = {}  # different ones, in order
+        for length in rng.permutation(lengths).tolist():
+            while (name := tuple(rng.integers(keys, size=length).tolist())) in names:
+                pass
+            names[name] = None
+        told = [rng.integers(keys, keys + values, n).tolist() for n in rng.permutation(lengths).tolist()]
+        shown = [[*name, *value] for name, value in zip(names, told, strict=True)]
+        again = [shown[i] for i in rng.permutation(pairs)]
+        rows.append([token for pair in (*shown, *again) for token in pair])
+    text = np.array(rows)  # (B, 8 pairs)
+    asked = (text >= keys) & (np.arange(text.shape[1]) >= text.shape[1] // 2)
+    return text[:, :-1], np.where(asked, text, IGNORE)[:, 1:]
+
+
+def selective_copy(rng: Generator, batch: int, length: int, count: int, symbols: int) -> Drawn:
+    """`count` of 2 … symbols + 1 scattered over `length` blanks 0, then as many 1s that ask for them in turn (MAD)."""
+    word = rng.integers(2, symbols + 2, (batch, count))
+    tokens = np.zeros((batch, length), np.int64)
+    places = np.sort(rng.permuted(np.tile(np.arange(length), (batch, 1)), axis=1)[:, :count], axis=1)
+    np.put_along_axis(tokens, places, word, axis=1)
+    return np.hstack([tokens, np.ones_like(word)]), np.hstack([np.full_like(tokens, IGNORE), word])
+
+
+def memorized(rng: Generator, batch: int, length: int, keys: int, values: int) -> Drawn:
+    """Keys, each before a 0 that asks for its value; the dictionary is always the same and never shown (MAD)."""
+    dictionary = np.random.default_rng(0).integers(values, size=keys)
+    key = rng.integers(keys, size=(batch, length))
+    pair = np.stack([1 + key, np.zeros_like(key)], axis=2)
+    told = np.stack([np.full_like(key, IGNORE), dictionary[key]], axis=2)
+    return pair.reshape(batch, -1), told.reshape(batch, -1)
+
+
 def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) -> Drawn:
     """Noise from 1 … symbols that hides the marker 0 and a key of `width` symbols; a second 0 asks for it."""
     room = length - 2 * width
@@ -165,41 +207,71 @@ def words(rng: Generator, rows: int, length: int, names: Sequence[str] = LANGUAG
     return np.vstack(tokens), np.vstack(targets)
 
 
-def two_meanings(rng: Generator, batch: int, words: int, meanings: int) -> tuple[Part, Part]:
-    """Words that mean one thing in a first language and another in a second; how to read a language, how to ask it.
+def dictionaries(rng: Generator, batch: int, groups: int, words: int, meanings: int, own: bool = False) -> Part:
+    """Groups of words, and a meaning for each, dealt anew: how to read a group.
 
-    A segment (B, 2·words + 1) holds every word of one language, each before its meaning; a first token names the
-    language. Tokens: words, meanings, two languages. Reading and asking are the same.
+    A segment (B, 2·words) says all words of a group in random order, each before its meaning, which is asked there.
+    Tokens: words, group by group, then meanings. own: no two words have one meaning; ValueError if there are too few.
     """
-    dictionary = words + rng.integers(meanings, size=(2, batch, words))
-
-    def read(language: int) -> Drawn:
-        word = rng.permuted(np.tile(np.arange(words), (batch, 1)), axis=1)
-        meaning = np.take_along_axis(dictionary[language], word, axis=1)
-        pairs = np.stack([word, meaning], axis=2).reshape(batch, -1)
-        tokens = np.hstack([np.full((batch, 1), words + meanings + language), pairs])
-        return tokens, np.where(tokens[:, 1:] < words, IGNORE, tokens[:, 1:])
-    return read, read
-
-
-def grouped_intents(rng: Generator, batch: int, groups: int, classes: int) -> tuple[Part, Part]:
-    """Intents that arrive in groups, each a keyword and its label; how to read a group, how to ask it among all.
-
-    A segment (B, 2·classes + 1) holds as many intents as a group has, each keyword before its label. Tokens: keywords,
-    as many labels, one that begins every segment; who has which is dealt anew.
-    """
-    labels = groups * classes
-    keyword, label = (rng.permuted(np.tile(np.arange(labels), (batch, 1)), axis=1) for _ in range(2))
-
-    def window(intent: Tokens, group: int) -> Drawn:  # asked are those of one group
-        said, told = (np.take_along_axis(names, intent, axis=1) for names in (keyword, labels + label))
-        asked = np.stack([np.full_like(told, IGNORE), np.where(intent // classes == group, told, IGNORE)], axis=2)
-        pairs = np.stack([said, told], axis=2).reshape(batch, -1)
-        return np.hstack([np.full((batch, 1), 2 * labels), pairs]), asked.reshape(batch, -1)
+    if own and meanings < groups * words:
+        raise ValueError(f"{groups * words} words cannot have a meaning each, out of {meanings}")
+    if own:
+        meaning = rng.permuted(np.tile(np.arange(meanings), (batch, 1)), axis=1)[:, :groups * words]
+    else:
+        meaning = rng.integers(meanings, size=(batch, groups * words))
 
     def read(group: int) -> Drawn:
-        return window(group * classes + rng.permuted(np.tile(np.arange(classes), (batch, 1)), axis=1), group)
+        word = group * words + rng.permuted(np.tile(np.arange(words), (batch, 1)), axis=1)
+        said = groups * words + np.take_along_axis(meaning, word, axis=1)
+        tokens = np.stack([word, said], axis=2).reshape(batch, -1)
+        return tokens, np.stack([said, np.full_like(said, IGNORE)], axis=2).reshape(batch, -1)
+    return read
 
-    def ask(group: int) -> Drawn:
-        return window(rng.permuted(np.tile(np.arange(labels), (batch, 1)), axis=1)[:, :classes], group)
-    return read, ask
+
+HAY = tuple("the of and to a in is it that was for on are as with they be at one have this from by not but what all "
+            "were when we there can".split())  # words that say nothing, the most frequent first
+KEYS = tuple("anna ben cleo dan emma finn gina hugo iris jack kate leo mary nick olga paul".split())
+VALUES = tuple("attic barn cellar desert escalator forest garden harbour island jungle kitchen library market "
+               "nursery office palace".split())
+WORDS = HAY + KEYS + VALUES
+NEEDLES = {  # kind: needles, how often each is told, words of its value, needles asked for
+    "single, repeated": (1, 1, 1, 1), "single": (1, 1, 1, 1), "long": (1, 1, 4, 1), "multi-key": (4, 1, 1, 1),
+    "multi-query": (4, 1, 1, 4), "facts": (4, 2, 1, 4)}
+
+
+def needles(rng: Generator, batch: int, length: int, kind: str) -> Drawn:
+    """Who is where, hidden among words that say nothing, and asked for at the end: tokens are the numbers of WORDS.
+
+    A needle is a key and its value; where a key is told again ("facts"), the last value counts. The hay is drawn as
+    words are in texts, the n-th as often as 1/n, or ("single, repeated") it is one sentence, repeated. ValueError for
+    an unknown kind, or where the needles do not fit.
+    """
+    if kind not in NEEDLES:
+        raise ValueError(f"no needles of kind {kind!r}: choose among {', '.join(NEEDLES)}")
+    count, times, size, asked = NEEDLES[kind]
+    told, span = count * times, 1 + size
+    room = length - span * (told + asked)
+    if room < 1:
+        raise ValueError(f"{kind} needs more than {length - room} words, not {length}")
+    common = 1 / np.arange(1, len(HAY) + 1)
+    hay = rng.choice(len(HAY), (batch, room), p=common / common.sum())
+    if kind.endswith("repeated"):
+        hay = np.tile(np.arange(12), (batch, room // 12 + 1))[:, :room]
+    key = len(HAY) + rng.permuted(np.tile(np.arange(len(KEYS)), (batch, 1)), axis=1)[:, :count]  # (B,count)
+    value = rng.permuted(np.tile(np.arange(len(VALUES)), (batch, told, 1)), axis=2)[:, :, :size] + len(HAY + KEYS)
+    turn = np.concatenate([rng.permuted(np.tile(np.arange(count), (batch, 1)), axis=1) for _ in range(times)], axis=1)
+    needle = np.concatenate([np.take_along_axis(key, turn, axis=1)[:, :, None], value], axis=2)  # (B,told,1+size)
+    last = np.argsort(turn[:, -count:], axis=1) + told - count  # where the last needle of every key is
+    order = rng.permuted(np.tile(np.arange(count), (batch, 1)), axis=1)[:, :asked]
+    question = np.take_along_axis(needle, np.take_along_axis(last, order, axis=1)[:, :, None], axis=1)
+    place = np.sort(rng.integers(room + 1, size=(batch, told)), axis=1) + span * np.arange(told)  # where needles begin
+    tokens = np.full((batch, length), -1)
+    for i in range(span):
+        np.put_along_axis(tokens, place + i, needle[:, :, i], axis=1)
+    tokens[:, length - span * asked:] = question.reshape(batch, -1)
+    tokens[tokens < 0] = hay.ravel()
+    targets = np.full_like(tokens, IGNORE)
+    for i in range(asked):
+        start = length - span * (asked - i)
+        targets[:, start:start + size] = tokens[:, start + 1:start + span]
+    return tokens, targets

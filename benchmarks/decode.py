@@ -55,7 +55,7 @@ def ours(folder: str) -> Contender:
             if attention:
                 states.clear()  # caches of long contexts do not fit side by side
             states[context] = after(context)
-        _, following = model(np.zeros((1, 1), np.int64), states[context])
+        _, following = model.step(np.zeros((1, 1), np.int64), states[context])
         if not attention:
             states[context] = following
         return states[context].nbytes
@@ -66,7 +66,7 @@ def ours(folder: str) -> Contender:
         tokens = np.load(Path(folder) / "tokens.npy")[0, :1, :100]
         state, logits = read, []
         for t in range(tokens.shape[1]):
-            said, state = model(tokens[:, t:t + 1], state)
+            said, state = model.step(tokens[:, t:t + 1], state)
             logits.append(said.data)
         return {"logits": np.concatenate(logits, 1)}
     weights = sum(p.data.nbytes for p in model.parameters())

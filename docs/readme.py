@@ -35,7 +35,7 @@ from tools.folder import write_text  # noqa: E402
 from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
-         "state", "hope", "data", "train")
+         "state", "hope", "data", "shards", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
 FORMULAS = {  # what the block does: equations, and where each is computed
     "the memories are read": {"A 83": "titans.py::SelfModifyingTitans.chunk"},
@@ -82,9 +82,11 @@ def files() -> str:
 
 
 def presets() -> str:
-    """The size of every preset, counted without building it."""
+    """The size of every preset, counted without building it; those that only show that all works are left out."""
     rows = []
     for name, (config, training) in PRESETS.items():
+        if name.endswith("-smoke"):
+            continue
         tokens = training.steps * training.batch * training.accumulate * config.segment
         rows.append((f"`{name}`", config.width, config.layers, config.segment,
                      f"{hope.count(config):,}", f"{training.steps:,}", f"{tokens:,}"))
@@ -126,7 +128,7 @@ def claims() -> str:
     for name in CLAIMS:
         holds = found[name]["holds"] if name in found else "not measured"
         words = Counter(re.findall(r"not shown|not measured|yes|no", holds))
-        verdict = ", ".join(f"{word} × {words[word]}" if words[word] > 1 else word
+        verdict = ", ".join(f"{words[word]} {word}" if words[word] > 1 else word
                             for word in ("yes", "no", "not shown", "not measured") if words[word])
         said.append(f"[{name}](docs/claims/{name}.png): {verdict}" if name in found else f"{name}: {verdict}")
     return "; ".join(said) + "."

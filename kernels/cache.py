@@ -46,14 +46,14 @@ def writable() -> Path | None:
 
 
 def sources(path: Path) -> list[Path]:
-    """A file and all those of this package that it imports, at any depth; not this one, which changes no code."""
+    """A file and all those of this package that it imports, at any depth; not cache and ahead, which change no code."""
     found, waiting = [], [path]
     while waiting:
         path = waiting.pop()
         if path not in found:
             found.append(path)
-            names = re.findall(r"^ *(?:from|import) kernels\.(?!cache\b)([\w.]+)", path.read_text(encoding="utf-8"),
-                               re.MULTILINE)
+            names = re.findall(r"^ *(?:from|import) kernels\.(?!cache\b|ahead\b)([\w.]+)",
+                               path.read_text(encoding="utf-8"), re.MULTILINE)
             waiting += [Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return sorted(found)
 
@@ -79,6 +79,11 @@ class Cache:
     def _file(self, signature: Any, codegen: Any) -> str:
         target = hashlib.sha256(repr((str(signature), codegen.magic_tuple())).encode()).hexdigest()[:16]
         return f"{self.name}-{target}.bin"
+
+    def holds(self, signature: Any, target_context: Any) -> bool:
+        """Whether there is a file, right or wrong."""
+        return any((folder / self.folder / self._file(signature, target_context.codegen())).exists()
+                   for folder in _candidates())
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         target_context.refresh()

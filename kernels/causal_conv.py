@@ -69,4 +69,4 @@ def backward(kept, z_bar, next_bar):
     return past_bar[:, last:], past_bar[:, :last], w_parts.sum(0)
 
 
-causal_conv = Kernel(definition, forward, backward)
+causal_conv = Kernel(definition, forward, backward, loop=_forward)

@@ -57,4 +57,4 @@ def backward(kept, z_bar):
     return x_bar.reshape(x.shape), w_parts.sum(0)
 
 
-rms_norm = Kernel(definition, forward, backward)
+rms_norm = Kernel(definition, forward, backward, loop=_forward)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ try:
     from numba.core import event, types
     from numba.extending import overload
 
+    import kernels.ahead as ahead
     from kernels.cache import Cache, writable
     from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -45,12 +47,14 @@ class Kernel:
     """A computation: its definition in NumPy's own words, and twins that are faster for some arrays.
 
     A twin is forward(*arrays, **settings) → (z, kept), with z as the definition gives it, and backward(kept, *z_bars)
-    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented.
+    → cotangents of the arrays. A forward that has no way for some arrays returns NotImplemented. The loop of the twin
+    for NumPy's arrays, loop(start, stop, *settings, *inputs, *outputs), is there for who makes the arrays himself.
     """
 
-    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None):
+    def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None,
+                 loop: Callable | None = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
-        self.definition = definition
+        self.definition, self.loop = definition, loop
         self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
 
     def register(self, array_type: type, forward: Callable, backward: Callable | None = None) -> None:
@@ -111,6 +115,8 @@ GRAIN = 2**16  # operations or so that are done before a second thread is awake
 _threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 _pool: ThreadPoolExecutor
+_considered: set[Any] = set()  # loops that were needed soon …
+_asked: set[Any] = set()  # … and those that a second process compiles, or this one while it waits for that
 _shared = ContextVar("shared", default=False)  # whether this is one thread's share of a loop
 _ready: set[tuple] = set()  # loops, and the types of arguments for which they are compiled
 
@@ -132,6 +138,8 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     is done by the same thread.
     """
     parts = min(n, _threads)
+    if loop in _asked:
+        _await(loop)
     if parts <= 1 or work < GRAIN or _shared.get():
         loop(0, n, *args)
         return
@@ -147,6 +155,27 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
         _shared.reset(outside)
     for other in others:
         other.result()  # raises what went wrong there
+
+
+def need_soon(loop: Callable, *args: Any) -> None:
+    """Let a loop be compiled for such arguments by a second process, if there can be one, unless it is or was."""
+    if not JIT or loop in _considered:
+        return
+    _considered.add(loop)
+    kinds = tuple(map(loop.typeof_pyval, args))
+    if not loop.signatures and writable() and not loop._cache.holds(kinds, loop.targetctx):
+        ahead.ask(loop, kinds)
+        _asked.add(loop)
+
+
+def _await(loop: Callable) -> None:
+    global _compiling
+    _compiling += 1
+    try:
+        ahead.wait()
+    finally:
+        _compiling -= 1
+        _asked.clear()
 
 
 def prepare(loop: Callable, *args: Any) -> None:
@@ -170,6 +199,14 @@ def _make_pool() -> None:
     _pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
 
+def _begin_in_fork() -> None:
+    """Threads do not survive a fork, and the second compiler is the parent's."""
+    _make_pool()
+    _asked.clear()
+    if JIT:
+        ahead.forget()
+
+
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next step.
 
@@ -185,14 +222,14 @@ def _keep_freed_memory() -> None:
 _make_pool()
 _keep_freed_memory()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_make_pool)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_begin_in_fork)
 
 # Compiling --------------------------------------------------------------------------------------------------
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
 SECONDS = 20  # that all kernels of a model take to compile, roughly: 16 of them those of Titans
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
-_compiling = 0  # functions, one inside the other
+_compiling = 0  # functions, one inside the other, and who waits for one
 
 
 if JIT:  # no way in from Python is compiled
@@ -260,14 +297,24 @@ def _announce() -> None:
 
 if JIT:
     class _Listener(event.Listener):
+        depth, collects = 0, False  # functions, one inside the other
+
         def on_start(self, happening: Any) -> None:
             global _compiling
-            if happening.data["dispatcher"] in _loops or _compiling:
+            if happening.data["dispatcher"] in _loops or self.depth:
+                if not self.depth:
+                    self.collects = gc.isenabled()
+                    gc.disable()  # a tenth of the time, to find next to nothing
+                self.depth += 1
                 _compiling += 1
                 _announce()
 
         def on_end(self, happening: Any) -> None:
             global _compiling
-            _compiling = max(0, _compiling - 1)
+            if self.depth:
+                self.depth -= 1
+                _compiling -= 1
+                if not self.depth and self.collects:
+                    gc.enable()
 
     event.register("numba:compile", _Listener())

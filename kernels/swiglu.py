@@ -44,4 +44,4 @@ def backward(kept, z_bar):
     return [bar.reshape(x.shape) for bar in bars]
 
 
-swiglu = Kernel(definition, forward, backward)
+swiglu = Kernel(definition, forward, backward, loop=_forward)

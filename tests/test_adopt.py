@@ -1,6 +1,7 @@
 """What apps.adopt promises: the function of somebody else's Transformer, levels it learns in, and the way back."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import cms
 import hope
 import train
-from apps import chat, evaluate
+from apps import about, chat, evaluate, tasks
 from apps.adopt import __main__ as program
 from apps.adopt import example, files, models
 from apps.adopt.architectures import KNOWN, Source
 from autograd import no_grad
+from data import Document, Text
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 31, "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 48,
         "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
@@ -664,6 +666,13 @@ def test_the_package_safetensors_reads_what_is_written_here(tmp_path):
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
+def test_examples_for_a_model_that_others_trained_are_no_python(tmp_path):
+    run = adopted(tmp_path)
+    assert about.About.of(run).examples == about.PLAIN
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0, "bits_per_byte": 2.0}\n')  # now on this Python's own text
+    assert about.About.of(run).examples == about.PYTHON
+
+
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins):
     run = chat.Run.open(adopted(tmp_path, begins=begins))
@@ -690,9 +699,39 @@ def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins):
     assert [scored["plain"], scored["per byte"]] == [float(np.argmin(costs) == 0), float(np.argmin(per_byte) == 0)]
 
 
-def test_tasks_that_read_bytes_say_so_in_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_what_is_hidden_in_bytes_is_asked_for_in_a_models_own_tokens(tmp_path, kind):
+    words = chat.Run.open(adopted(tmp_path, kind=kind, begins=True)).words
+    hay = Text([Document("hay", "été, 🙂 birds ".encode() * 99, 99 * 18)])
+    for draw, n in ((lambda rng, n: tasks.hidden(rng, 3, n, "multi-value", hay), 300),
+                    (lambda rng, n: tasks.written_recall(rng, 3, n), 25)):
+        bytes_, wanted = draw(np.random.default_rng(1), n)
+        tokens, asked = evaluate.spelled(words, draw, np.random.default_rng(1), n)
+        assert tokens.shape == asked.shape and np.all(tokens[:, 0] == words.start)
+        for row, targets, text, answer in zip(tokens, asked, bytes_, wanted, strict=True):
+            whole, digits = words.spell(row.tolist()), bytes(answer[answer != evaluate.IGNORE].tolist())
+            kept = re.sub("[\udc80-\udcff]", "?", text.astype(np.uint8).tobytes().decode("utf-8", "surrogateescape"))
+            assert whole.startswith(kept.encode()[:250])  # what is longer is the end, and what fills up
+            told = words.spell(targets[targets != evaluate.IGNORE].tolist())
+            assert bytes(byte for byte in told if chr(byte).isdigit()) == digits
+            following = np.flatnonzero(targets[:-1] != evaluate.IGNORE)
+            assert len(following) and np.all(targets[following] == row[following + 1])  # what the next token is
+
+
+def test_every_task_but_languages_can_be_asked_of_an_adopted_model(tmp_path, capsys):
     run = adopted(tmp_path)
-    for task in ("recall", "forgetting"):
-        assert evaluate.main([task, "--run", str(run)]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "all other tasks are for runs whose tokens are bytes" in said
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} birds and 7 birds are many birds. " * 200, encoding="utf-8")
+    asked = ["--run", str(run), "--quiet", "--out", str(tmp_path / "out"), "--batch", "2", "--samples", "1"]
+    assert evaluate.main(["recall", "--pairs", "2,4", "--steps", "1", *asked]) == 0
+    assert evaluate.main(["needle", "--contexts", "400", "--files", str(tmp_path / "a.txt"), *asked]) == 0
+    assert evaluate.main(["passkey", "--contexts", "200", *asked]) == 0
+    assert evaluate.main(["forgetting", "--tasks", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--steps", "8",
+                          "--chunks", "1", "1,4", "--lr", "0.02", *asked]) == 0
+    assert evaluate.main(["--list", *asked]) == 0
+    matrix = next(iter(json.loads((tmp_path / "out/forgetting.json").read_text())["results"].values()))["matrix"]
+    assert matrix[1][0] > matrix[0][0] and matrix[2][1] > matrix[0][1]  # each was learned
+    capsys.readouterr()
+    assert evaluate.main(["languages", *asked]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "all other tasks can be asked" in said

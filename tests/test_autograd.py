@@ -632,6 +632,36 @@ def test_grad_refuses_an_input_without_gradients_instead_of_calling_its_cotangen
         grad(x * leaf([3.0]), [x])
 
 
+def test_each_leaf_is_ready_once_as_soon_as_its_gradient_is_complete():
+    """The last weight of a chain before the first is asked for, a weight that is used twice after its first use."""
+    weights = [Tensor(np.full(3, n + 1.0), requires_grad=True) for n in range(3)]
+    passed = []
+
+    @ag.op
+    def watched(x, *, name):
+        return x.data * 1, (lambda g: passed.append(name) or g,)
+
+    def loss():
+        x = Tensor(np.ones(3))
+        for n in (0, 1, 2, 1):
+            x = watched(x * weights[n], name=n)
+        return sum(x)
+    loss().backward()
+    whole = [w.grad for w in weights]
+    for w in weights:
+        w.grad = None
+    order = []
+
+    def ready(leaf):
+        n = next(i for i, w in enumerate(weights) if w is leaf)
+        order.append((n, len(passed)))
+        assert np.array_equal(leaf.grad, whole[n])
+    passed.clear()
+    loss().backward(ready=ready)
+    assert order == [(2, 2), (1, 3), (0, 4)]  # (which, products that the walk back has passed)
+    assert all(np.array_equal(w.grad, g) for w, g in zip(weights, whole, strict=True))
+
+
 def test_grad_refuses_outputs_without_history_as_backward_does():
     x = leaf([1.0, 2.0])
     with no_grad():
@@ -768,7 +798,7 @@ def test_no_grad_and_enable_grad_work_as_blocks_and_as_decorators():
 
 
 def test_no_grad_in_one_thread_leaves_the_others_recording():
-    x, inside, seen = leaf([1.0]), threading.Barrier(2, timeout=10), []
+    x, inside, seen = leaf([1.0]), threading.Barrier(2, timeout=300), []
 
     def other():
         inside.wait()

@@ -77,8 +77,9 @@ def test_programs_that_agree_may_be_timed_and_the_difference_is_told():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ({"answer": 1.1}, "differ in x by 0.1"), ({"answer": float("nan")}, "differ in x"),
-    ({"answer": [1.0, 1.0]}, "shape"),
+    ({"answer": 1.1}, "differ in x by 0.1"),
+    pytest.param({"answer": float("nan")}, "differ in x", marks=pytest.mark.slow),  # a process each
+    pytest.param({"answer": [1.0, 1.0]}, "shape", marks=pytest.mark.slow),
     ({"answer": 1.0, "name": "y"}, "only one of ours and theirs answers 'x'")])
 def test_programs_that_disagree_are_refused_and_the_error_says_where(arguments, words):
     jobs = {"ours": Job(HERE + "says", {"answer": 1.0}), "theirs": Job(HERE + "says", arguments)}
@@ -123,8 +124,9 @@ def test_what_is_optional_and_not_installed_is_left_out_and_that_is_said(capfd):
     assert "left out: PyTorch: ModuleNotFoundError: No module named 'torch'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, limit, words", [
-    ("dies", 30, "ended with 3"), ("sleeps", 1, "no reply within 1 s"), ("missing", 30, "AttributeError")])
+    ("dies", 300, "ended with 3"), ("sleeps", 1, "no reply within 1 s"), ("missing", 300, "AttributeError")])
 def test_a_program_that_cannot_be_built_fails_with_its_name_unless_it_may(make, limit, words, capfd):
     job = Job(HERE + make, limit=limit)
     with pytest.raises(Failed, match=f"theirs: .*{words}"), race({"theirs": job}, 1):

@@ -676,14 +676,21 @@ def test_initial_states_and_rates_are_learned_through_the_moves(variant):
     tokens = text(model.config)
     parameters = dict(model.named_parameters())
     exact = grad(model.context_loss(tokens)[0], list(parameters.values()))
-    for n, ((name, p), g) in enumerate(zip(parameters.items(), exact, strict=True)):
-        middle, direction, sides = p.data, np.random.default_rng(n).standard_normal(p.shape), []
-        for eps in (1e-5, -1e-5):
-            p.data = middle + eps * direction
-            sides.append(model.context_loss(tokens)[0].item())
-        p.data = middle
-        numeric, found = (sides[0] - sides[1]) / 2e-5, float(np.sum(g.data * direction))
-        assert abs(numeric - found) < 2e-6 * (1 + abs(numeric)), (name, numeric, found)
+    gradients, rng = dict(zip(parameters, exact, strict=True)), np.random.default_rng(0)
+    kinds = {name: "rate" if name.endswith("log_rate") else "level" if "levels" in name else "other"
+             for name in parameters}
+    assert set(kinds.values()) == {"rate", "level", "other"}
+    for kind in ("rate", "level", "level", "other", "other"):  # along a direction in which all of a kind change
+        names, sides = [name for name in parameters if kinds[name] == kind], []
+        middles = {name: parameters[name].data for name in names}
+        directions = {name: rng.standard_normal(parameters[name].shape) for name in names}
+        for eps in (1e-5, -1e-5, 0.0):
+            for name in names:
+                parameters[name].data = middles[name] + eps * directions[name]
+            sides.append(model.context_loss(tokens)[0].item() if eps else 0.0)
+        numeric = (sides[0] - sides[1]) / 2e-5
+        found = sum(float(np.sum(gradients[name].data * directions[name])) for name in names)
+        assert abs(numeric - found) < 2e-6 * (1 + abs(numeric)), (kind, numeric, found)
     rates = [g.data for (name, _), g in zip(parameters.items(), exact, strict=True) if name.endswith("log_rate")]
     assert any(np.any(g) for g in rates)
     first = grad(model.context_loss(tokens, first_order=True)[0], list(parameters.values()))

@@ -33,6 +33,7 @@ def test_it_is_small_and_was_made_by_its_command(demo):
     assert not any(str(value).startswith("/") for value in made["training"].values())  # of nobody's machine
 
 
+@pytest.mark.slow
 def test_it_predicts_text_as_well_as_it_says(demo):
     about = About.of(DEMO)
     assert about.steps > 0 and about.held_out and f"{about.bits_per_byte:.2f} bits per byte" in about.sentence
@@ -64,7 +65,8 @@ def test_a_run_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
     (run / "log.jsonl").write_text("".join(json.dumps({"step": i, "bits_per_byte": 8.0}) + "\n" for i in range(9)),
                                    encoding="utf-8")
     (run / "sample.txt").write_text("step 4: a ▶ b\n\nstep 8: c ▶ d\n\n", encoding="utf-8")
-    monkeypatch.setattr(demonstration, "bits_per_byte", lambda model: float(model.parameters()[0].data.dtype.itemsize))
+    monkeypatch.setattr(demonstration, "bits_per_byte",
+                        lambda model, words: float(model.parameters()[0].data.dtype.itemsize))
     assert demonstration.main(["--run", str(run), "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {"checkpoint.npz", "config.json", "log.jsonl", "sample.txt"}
     assert "/home" not in (out / "config.json").read_text(encoding="utf-8")

@@ -359,7 +359,7 @@ def test_the_loss_before_training_is_that_of_knowing_nothing(mixer):
         [{}, {}, {"width": 256, "layers": 1, "hidden": 512}, {"vocabulary": 50}, {"layers": 6, "hidden": 128}]
     ):
         model = at_start(mixer, seed, **changes)
-        tokens = np.random.default_rng(seed + 9).integers(0, model.config.vocabulary, (4, 65))
+        tokens = np.random.default_rng(seed + 9).integers(0, model.config.vocabulary, (4, 33))
         with no_grad():
             loss = model.loss(tokens)[0].item()
         assert abs(loss / np.log(model.config.vocabulary) - 1) < 0.05

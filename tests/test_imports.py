@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
-         "state", "hope", "data", "train")
+         "state", "decode", "hope", "data", "shards", "train")
 PACKAGES = {"numpy", "numba", "tqdm", "matplotlib"}
-ROOMS = ("apps", "gpu", "lessons", "benchmarks")
+ROOMS = ("apps", "gpu", "lessons", "corpora", "cluster", "benchmarks")
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 CALLED = {"python-dateutil": "dateutil", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
           "cupy-cuda12x": "cupy"}
@@ -80,8 +80,8 @@ def test_kernels_stand_on_nothing_of_ours_and_on_each_other_without_a_circle():
         assert not {name.split(".")[0] for name in names} & (set(ORDER) - {"kernels"})
         assert "kernels" not in names or path.stem == "__init__"  # by the file: what it is made of is found so
         below[kernel_name(path)] = {name.removeprefix("kernels.") for name in names if name.startswith("kernels.")}
-    assert not below["cache"] | below["linking"]
-    assert below["runtime"] == {"cache", "linking"} and below["lanes"] == {"runtime"}
+    assert not below["cache"] | below["linking"] | below["ahead"]
+    assert below["runtime"] == {"ahead", "cache", "linking"} and below["lanes"] == {"runtime"}
     assert {kernel_name(path) for path in files_of("kernels") if "numba" in imports(path)} == {
         "cache", "linking", "runtime", "lanes", "titans.tables"}
     known: set[str] = set()

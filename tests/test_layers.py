@@ -508,7 +508,7 @@ def test_grouped_queries_read_the_keys_of_their_group(heads, queries):
     assert np.allclose(grouped_attention(*map(Tensor, (q, k, v))).data, kernels.attention.definition(q, *every),
                        atol=1e-12)
     if queries < 70:
-        check_grad(grouped_attention, q, k, v)
+        check_grad(grouped_attention, *(x[:1, ..., :3] for x in (q, k, v)))
 
 
 def test_keys_of_fewer_heads_of_another_size_are_kept_as_they_are():

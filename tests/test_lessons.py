@@ -20,7 +20,7 @@ sys.path.append(str(FOLDER))  # as for a lesson, which is run from there
 
 check, solutions, notebooks = (importlib.import_module(name) for name in ("check", "solutions", "notebooks"))
 LESSONS = {path.stem: path.read_text(encoding="utf-8") for path in notebooks.LESSONS}
-QUICK = ("1_gradient", "2_weight", "9_claims")  # the others take longer than a few seconds
+QUICK = ("1_gradient",)  # the others take longer than a few seconds
 EACH = pytest.mark.parametrize("lesson", LESSONS)
 
 # --- lessons --------------------------------------------------------------------------------------------------

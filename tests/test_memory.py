@@ -685,11 +685,11 @@ def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(
                             step=step, objective=objective, targets=targets)  # fmt: skip
 
 
-def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers():
+@pytest.mark.parametrize("momentum", [False, pytest.param(True, marks=pytest.mark.slow)])  # a kernel of its own
+def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers(momentum):
     x = draw(1, 1, 70, 64).astype(np.float32)
-    assert_fused_is_chunked(x, [70], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64)
-    for momentum in (False, True):
-        assert_fused_is_chunked(x, [1] * 5 + [65], 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64,
+    for parts in ([70], [1] * 5 + [65]):
+        assert_fused_is_chunked(x, parts, 1e-3, width=64, heads=1, memory_chunk=64, projection_chunk=64,
                                 momentum=momentum)  # fmt: skip
 
 

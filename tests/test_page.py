@@ -102,6 +102,7 @@ def opened_at(browser, url):
     for path in ("**/v1/chat/completions", "**/v1/completions"):  # the same answers every time
         opened.route(path, lambda route: route.continue_(
             post_data=json.dumps({**route.request.post_data_json, "seed": 4})))
+    opened.set_default_timeout(120_000)  # milliseconds: the machine may have other things to do
     opened.goto(url)
     opened.wait_for_selector("#about:has-text('parameters')")
     yield opened

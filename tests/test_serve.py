@@ -76,7 +76,7 @@ class Running(uvicorn.Server):
         while not self.started:
             time.sleep(0.01)
         self.url = f"http://127.0.0.1:{self.servers[0].sockets[0].getsockname()[1]}"
-        self.client = httpx.Client(base_url=self.url, timeout=120, limits=httpx.Limits(max_connections=64))
+        self.client = httpx.Client(base_url=self.url, timeout=300, limits=httpx.Limits(max_connections=64))
         return self
 
     def __exit__(self, *_):
@@ -414,7 +414,7 @@ def test_it_is_not_ready_while_sessions_cannot_be_saved_and_says_so_where_one_le
             assert server.client.get("/health").status_code == 200
         learned = session(server, "ann")["learned"]
         assert "saved" not in server.ok("/v1/read", text="hello", user="bob", learn=True)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 3000
         while server.client.get("/ready").status_code != 200:  # until it was tried once more
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -572,7 +572,7 @@ def test_a_client_that_leaves_in_mid_stream_teaches_nothing_and_frees_its_place(
     asked = {"messages": HELLO, "max_tokens": 200, "user": "fay", "learn": True, "stream": True}
     with server.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
         next(answer.iter_lines())
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while server.client.get("/health").json()["running"]:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -655,7 +655,7 @@ class Process:
             assert line, said
             said += line
         self.url = found[0]
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=300)
         return self
 
     def __exit__(self, *_):
@@ -666,7 +666,7 @@ class Process:
     def end(self, number: int) -> tuple[int, str]:
         """Send a signal; returns the process's code and what it said since its first line."""
         self.process.send_signal(number)
-        out = self.process.communicate(timeout=60)[0].decode()
+        out = self.process.communicate(timeout=300)[0].decode()
         return self.process.returncode, out
 
 
@@ -755,7 +755,7 @@ def test_what_is_said_to_be_learned_survives_kill_9(run, tmp_path):
 def test_two_servers_do_not_share_the_sessions_of_a_run(run, tmp_path):
     with Process(run, "--session-folder", tmp_path):
         second = subprocess.run([sys.executable, "-m", "apps.serve", run.folder, "--port", "0", "--session-folder",
-                                 tmp_path], cwd=ROOT, capture_output=True, timeout=60)
+                                 tmp_path], cwd=ROOT, capture_output=True, timeout=300)
     assert second.returncode == 2 and second.stderr.decode().count("\n") == 1
     assert "another process is serving sessions in" in second.stderr.decode()
 
@@ -821,17 +821,17 @@ def test_help_needs_none_of_the_server_s_packages(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')", encoding="utf-8")
     for flags, code, words in ((["--help"], 0, "--allowed-host"), ([], 2, "pip install -r apps/requirements.txt")):
         found = subprocess.run([sys.executable, "-m", "apps.serve", *flags], cwd=ROOT, capture_output=True,
-                               env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=60)
+                               env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=300)
         assert found.returncode == code and words in (found.stdout + found.stderr).decode()
         assert b"Traceback" not in found.stderr
 
 
 @pytest.mark.slow
 def test_memory_stays_flat_under_full_load(run, tmp_path):
-    """A soak, the long one with SOAK_SECONDS=600: 32 clients chat, stream, learn, leave; memory must not grow."""
+    """A soak, the long one with SOAK_SECONDS=200: 64 clients chat, stream, learn, leave; memory must not grow."""
     from apps.runs import process_bytes
     seconds = float(os.environ.get("SOAK_SECONDS", 30))
-    with Running(run, tmp_path, rows=16, waiting=64) as server, ThreadPoolExecutor(32) as pool:
+    with Running(run, tmp_path, rows=16, waiting=128) as server, ThreadPoolExecutor(64) as pool:
         end, served, sizes = time.monotonic() + seconds, [], []
 
         def client(i: int) -> None:
@@ -847,7 +847,7 @@ def test_memory_stays_flat_under_full_load(run, tmp_path):
                     served.append(200 if server.stream("/v1/chat/completions", **body) else 0)
                 else:
                     served.append(server.post("/v1/chat/completions", **body).status_code)
-        clients = [pool.submit(client, i) for i in range(32)]
+        clients = [pool.submit(client, i) for i in range(64)]
         while time.monotonic() < end:
             time.sleep(seconds / 20)
             sizes.append(process_bytes() / 1e6)
@@ -920,13 +920,16 @@ def test_the_interface_keeps_what_its_own_description_promises(run, tmp_path):
     kept = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
                     suppress_health_check=list(HealthCheck))
     answered: list[int] = []
-    with Running(run, tmp_path, longest=3) as server:
-        for operation in schemathesis.openapi.from_url(server.url + "/openapi.json").get_all_operations():
+    refusals = [*range(400, 500)]  # 413 too: some of what is made up is longer than a body may be
+    config = schemathesis.Config.from_dict({"checks": {"negative_data_rejection": {"expected-statuses": refusals}}})
+    with Running(run, tmp_path, longest=3, body_limit=500) as server:
+        described = schemathesis.openapi.from_url(server.url + "/openapi.json", config=config)
+        for operation in described.get_all_operations():
             for mode in schemathesis.GenerationMode:
                 @given(case=operation.ok().as_strategy(generation_mode=mode))
                 def holds(case):
                     # rules about several fields at once (learning needs a session) are not in the description
-                    answer = case.call_and_validate(base_url=server.url, timeout=60,
+                    answer = case.call_and_validate(base_url=server.url, timeout=300,
                                                     excluded_checks=[positive_data_acceptance])
                     answered.append(answer.status_code)
                 with contextlib.suppress(Unsatisfiable):  # what takes no input cannot be asked wrongly

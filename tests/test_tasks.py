@@ -9,14 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.tasks import (
+    HAY,
     KINDS,
+    NEEDLES,
+    VALUES,
+    WORDS,
     associative_recall,
     copy,
+    dictionaries,
     formal_language,
-    grouped_intents,
+    fuzzy_recall,
     hidden,
+    memorized,
     needle,
-    two_meanings,
+    needles,
+    selective_copy,
     written_recall,
 )
 from apps.tasks import LANGUAGES as NAMES
@@ -47,6 +54,52 @@ def test_associative_recall_refuses_more_queries_than_pairs_and_more_pairs_than_
     for pairs, queries, keys, rewritten in [(3, 4, 9, 0), (5, 2, 4, 0), (3, 2, 4, 4)]:
         with pytest.raises(ValueError, match=f"{queries} queries, {rewritten} rewritten, {pairs} pairs, {keys} keys"):
             associative_recall(np.random.default_rng(0), 1, pairs, queries, keys, 5, rewritten)
+
+
+@given(seeds, st.integers(1, 3), st.integers(3, 9))
+@few
+def test_fuzzy_recall_asks_for_every_token_of_a_value_of_a_key_that_was_shown(seed, thirds, keys):
+    pairs = 3 * thirds
+    tokens, targets = fuzzy_recall(np.random.default_rng(seed), 2, pairs, keys, 5)
+    assert tokens.shape == targets.shape == (2, 8 * pairs - 1)
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        told, shown = [*row, answers[-1]], {}
+        for half, asked in ((told[:4 * pairs], False), (told[4 * pairs:], True)):
+            letters = "".join("k" if token < keys else "v" for token in half)
+            for found in re.finditer("(k{1,3})(v{1,3})", letters):
+                key, value = tuple(half[slice(*found.span(1))]), half[slice(*found.span(2))]
+                assert shown.setdefault(key, value) == value
+                first = found.start(2) + (4 * pairs if asked else 0) - 1  # answered one token before
+                assert answers[first:first + len(value)] == (value if asked else [IGNORE] * len(value))
+        assert len(shown) == pairs and sorted(map(len, shown)) == sorted([1, 2, 3] * thirds)
+
+
+@pytest.mark.parametrize("pairs", [4, 12])
+def test_fuzzy_recall_refuses_pairs_that_are_no_thirds_or_too_many(pairs):
+    with pytest.raises(ValueError, match=f"{pairs} pairs: take a multiple of 3, at most 9"):
+        fuzzy_recall(np.random.default_rng(0), 1, pairs, 3, 3)
+
+
+@given(seeds, st.integers(1, 9), st.integers(0, 9), st.integers(1, 20))
+@few
+def test_selective_copying_asks_for_the_symbols_in_their_order(seed, count, blanks, symbols):
+    tokens, targets = selective_copy(np.random.default_rng(seed), 3, count + blanks, count, symbols)
+    assert tokens.shape == targets.shape == (3, 2 * count + blanks)
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        word = [token for token in row[:count + blanks] if token]
+        assert len(word) == count and all(2 <= token < symbols + 2 for token in word)
+        assert row[count + blanks:] == [1] * count and answers == [IGNORE] * (count + blanks) + word
+
+
+@given(seeds, seeds)
+@few
+def test_what_is_to_be_memorised_is_the_same_in_every_sample_and_never_shown(one, other):
+    known: dict[int, int] = {}
+    for seed in (one, other):
+        tokens, targets = memorized(np.random.default_rng(seed), 4, 8, 9, 12)
+        assert (tokens[:, 1::2] == 0).all() and (targets[:, ::2] == IGNORE).all()
+        for key, value in zip(tokens[:, ::2].ravel().tolist(), targets[:, 1::2].ravel().tolist(), strict=True):
+            assert 1 <= key <= 9 and 0 <= value < 12 and known.setdefault(key, value) == value
 
 
 @given(seeds, st.integers(1, 9), st.data())
@@ -199,32 +252,50 @@ def test_every_language_is_named_by_its_first_token():
     assert np.all(targets[:, 0] == IGNORE)
 
 
-@given(seeds, st.integers(1, 8), st.integers(1, 5))
+@given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.booleans())
 @few
-def test_a_language_read_tells_the_meaning_of_every_word_in_it_once(seed, size, meanings):
-    read, ask = two_meanings(np.random.default_rng(seed), 3, size, meanings)
-    for language in range(2):
-        (tokens, targets), (again, answers) = read(language), ask(language)
-        assert tokens.shape == (3, 2 * size + 1) and np.all(tokens[:, 0] == size + meanings + language)
-        for row, asked, other, wanted in zip(tokens, targets, again, answers, strict=True):
-            told = dict(zip(row[1::2].tolist(), row[2::2].tolist(), strict=True))
-            assert sorted(told) == list(range(size)) and all(size <= m < size + meanings for m in told.values())
-            assert asked[1::2].tolist() == row[2::2].tolist() and np.all(asked[::2] == IGNORE)
-            assert wanted[1::2].tolist() == [told[word] for word in other[1::2].tolist()]
+def test_a_group_read_tells_the_meaning_of_each_of_its_words_once(seed, groups, size, meanings, own):
+    meanings = meanings + groups * size if own else meanings
+    read, told = dictionaries(np.random.default_rng(seed), 2, groups, size, meanings, own), [{}, {}]
+    for group in [*range(groups)] * 2:
+        tokens, targets = read(group)
+        assert tokens.shape == targets.shape == (2, 2 * size) and np.all(targets[:, 1::2] == IGNORE)
+        assert np.array_equal(targets[:, ::2], tokens[:, 1::2])
+        for row, known in zip(tokens.tolist(), told, strict=True):
+            said = dict(zip(row[::2], row[1::2], strict=True))
+            assert sorted(said) == list(range(group * size, (group + 1) * size))
+            assert all(0 <= m - groups * size < meanings for m in said.values())
+            assert all(known.setdefault(word, m) == m for word, m in said.items())  # said again, it means the same
+    assert not own or all(len(set(known.values())) == groups * size for known in told)
 
 
-@given(seeds, st.integers(1, 3), st.integers(1, 4))
+def test_words_cannot_have_a_meaning_each_out_of_fewer():
+    with pytest.raises(ValueError, match="6 words cannot have a meaning each, out of 5"):
+        dictionaries(np.random.default_rng(0), 1, 2, 3, 5, own=True)
+
+
+@given(seeds, st.sampled_from(list(NEEDLES)), st.integers(45, 90))
 @few
-def test_intents_of_one_group_are_asked_among_all(seed, groups, classes):
-    read, ask = grouped_intents(np.random.default_rng(seed), 2, groups, classes)
-    taught = [read(group) for group in range(groups)]
-    told = [dict(pair for tokens, _ in taught for pair in zip(tokens[row, 1::2], tokens[row, 2::2], strict=True))
-            for row in range(2)]
-    for row in range(2):  # no two intents share a keyword or a label
-        assert sorted(told[row]) == list(range(groups * classes)) and len(set(told[row].values())) == groups * classes
-    for group in range(groups):
-        tokens, targets = ask(group)
-        for row in range(2):
-            for i in np.flatnonzero(targets[row] != IGNORE):
-                assert targets[row, i] == told[row][tokens[row, i]]
-                assert tokens[row, i] in taught[group][0][row, 1::2]
+def test_needles_are_asked_for_as_they_were_last_told(seed, kind, length):
+    count, times, size, asked = NEEDLES[kind]
+    tokens, targets = needles(np.random.default_rng(seed), 2, length, kind)
+    assert tokens.shape == targets.shape == (2, length) and 0 <= tokens.min() <= tokens.max() < len(WORDS)
+    questions = (1 + size) * asked
+    for row, answers in zip(tokens.tolist(), targets.tolist(), strict=True):
+        text, told = row[:-questions], {}
+        for i, token in enumerate(text):
+            if len(HAY) <= token < len(WORDS) - len(VALUES):
+                told[token] = text[i + 1:i + 1 + size]
+        assert len(told) == count and sum(token >= len(HAY) for token in text) == count * times * (1 + size)
+        assert answers[:-questions] == [IGNORE] * (length - questions)
+        for q in range(length - questions, length, 1 + size):
+            assert row[q + 1:q + 1 + size] == told.pop(row[q]) == answers[q:q + size]
+            assert answers[q + size] == IGNORE
+
+
+def test_needles_that_do_not_fit_or_that_nobody_knows_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="facts needs more than 24 words, not 24"):
+        needles(rng, 1, 24, "facts")
+    with pytest.raises(ValueError, match="no needles of kind 'haystack'"):
+        needles(rng, 1, 99, "haystack")

@@ -316,12 +316,20 @@ def test_in_a_thread_nothing_is_arranged_and_everything_runs():
 
 
 BUSY = """
-import hashlib, sys, threading
+import _thread, ctypes, sys
 from tools import stopping
+libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.pthread_mutex_init(lock, None)
+libc.pthread_mutex_lock(lock)
+sys.setswitchinterval(1000)  # another thread has its turn when this one leaves Python, not before
+def other():
+    print("ready", flush=True)
+    if sys.stdin.readline():
+        libc.pthread_mutex_unlock(lock)
 with stopping.heeded(lambda: "step 3 is saved", lambda: {complete}) as asked:
     try:
-        threading.Timer(0.3, lambda: print("ready", flush=True)).start()  # said while it is busy
-        hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})  # does not come back to Python meanwhile
+        _thread.start_new_thread(other, ())
+        libc.pthread_mutex_lock(lock)  # does not come back to Python until a line has come
         sum(range(1000))
     except KeyboardInterrupt:
         print("stopped in good order", flush=True)
@@ -332,34 +340,35 @@ sys.exit(asked.code)
 def begun(code):
     """A Python program in the checkout that has said "ready" and may be sent signals, wherever the tests run."""
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
-    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               encoding="utf-8")
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, encoding="utf-8")
     assert program.stdout.readline() == "ready\n"
     return program
 
 
 def test_a_program_that_is_busy_elsewhere_answers_at_once_and_stops_when_it_can():
-    program = begun(BUSY.format(rounds=4_000_000, complete=False))
+    program = begun(BUSY.format(complete=False))
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=60)
-    assert err == "\nstopping as soon as that can be done; step 3 is saved; once more ends it at once\n"
+    err = program.stderr.readline() + program.stderr.readline()  # while it is still busy
+    out, more = program.communicate("\n", timeout=300)
+    assert not more and err == "\nstopping as soon as that can be done; step 3 is saved; once more ends it at once\n"
     assert out == "stopped in good order\n" and program.returncode == 130
 
 
 def test_a_second_signal_ends_a_busy_program_without_a_traceback():
-    program = begun(BUSY.format(rounds=2_000_000_000, complete=False))
+    program = begun(BUSY.format(complete=False))
     program.send_signal(signal.SIGINT)
     program.stderr.readline()
     assert program.stderr.readline().startswith("stopping as soon as that can be done")
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=60)
+    out, err = program.communicate(timeout=300)
     assert err == "\nstopped at once; step 3 is saved\n" and not out and program.returncode == 130
 
 
 def test_where_nothing_is_lost_one_signal_ends_a_busy_program():
-    program = begun(BUSY.format(rounds=2_000_000_000, complete=True))
+    program = begun(BUSY.format(complete=True))
     program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=60)
+    out, err = program.communicate(timeout=300)
     assert err == "\nstopped at once; step 3 is saved\n" and not out and program.returncode == 130
 
 
@@ -367,7 +376,7 @@ def test_before_anything_has_begun_one_is_enough():
     program = begun("import time\nfrom tools import early\nearly.settle([])\nprint('ready', flush=True)\n"
                     "exec('try:\\n time.sleep(60)\\nexcept BaseException:\\n pass')")  # as an import may
     program.send_signal(signal.SIGINT)
-    _, err = program.communicate(timeout=60)
+    _, err = program.communicate(timeout=300)
     assert err == "\nstopped\n" and program.returncode == 130
 
 
@@ -495,3 +504,17 @@ def test_a_file_in_sections_trains_on_random_bytes(tmp_path):
                        "--validation", "1", "--sample-tokens", "5", "--quiet"]) == 0
     kept = json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert kept["training"]["random_data"] and next(iter(kept["data"]["documents"])).startswith("random/")
+
+
+@pytest.mark.parametrize("width", [40, 60, 90, 120])
+def test_help_fits_the_screen_at_any_width_and_says_all_that_was_written(width, monkeypatch):
+    about = ("What is it?\n\n    python -m program --run RUN     what it does, in words that go on for a\n"
+             "                                    while\n"
+             "    python -m other   little\n\nProse that is written in lines of one hundred and twenty columns, "
+             "as all in this project is,\nand goes on.\n")
+    monkeypatch.setenv("COLUMNS", str(width + 2))
+    said = command.Parser(prog="p", usage="p", description=about, formatter_class=command.Help).format_help()
+    shown = said.partition("\n\n")[2].partition("\noptions:")[0]
+    assert shown.split() == about.split() and max(map(len, shown.splitlines())) <= width
+    assert shown.count("\n\n") == about.count("\n\n")  # paragraphs stay apart
+    assert (shown.strip() == about.strip()) == (width == 120)

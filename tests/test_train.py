@@ -267,7 +267,7 @@ def test_ctrl_c_before_a_run_has_begun_is_one_line_and_leaves_no_folder(tmp_path
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_kernels_are_compiled_is_answered_at_once(text, tmp_path, monkeypatch):
+def test_ctrl_c_while_kernels_are_compiled_is_answered_at_once(text, tmp_path, monkeypatch, ended):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     program = subprocess.Popen(command("--data", text, "--out", tmp_path / "run", quiet=False), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, encoding="utf-8")
@@ -275,11 +275,11 @@ def test_ctrl_c_while_kernels_are_compiled_is_answered_at_once(text, tmp_path, m
     while "0%|" not in seen:
         seen += program.stderr.read(1)
         assert program.poll() is None
-    time.sleep(2)
+    while "compiling kernels" not in seen:
+        seen += program.stderr.read(1)
     program.send_signal(signal.SIGINT)
-    pressed = time.monotonic()
-    out, err = program.communicate(timeout=60)
-    assert time.monotonic() - pressed < 10 and program.returncode == 130
+    out, err, seconds = ended(program)
+    assert seconds < 10 and program.returncode == 130
     assert "step 0 of 20 is saved; to go on" in out + err and "Traceback" not in out + err
 
 
@@ -292,11 +292,11 @@ def test_ctrl_c_while_measuring_loses_nothing(text, tmp_path, monkeypatch, capsy
 def test_a_killed_run_leaves_a_good_checkpoint_at_every_moment(text, tmp_path):
     folder, rng, step = tmp_path / "run", np.random.default_rng(0), -1
     start = command("--data", text, "--out", folder, "--steps", 9999, "--checkpoint-every", 1)
-    for _ in range(4):
+    for _ in range(2):
         running = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         began = time.monotonic()
         while len(numbers(folder)) < max(step, 0) + 2:
-            assert running.poll() is None and time.monotonic() - began < 120, running.stderr.read()
+            assert running.poll() is None and time.monotonic() - began < 600, running.stderr.read()
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.05))
         running.kill()
@@ -448,7 +448,7 @@ def one_line(capsys):
     (["--quiet", "perhaps"], "'perhaps'"),
     (["--width", "30", "--heads", "4"], "width 30 over 4 heads"),
     (["--cms", "nested", "--chunks", "1,3", "--segment", "32"], "chunk sizes that divide"),
-    (["--chunks", "1,x"], "'1,x'"),
+    (["--chunks", "1,x"], "'1,x' is no list of whole numbers with commas between"),
     (["--vocabulary", "200"], "vocabulary is 200"),
     (["--segment", "100000"], "the validation text has"),
     (["--batch", "30000", "--order", "consecutive"], "the train text has"),

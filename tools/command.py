@@ -17,13 +17,38 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from config import CHOICES, MIXERS, PRESETS, RATES, Config, Training, item, nearest, setting
+from data import VOCABULARY
 from optimizers import OPTIMIZERS, Optimizer
+from shards import Words, is_shards
+from tools.aliases import ours
 from tools.checkpoint import find
 from tools.folder import read_json
 from tools.sections import from_sections
 
 DEFAULTS = {f.name: f.default for part in (Config, Training) for f in fields(part)}
 FLAGS = {name: "--from" if name == "origin" else "--" + name.replace("_", "-") for name in DEFAULTS}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written where there is room, else prose filled anew, and what a command does below it.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if max(map(len, text.splitlines()), default=0) <= width:
+            return super()._fill_text(text, width, indent)
+        lines: list[str] = []
+        for paragraph in re.split(r"\n(?=\s*\n| {1,4}\S)", text.strip()):  # an indented line is one, too
+            start = " " * (len(paragraph.strip("\n")) - len(paragraph.strip("\n").lstrip()))
+            command, _, meaning = paragraph.strip().partition("  ") if start else ("", "", paragraph)
+            if not paragraph or paragraph.startswith("\n"):
+                lines.append("")
+            if command:
+                lines.append(start + command)
+            if meaning.strip():
+                deeper = start + "    " if start else ""
+                lines.append(textwrap.fill(" ".join(meaning.split()), width, initial_indent=deeper,
+                                           subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False))
+        return "\n".join(lines)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,13 +61,14 @@ class Parser(argparse.ArgumentParser):
 def parser(about: str | None = None, preset: str = "nano") -> Parser:
     """A flag for every field of Config and Training; the defaults shown are those of the preset that would run."""
     values = {name: value for part in PRESETS.get(preset, PRESETS["nano"]) for name, value in vars(part).items()}
-    built = Parser(prog="train.py", usage="python train.py [flags]", description=about, epilog=rungs(),
-                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False)
+    built = Parser(prog="train.py", usage="python train.py [flags] [key=value …]", description=about, epilog=rungs(),
+                   formatter_class=Help, allow_abbrev=False, add_help=False)
     what = built.add_argument_group("what to do")
     what.add_argument("-h", "--help", action="help", help="show this, and end")
     what.add_argument("--preset", help=f"start from the settings of: {', '.join(PRESETS)} [{preset}]; stories: flags "
                                        "of its own, see --preset stories --help")
-    what.add_argument("--config", metavar="FILE", help="settings in JSON, or a run's config.json; flags win")
+    what.add_argument("--config", metavar="FILE", help="settings in JSON, or a run's config.json; flags win; also the "
+                                                      "name of a preset")
     what.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     what.add_argument("--dry-run", action="store_true", help="say what a run would take, and end")
     what.add_argument("--doctor", action="store_true", help="say what this machine offers, and end")
@@ -87,7 +113,12 @@ def rungs() -> str:
 def reading(name: str, default: Any) -> dict[str, Any]:
     """How argparse reads a field with this default."""
     def comma_list(text: str) -> tuple[Any, ...]:
-        return tuple(type(item(name, default))(word) for word in text.split(",") if text)
+        kind = type(item(name, default))
+        try:
+            return tuple(kind(word) for word in text.split(",") if text)
+        except ValueError:
+            what = {int: "whole numbers", float: "numbers"}[kind]
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of {what} with commas between") from None
 
     def true_or_false(text: str) -> bool:
         return ("false", "true").index(text.lower()) == 1
@@ -123,6 +154,7 @@ def described(parts: Sequence[Config | Training]) -> str:
 
 def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command that was given, and the settings that were given; ValueError for anything else."""
+    arguments = ours(arguments)
     made = parser(about, wanted_preset(arguments))
     found, rest = made.parse_known_args(arguments)
     if rest:
@@ -137,13 +169,15 @@ def wanted_preset(arguments: Sequence[str]) -> str:
     """The preset that is named, by default nano."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="nano")
-    return str(first.parse_known_args(arguments)[0].preset)
+    return str(first.parse_known_args(ours(arguments))[0].preset)
 
 
 def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Config, Training]:
     """The preset and all settings of a new run, from everything that the command names."""
     preset, layers = command.preset or "nano", [given]
     if command.config:
+        if not Path(command.config).exists():
+            raise ValueError(f"there is no file {command.config}, and no such preset{nearest(command.config, PRESETS)}")
         read = read_json(Path(command.config))
         layers.insert(0, flat(read))
         if not command.preset and read.get("preset") in PRESETS:
@@ -154,7 +188,15 @@ def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Conf
         read = read_json(find(given["origin"]).with_name("config.json"))
         layers.insert(0, flat(read))
         preset = read["preset"] if read.get("preset") in PRESETS else preset
-    return preset, *settings(preset, *layers)
+    config, training = settings(preset, *layers)
+    if not any("vocabulary" in layer for layer in layers) and not (command.dry_run and not training.data):
+        config = replace(config, vocabulary=size_of(training.data))
+    return preset, config, training
+
+
+def size_of(data: Sequence[str]) -> int:
+    """How many tokens the vocabulary of a text has."""
+    return Words(Path(data[0])).size if data and is_shards(data[0]) else VOCABULARY
 
 
 def resumed(run: Path, saved: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, Training]:
@@ -174,7 +216,7 @@ def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, list(PRESETS))}; "
-                         f"choose from {', '.join(PRESETS)}")
+                         f"choose from {', '.join([*PRESETS, 'stories'])}")
     values = {name: value for part in PRESETS[preset] for name, value in vars(part).items()}
     for layer in layers:
         for name, value in layer.items():

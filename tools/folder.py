@@ -23,6 +23,8 @@ from typing import Any
 
 from config import Config, Training
 from data import Vocabulary
+from shards import TOKENIZERS, VOCABULARY, Words
+from state import replacing
 from tools.machine import machine, versions
 
 try:
@@ -30,7 +32,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HANDED_DOWN = ("tokenizer.json", "adopted.json")
+ADOPTED = "adopted.json"
+HANDED_DOWN = (VOCABULARY, *TOKENIZERS, ADOPTED)
 
 
 @contextmanager
@@ -108,15 +111,18 @@ def describe(folder: Path, preset: str, config: Config, training: Training, data
 
 
 def vocabulary(folder: Path) -> Vocabulary:
-    """What the tokens of a run stand for: bytes, or words of the model that was adopted in it."""
-    if not (folder / HANDED_DOWN[0]).exists():
+    """What the tokens of a run stand for: bytes, those of the shards it reads, or of the model that was adopted in it.
+    """
+    if (folder / VOCABULARY).exists():
+        return Words(folder)
+    if not (folder / ADOPTED).exists():
         return Vocabulary()
     words: Vocabulary = importlib.import_module("apps.adopt.words").Words(folder)  # by name only: it is a room's
     return words
 
 
 def hand_down(origin: Path, folder: Path) -> None:
-    """What a run that starts from another needs of its folder beside weights: the files of an adopted model."""
+    """What a run needs of the folder of its shards, or of the run that it starts from: the files of a vocabulary."""
     for name in HANDED_DOWN:
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)
@@ -159,12 +165,8 @@ def name_again(path: Path, other: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is at every moment either the old one or the new one, whole."""
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,11 +26,15 @@ class Telemetry:
         return found
 
     def measure(self, state: State) -> dict[str, dict[str, float]]:
-        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, and how much its memories hold."""
+        """How far each level has moved since the last time, ‖Δθ‖/‖θ‖, its ‖θ‖, and how much its memories hold."""
+        moved, sizes = self.levels()
+        return {"level_change": moved, "level_norm": sizes, "memory_writes": self.writes(state)}
+
+    def levels(self) -> tuple[dict[str, float], dict[str, float]]:
         before, self.before = self.before, self.weights()
         moved = {str(chunk): norm([a - b for a, b in zip(self.before[chunk], before[chunk], strict=True)])
                  / norm(before[chunk]) for chunk in before}
-        return {"level_change": moved, "memory_writes": self.writes(state)}
+        return moved, {str(chunk): norm(arrays) for chunk, arrays in self.before.items()}
 
     def writes(self, state: State) -> dict[str, float]:
         """Root mean square of what each kind of memory holds beyond its initial state."""
@@ -42,4 +46,8 @@ class Telemetry:
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:
-    return math.sqrt(float(sum(np.sum(np.square(a, dtype=np.float64)) for a in arrays)))
+    return math.sqrt(float(sum(map(square, arrays))))
+
+
+def square(array: np.ndarray) -> np.float64:
+    return np.sum(np.square(array, dtype=np.float64))

@@ -4,7 +4,7 @@
                                                                      tokenizer.json becomes a run
     python -m apps.adopt MODEL --out runs/NAME --chunks 1,4,16       its MLPs are placed in levels
     python -m apps.adopt --export runs/NAME --out FOLDER             a run becomes such a folder again
-    python -m apps.adopt --export runs/NAME --out FOLDER --session S … with what a session of apps.chat has learned
+    python -m apps.adopt --export runs/NAME --out FOLDER --session S   … with what a session of apps.chat has learned
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS = ("chunks", "cms", "segment", "learn_rate", "level_rates", "drift_rank
 
 def parser() -> command.Parser:
     made = command.Parser(prog="python -m apps.adopt", description=__doc__, allow_abbrev=False,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+                          formatter_class=command.Help)
     made.add_argument("model", nargs="?", metavar="MODEL", help="a folder of theirs")
     made.add_argument("--export", metavar="RUN", help="a run that began with an adopted model")
     made.add_argument("--session", default="", metavar="NAME", help="with --export: what was learned in it, too")

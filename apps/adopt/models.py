@@ -53,7 +53,8 @@ def read(folder: Path, **settings: Any) -> Hope:
 def settings_of(folder: Path) -> dict[str, Any]:
     """config.json of a model of theirs."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; give one with config.json, model.safetensors, tokenizer.json")
+        what = f"{folder} is no folder" if folder.exists() else f"there is no folder {folder}"
+        raise ValueError(f"{what}; give one with config.json, model.safetensors, tokenizer.json")
     return read_json(folder / "config.json")
 
 

@@ -34,10 +34,14 @@ from apps.claims import (
     context,
     intents,
     languages,
+    mad,
     modelling,
+    needles,
     optimisers,
+    periods,
     reading,
     recall,
+    steps,
     two_languages,
     variants,
     writes,
@@ -49,13 +53,16 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "recall": recall, "languages": languages, "ablation": ablation,
-    "two-languages": two_languages, "intents": intents, "reading": reading, "writes": writes,
-    "optimisers": optimisers, "context": context, "variants": variants}
+    "modelling": modelling, "steps": steps, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
+    "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles, "reading": reading,
+    "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
 
 
-def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> None:
-    """Measure claims (all, if none is named); ValueError for a name that is none."""
+def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: Any = None) -> None:
+    """Measure claims (all, if none is named); ValueError for a name that is none.
+
+    A pool of workers (cluster/pool.py) shares the claims, or the sweeps of a single one.
+    """
     if wrong := [name for name in names if name not in CLAIMS]:
         raise ValueError(f"there is no claim {wrong[0]!r}{nearest(wrong[0], list(CLAIMS))}; "
                          f"choose from {', '.join(CLAIMS)}")
@@ -63,12 +70,22 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> Non
         raise ValueError("--quick measures nothing worth keeping; give a folder for it: --out FOLDER")
     folder = out or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names or CLAIMS:
+    chosen = list(names or CLAIMS)
+
+    def measure(name: str) -> str:
         claim = CLAIMS[name]
         started, worked = time.perf_counter(), time.process_time()
         with tqdm(desc=name, unit="step", disable=quiet) as bar:
             study = Study(2, 0.01, bar) if quick else Study(bar=bar)
-            found = claim.measure(study)
+            study.each = pool.map if pool else study.each
+            try:
+                found = claim.measure(study)
+            except ImportError as e:  # of a package that this claim alone needs
+                if name in names:
+                    raise ValueError(str(e)) from e
+                return f"{name} is left out: {e}"
+        if len(chosen) == 1 and pool and pool.rank:  # all ranks have measured it together
+            return ""
         kept = {"claim": name, "paper": claim.PAPER, "here": found["here"], "holds": found["holds"],
                 "command": f"python -m apps.evaluate claims {name}", "machine": machine(),
                 "date": time.strftime("%Y-%m-%d"),
@@ -79,8 +96,11 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool) -> Non
                 "scores": {k: np.round(v, 5).tolist() for k, v in found["lines"].items()}}
         write_text(folder / f"{name}.json", json.dumps(kept, indent=1))
         draw(name, claim.PAPER, found, folder / f"{name}.png")
-        print(f"{name}: {kept['here']}\n  holds? {kept['holds']}   ({kept['seconds']} s)")
-    write_text(folder / "README.md", overview(folder))
+        return f"{name}: {kept['here']}\n  holds? {kept['holds']}   ({kept['seconds']} s)"
+    for said_of_one in (pool.map if pool and len(chosen) > 1 else map)(measure, chosen):
+        print(said_of_one)
+    if not pool or pool.rank == 0:
+        write_text(folder / "README.md", overview(folder))
 
 
 def listed(folder: Path = FOLDER) -> str:
@@ -132,9 +152,11 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
 
 def overview(folder: Path) -> str:
     """The table of all claims measured so far, from their files; it names what has not been measured."""
-    lines = ["# The claims", "", "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, as",
-             "many parameters and bytes for every model compared, and the same sweep of learning rates. Numbers are",
-             "means ± half of the 95% interval; all of them, and the sweep, are in the file beside the picture.",
+    lines = ["# The claims", "",
+             "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, or three where it says so,",
+             "as many parameters and bytes for every model compared, and the same sweep of learning rates; where the",
+             "best rate is at its edge it goes on. Numbers are means ± half of the 95% interval; all of them, and the",
+             "sweep, are in the file beside the picture.",
              "*Paper* is what its text says. *Holds?* judges what is asked here, by the differences within a seed;",
              "that is not always the same question.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
@@ -146,9 +168,12 @@ def overview(folder: Path) -> str:
             continue
         lines.append(f"| [{name}]({name}.png) | {claim.PAPER} | {kept['here']} | {kept['holds']} |")
         for once, tried in kept.get("cause", {}).items():
-            left = ", ".join(f"{levels} {said(tuple(k))}" for levels, k in tried["kept"].items())
-            rest = "".join(f"; {what}: {it}" for what, it in tried.items() if what != "kept")
-            notes.append(f"- {name}, if {once}: {left}{rest}.")
+            parts = [", ".join(f"{which} {said(tuple(k))}" for which, k in tried["kept"].items())
+                     ] if "kept" in tried else []
+            parts += [f"{what}: {it}" for what, it in tried.items() if what != "kept"]
+            notes.append(f"- {name}, if {once}: {'; '.join(parts)}.")
+        if hasattr(claim, "beside"):  # what its verdict leaves out, from the scores that were kept
+            notes.append(f"- {name}: {claim.beside(kept['scores'])}")
         notes.append(f"- {name}: measured on {kept['date']}." if "date" in kept else
                      f"- {name}: measured before the initial states and rates of memories became what they are now.")
         if at := edges(kept["sweep"]):

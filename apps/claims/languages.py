@@ -121,3 +121,12 @@ def measure(study: Study) -> dict[str, Any]:
             "here": f"words of {far} known of {', '.join(ASKED)}: " + "; ".join(
                 f"{name} " + ", ".join(said(interval(column)) for column in scores[:, lengths[far]].T)
                 for name, scores in found.items())}
+
+
+def beside(scores: dict[str, Any]) -> str:
+    """What the verdict leaves out, from the scores that were kept: aⁿbⁿ, where the paper has 100% for all."""
+    at = 2 * ASKED.index("anbn")
+    found = {name: np.array(rows)[:, at:at + 2] for name, rows in scores.items()}
+    known = ", ".join(f"{name} {said(interval(s[:, 0]))} / {said(interval(s[:, 1]))}" for name, s in found.items())
+    fewer = ", ".join(f"{name} {verdict(found['Hope'][:, 1] - s[:, 1])}" for name, s in found.items() if name != "Hope")
+    return f"aⁿbⁿ, words of 40 / 80 known (the paper: 100% for all): {known}; Hope knows more of 80 than: {fewer}."

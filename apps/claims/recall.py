@@ -5,9 +5,9 @@ of the two heads. Every model has one layer and a short filter, attention too, a
 filter start on the token before: from random taps models learn to look back later, and in so few steps what
 is compared is luck. Hope's memories are networks of two layers that make their own targets, five per head; plain
 Titans have one, fixed projections and v for a target; the others have a matrix per head. What Hope spends on
-memories the others have in a wider MLP. Of the five tasks of MAD only this one is asked here. What keeps Hope from
-recalling more are the targets it makes itself: with v for a target and all else the same it recalls more pairs that
-were rewritten than any other model (the reading below). Choice 52 in PAPER.md tells what its initial states do to that.
+memories the others have in a wider MLP. (All five tasks of MAD are another claim.) What keeps Hope from recalling more
+are the targets it makes itself: with v for a target and all else the same it recalls more pairs that were rewritten
+than any other model (the reading below). Choice 52 in PAPER.md tells what its initial states do to that.
 """
 
 from __future__ import annotations

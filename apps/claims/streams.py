@@ -1,120 +1,175 @@
-"""Streams of tasks, read by levels that learn meanwhile: what is known at the end, by how many levels there are."""
+"""Streams of dictionaries, read by levels that learn meanwhile: what is kept of the old once the new is known?
+
+A stream deals out a meaning to every word, group by group, anew every time. A segment says all words of one group in
+random order, each before its meaning, and is one tick of the levels' clocks. A small byte Transformer with a window of
+two segments, whose filters start half on the byte before, learns to read such streams. Then its MLPs are placed in
+levels, one a block (`spread`), and it learns on, now with moves in the context and the gradient going through them: it
+is asked for every group again at the end, long after the window has left it. ICL learns on as long, its MLPs static.
+
+What a level gathers is the gradient of the loss of the meanings alone (of all bytes, if told so).
+
+Legend: B batch, T time; (seeds,points) what a model scored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import optimizers
-from apps.claims.study import Study, equal, interval, said, verdict
-from apps.evaluate import fit, learn_on, share_right, transfer
-from apps.tasks import Part
-from autograd import Tensor, no_grad
-from cms import LevelState
+from apps.claims.study import Study, looking_back
+from apps.evaluate import fit
+from apps.tasks import Part, dictionaries
+from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
+from cms import stack_levels
 from config import Config
-from hope import Hope, State, count
+from data import IGNORE, Tokens
+from hope import Hope, State, drifted
 from layers import cross_entropy
 
-LEVELS = {"1 level": (1,), "2 levels": (1, 4), "3 levels": (1, 2, 4), "4 levels": (1, 2, 4, 8)}
-READINGS: dict[str, dict[str, Any]] = {  # what keeps more levels from forgetting less: is it this?
-    "slow levels move by the mean gradient": {"mean": True},
-    "training asks for all tasks at the end": {"asked": True},
-    "every level is as wide as the one": {"wide": True},
-}
-Family = Callable[[np.random.Generator, int], tuple[Part, Part]]
+NEVER = 1 << 20  # the chunk size of an MLP that stands still
+LEVELS = {"ICL": (), "1 additional level": (1, NEVER, NEVER, NEVER), "2 additional levels": (1, 2, NEVER, NEVER),
+          "3 additional levels": (1, 2, 4, NEVER)}
+RATES = (5e-3, 1e-2, 2e-2)  # of the optimiser
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the learned rates of the levels, while reading
 
 
-def by_levels(study: Study, family: Family, tasks: int, segments: int, steps: int, config: Config, chance: float,
-              readings: Sequence[str] = tuple(READINGS)) -> dict[str, Any]:
-    """New tasks read one after the other by levels that learn: what is known at the end, by number of levels.
+@dataclass(frozen=True)
+class Family:
+    """What streams are like: groups of words, each with a meaning, and how often a group is said before the next."""
 
-    Models are trained on streams of random tasks, their levels learning meanwhile, to predict the next answer;
-    what is measured are streams of new tasks. family: (rng, batch) → (read, ask), a segment of task i
-    to learn from, and one with questions, each a window (B,T+1) with targets (B,T).
+    groups: int
+    words: int  # of a group
+    meanings: int
+    said: int  # segments of a group
+    own: bool = False  # no two words have one meaning
+
+    @property
+    def config(self) -> Config:
+        tick = 2 * self.words
+        return Config(width=32, layers=4, heads=2, hidden=64, segment=tick, window=2 * tick, mixer="attention",
+                      vocabulary=self.groups * self.words + self.meanings, chunks=(1,), cms="spread", learn_rate=1.0)
+
+    def draw(self, rng: np.random.Generator, batch: int) -> Part:
+        return dictionaries(rng, batch, self.groups, self.words, self.meanings, self.own)
+
+    def order(self) -> list[int]:
+        """The groups of a stream, one segment after another."""
+        return np.repeat(np.arange(self.groups), self.said).tolist()
+
+    def stream(self, rng: np.random.Generator, batch: int) -> tuple[Tokens, Tokens]:
+        """A stream with questions at its end, for training: tokens and targets (B,T).
+
+        Counted are the meanings of words that were said before. The lengths of two groups, side by side, vary.
+        """
+        read, order = self.draw(rng, batch), self.order()
+        if self.said > 1 and rng.random() < 0.5:  # one segment more of a group, one less of the next
+            order[self.said * int(rng.integers(1, self.groups))] -= 1
+        asked = rng.permutation(self.groups)[:max(2, self.groups // 2)].tolist()
+        parts = [read(group) for group in [*order, *asked]]
+        known: set[int] = set()
+        for group, (_, targets) in zip(order, parts, strict=False):
+            if group not in known:
+                targets[:] = IGNORE
+            known.add(group)
+        return np.hstack([tokens for tokens, _ in parts]), np.hstack([targets for _, targets in parts])
+
+
+@enable_grad()
+def tick(model: Hope, tokens: Tokens, answers: Tokens, state: State, scale: float = 1.0,
+         training: bool = False) -> tuple[Tensor, State]:
+    """Read a segment, then let the levels learn from its answers: logits (B,T,V), and the state after it.
+
+    In `training` the next segments' gradients go back through the move (first order: its gradient counts as given).
     """
-    batch, width = 8, 96
-    total = count(replace(config, chunks=(1,), hidden=width))
-    models = {name: equal(replace(config, chunks=chunks), total) for name, chunks in LEVELS.items()}
-    curves: dict[tuple[str, int], np.ndarray] = {}  # of the main reading: (segments+1,tasks) by model and seed
-    slow: dict[tuple[str, int], list[float]] = {}  # and what the slow levels know by themselves
+    drifts = [block.cms.drifts(past.levels, len(tokens), history=training) if block.cms.levels[0].chunk < NEVER else []
+              for block, past in zip(model.blocks, state.blocks, strict=True)]
+    logits, after = model(tokens, drifted(state, drifts))
+    leaves, rebuild = tree_flatten(drifts)
+    own = cross_entropy(logits, answers, reduction="sum") * (1 / tokens.shape[1])
+    grads, clock = rebuild(grad(own, leaves, retain_graph=True)), state.clock + 1
+    return logits, State([replace(read, levels=block.cms.learn(past.levels, d, g, clock, block.cms.rates() * scale))
+                          for block, past, read, d, g in zip(model.blocks, state.blocks, after.blocks, drifts, grads,
+                                                             strict=True)], clock)
 
-    def known(model: Hope, state: State, ask: Part) -> list[float]:
-        with no_grad():
-            answers = [(model(tokens[:, :-1], state)[0], targets) for tokens, targets in map(ask, range(tasks))]
-        return [share_right(np.argmax(logits.data, -1), targets) for logits, targets in answers]
 
-    def score(name: str, rate: float, inner: float, seed: int, *, mean: bool = False, asked: bool = False,
-              wide: bool = False) -> list[float]:
-        model = Hope(replace(models[name], hidden=width) if wide else models[name], np.random.default_rng(seed))
-        rng = np.random.default_rng([seed, 3])
+def moving(model: Hope) -> bool:
+    return model.config.moves == "context"
 
-        def loss(read: Part, ask: Part) -> Tensor:
-            state, nats = State.start(model.config), Tensor(np.float32(0))
-            for task in np.repeat(np.arange(tasks), segments).tolist():
-                tokens, targets = read(task)
-                logits, state = learn_on(model, tokens, state, inner, mean)
-                nats = nats + cross_entropy(logits, targets) * (1 / segments)
-            for task in range(tasks if asked else 0):
-                tokens, targets = ask(task)
-                nats = nats + cross_entropy(model(tokens[:, :-1], state)[0], targets)
-            return nats * (1 / tasks)
-        initial = [{**group, "period": 1} for group in model.groups()]  # states that every stream begins with
-        fit(model, lambda: family(rng, batch), steps, rate, bar=study.bar, loss=loss,
-            optimizer=optimizers.build("adamw", initial, rate))
-        read, ask = family(np.random.default_rng([seed, 7]), 64)
-        state, curve = State.start(model.config), []
-        for task in np.repeat(np.arange(tasks), segments).tolist():
-            curve.append(known(model, state, ask))
-            state = learn_on(model, read(task)[0], state, inner, mean)[1]
-        curve.append(known(model, state, ask))
-        if not (mean or asked or wide):
-            curves[name, seed] = np.array(curve)
-            state = State([replace(b, levels=(LevelState(), *b.levels[1:])) for b in state.blocks], state.clock)
-            slow[name, seed] = known(model, state, ask)
-        return curve[-1]
 
-    @cache
-    def trial(name: str, rate: float, inner: float, seed: int, **options: Any) -> float:
-        return float(np.mean(score(name, rate, inner, seed, **options)))
+def answers(tokens: Tokens, words: int, everything: bool) -> Tokens:
+    """What follows each token of a segment, if it is a meaning, or whatever it is; nothing after the last."""
+    following = np.hstack([tokens[:, 1:], np.full((len(tokens), 1), IGNORE)])
+    return following if everything else np.where(following >= words, following, IGNORE)
 
-    def measure(name: str, note: str = "", rate: float = 0.0, **options: Any) -> tuple[float, np.ndarray]:
-        """The best outer rate, and accuracy at the end at it and the best inner rate, (seeds,tasks)."""
-        rate = rate or study.sweep(f"{name}, training", (5e-3, 1e-2, 2e-2),
-                                   lambda r, seed: trial(name, r, 3.0, seed))
-        inner = study.sweep(f"{name}, while reading{note}", (1.0, 3.0, 10.0),
-                            lambda r, seed: trial(name, rate, r, seed, **options))
-        study.bar.set_postfix_str(name + note)
-        return rate, np.array([score(name, rate, inner, seed, **options) for seed in range(study.seeds)])
 
-    def both(found: dict[str, np.ndarray]) -> dict[str, Any]:
-        kept = {name: np.mean(s, axis=1) for name, s in found.items()}
-        return {"kept": {name: interval(k) for name, k in kept.items()},
-                "4 levels keep more": verdict(kept["4 levels"] - kept["1 level"])}
-    rates, found = {}, {}
-    for name, one in models.items():
-        study.parameters[name] = count(one)
-        rates[name], found[name] = measure(name)
-    ends = {name: found[name] for name in ("1 level", "4 levels")}
-    alone = np.array([slow["4 levels", seed] for seed in range(study.seeds)])
-    cause = {"of the four only the three slow levels are asked": both({**ends, "4 levels": alone})}
-    for reading in readings:
-        options = READINGS[reading]
-        same = () if "asked" in options else ("1 level",)  # one level of chunk size 1: nothing is changed
-        cause[reading] = both({name: ends[name] if name in same else
-                               measure(name, f", {reading}", rates[name], **options)[1] for name in ends})
-    lines = {name: np.array([curves[name, seed][:, 0] for seed in range(study.seeds)]) for name in models}
-    matrices = {name: [curves[name, seed][::segments] for seed in range(study.seeds)] for name in models}
-    each = {name: [interval(task) for task in found[name].T] for name in models}
-    main = both(found)
-    return {"x": ("segments read; the first task's come first", list(range(tasks * segments + 1))),
-            "y": "accuracy on the first task", "lines": lines, "holds": main["4 levels keep more"],
-            "known at the end": main["kept"], "of each task": each, "chance": chance, "cause": cause,
-            "just learned": {name: interval([np.mean(np.diag(m[1:])) for m in ms]) for name, ms in matrices.items()},
-            "forgetting": {name: interval([transfer(m)["forgetting"] for m in ms])
-                           for name, ms in matrices.items()},
-            "here": f"accuracy at the end on all tasks (by chance {chance:.2f}), and on the first: " + ", ".join(
-                f"{name} {said(kept)}, {said(each[name][0])}" for name, kept in main["kept"].items())}
+def learned(study: Study, family: Family, model: Hope, rate: float, seed: int, steps: int, everything: bool = False,
+            asked: bool = True) -> Hope:
+    """The model, trained on streams; with `asked` off, nothing is asked at their end."""
+    rng, words = np.random.default_rng([seed, 1 + moving(model)]), family.groups * family.words
+    span = model.config.segment
+
+    def draw() -> tuple[Tokens, Tokens]:
+        tokens, targets = family.stream(rng, 16)
+        if not asked:
+            targets[:, len(family.order()) * span:] = IGNORE
+        return tokens, targets
+
+    def loss(tokens: Tokens, targets: Tokens) -> Tensor:
+        if not moving(model):
+            return cross_entropy(model(tokens)[0], targets)
+        state, total, end = State.start(model.config), Tensor(np.float32(0)), len(family.order()) * span
+        for t in range(0, tokens.shape[1], span):
+            part = tokens[:, t:t + span]
+            if t < end:
+                logits, state = tick(model, part, answers(part, words, everything), state, training=True)
+            else:
+                logits, state = model(part, state)  # asking teaches nothing
+            total = total + cross_entropy(logits, targets[:, t:t + span], reduction="sum")
+        return total * (1 / np.sum(targets != IGNORE))
+    fit(model, draw, steps, rate, bar=study.bar, loss=loss, optimizer=optimizers.build("adamw", model.groups(), rate))
+    return model
+
+
+def placed(model: Hope, chunks: Sequence[int], seed: int) -> Hope:
+    """A trained model with its MLPs in levels of these chunk sizes, one a block; without any as it is, a copy."""
+    old = model.config
+    new = replace(old, chunks=tuple(chunks), moves="context", tick=old.segment) if chunks else old
+    made = looking_back(new, seed)
+    made.load_state_dict({**made.state_dict(), **stack_levels(model.state_dict(), old, new)})
+    return made
+
+
+def known(family: Family, model: Hope, seed: int, scale: float = 1.0, order: Sequence[int] | None = None,
+          everything: bool = False, without: str = "", batch: int = 64) -> np.ndarray:
+    """How well every group is known after every segment of new streams: (segments,groups), asking teaches nothing.
+
+    without: it is asked without what the "memory" (here the window of attention) or the "levels" hold, by name.
+    """
+    read, words = family.draw(np.random.default_rng([seed, 7]), batch), family.groups * family.words
+    state, found = State.start(model.config), []
+    for group in family.order() if order is None else order:
+        tokens, _ = read(group)
+        if moving(model):
+            state = tick(model, tokens, answers(tokens, words, everything), state, scale)[1].detach()
+        else:
+            with no_grad():
+                state = model(tokens, state)[1]
+        left = state.reset(without) if without else state
+        found.append([asked(model, read, left, group) for group in range(family.groups)])
+    return np.array(found)
+
+
+def asked(model: Hope, read: Part, state: State, group: int) -> float:
+    """The share of the meanings of a group that are told rightly."""
+    tokens, targets = read(group)
+    with no_grad():
+        guesses = np.argmax(model(tokens, state)[0].data, axis=-1)
+    return float(np.mean((guesses == targets)[targets != IGNORE]))
+
+
+def frontier(new: np.ndarray, old: np.ndarray, least: float) -> float:
+    """The most that is kept of the old among points that know at least so much of the new; 0 if there is none."""
+    return float(np.max(old[new >= least], initial=0.0))

@@ -6,7 +6,7 @@ Legend: B batch, T time; (seeds,points) what a model scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ from layers import CausalConv, Mixer
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 SWEEP = 99  # the seed of the sweeps
+WORST = -1e9  # the score of a rate at which a loss is no longer finite
 Interval = tuple[float, float]  # mean, half-width
 
 
@@ -53,17 +54,35 @@ class Study:
     sweeps: dict[str, dict[str, float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # rate of each sweep
     parameters: dict[str, int] = field(default_factory=dict)
+    each: Callable[[Callable, Iterable], Iterable] = map  # how independent trainings are gone through
 
     def steps(self, n: int) -> int:
         return max(2, round(n * self.share))
 
     def sweep(self, name: str, rates: Sequence[float], score: Callable[[float, int], float]) -> float:
-        """The rate with the highest score on the seed of the sweeps; of equally good ones that in their middle."""
-        rates = rates if self.share == 1 else rates[:2]
-        scores = [score(rate, SWEEP) for rate in rates]
-        self.sweeps[name] = {f"{rate:g}": found for rate, found in zip(rates, scores, strict=True)}
-        best = [rate for rate, found in zip(rates, scores, strict=True) if found == max(scores)]
-        self.best[name] = best[len(best) // 2] if best else rates[0]
+        """The rate with the highest score on the seed of the sweeps; of equally good ones that in their middle.
+
+        Where only the smallest or the largest rate is the best, the sweep goes on beyond it, by the same ratio, up
+        to three rates. A rate at which training breaks down is the worst of all.
+        """
+        def tried(rate: float) -> float:
+            try:
+                return float(score(rate, SWEEP))
+            except FloatingPointError:
+                return WORST
+        first = rates if self.share == 1 else rates[:2]
+        found = dict(zip(first, self.each(tried, first), strict=True))
+        for _ in range(3 if self.share == 1 and len(rates) > 1 else 0):
+            tried_rates = sorted(found)
+            best = [rate for rate in tried_rates if found[rate] == max(found.values())]
+            if set(best) & set(tried_rates[1:-1]) or len(best) == len(found):
+                break
+            (one, next_one) = tried_rates[:2] if best[0] == tried_rates[0] else tried_rates[:-3:-1]
+            beyond = float(f"{one * one / next_one:.2g}")
+            found[beyond] = tried(beyond)
+        self.sweeps[name] = {f"{rate:g}": found[rate] for rate in sorted(found)}
+        best = [rate for rate in sorted(found) if found[rate] == max(found.values())]
+        self.best[name] = best[len(best) // 2]
         return self.best[name]
 
     def compare(self, models: dict[str, Config], rates: Sequence[float],

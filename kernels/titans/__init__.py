@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.runtime import JIT, Array, check_shapes, split
+from kernels.runtime import JIT, Array, check_shapes, need_soon, split
 from kernels.titans.chunk import read_spans, read_spans_backward
 from kernels.titans.tables import MEMORIES, Tables
 from kernels.titans.token import read_token
@@ -46,7 +46,7 @@ def has_titans(x: Array, plain: bool = True) -> bool:
     return there and x.dtype in (np.float32, np.float64)
 
 
-def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs):
+def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, back=False):
     """Read and write T tokens with self-modifying Titans: two-layer memories, retention to M₀.
 
     adaptive: names of the memories that learn; l2: the objective, else the dot product; value_targets: the target is v;
@@ -57,6 +57,7 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs):
     inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha, with momentum of beta, too;
     and, by the name of a memory, both layers of: the initial state (H,out,in); the drift (B,H,out,in); where the
     first span says −1, the drift at its chunk's start; and the momentum, {} without.
+    back: whether the way back will be taken, too.
     → o (B,H,T,d); the drifts and the momenta after all, by name; and boundary states for the way back: drifts and
     momenta between the P spans, (P−1,B,H,out,in) by name, or {} for a single one.
     Raises ValueError on shapes that do not fit.
@@ -72,6 +73,10 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs):
     flat = o.reshape(B * H, T, d)
     found = tables.inputs([*feeds, flat], *shared, drift, start, momentum, boundaries, after)
     loop = read_token if T == 1 else read_spans
+    if back:
+        settings = (0, 0, (*options, power, exact), eta_max, moved, *found)
+        need_soon(read_spans_backward, *settings, found[0], flat)
+        need_soon(read_token, *settings, flat)  # a model that is trained is asked to write, too
     split(loop, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
     return o, *after, boundaries
 

@@ -1,0 +1,103 @@
+"""The five tasks of MAD (Poli et al. 2024) in miniature: who solves which?
+
+One layer of width 32 and a short filter for every model, half of whose channels start on the token before. Hope's
+memories are networks of two layers, five per head, that make their own targets; plain Titans have one, with v for a
+target; gated delta has a matrix per head; attention sees all. What Hope spends on memories the others have in a wider
+MLP. Compression: 16 symbols and a mark, at which the model's last vector must hold them all; an MLP of its own reads a
+symbol from that vector and a position. Recall: 8 pairs, all asked. Fuzzy recall: 6 pairs of one to three tokens each.
+Selective copying: 8 symbols among 16 blanks. Memorisation: 511 keys, whose values stand nowhere but in the weights. 300
+steps of 16 samples; the rate of every model is the best for recall. Scores are shares of answers that are right. Three
+seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import optimizers
+from apps.claims.study import Study, alike, interval, looking_back, said, verdict
+from apps.evaluate import fit, share_right
+from apps.tasks import Drawn, associative_recall, fuzzy_recall, memorized, selective_copy
+from autograd import Tensor, no_grad
+from config import Config
+from hope import Hope
+from layers import Linear, Module, cross_entropy, gelu, normal
+
+PAPER = ("the tasks of MAD: Hope 51.2, 100, 52.1, 99.7, 85.2 in compression, recall, fuzzy recall, selective copying, "
+         "memorisation; Titans 49.8, 100, 50.0, 99.4, 83.4; Transformer 49.4, 100, 47.9, 96.2, 83.7 (Table 4)")
+STEPS, BATCH, RATES, LENGTH, SYMBOLS = 300, 16, (5e-3, 1e-2, 2e-2), 16, 16
+BASE = Config(width=32, layers=1, heads=2, segment=64, vocabulary=64, chunks=(1,), hidden=32, memory_hidden=16,
+              memory_chunk=16, projection_chunk=16)
+
+
+def compressed(rng: np.random.Generator, batch: int) -> Drawn:
+    """16 symbols 1 … 16 and a 0, at which they are asked for all at once: (B,17), (B,16)"""
+    word = rng.integers(1, SYMBOLS + 1, (batch, LENGTH))
+    return np.hstack([word, np.zeros((batch, 1), np.int64)]), word
+
+
+TASKS: dict[str, Callable[[np.random.Generator, int], Drawn]] = {  # (rng, batch) → tokens, targets
+    "compression": compressed,
+    "recall": lambda rng, batch: associative_recall(rng, batch, 8, 8, 16, 16),
+    "fuzzy recall": lambda rng, batch: fuzzy_recall(rng, batch, 6, 16, 16),
+    "selective copying": lambda rng, batch: selective_copy(rng, batch, 24, 8, 16),
+    "memorisation": lambda rng, batch: memorized(rng, batch, 16, 511, 512)}
+SWEPT = ("recall",)
+
+
+class Unpacking(Module):
+    """A model, and an MLP that tells the symbol at every position from what the model holds at the last one."""
+
+    def __init__(self, model: Hope, rng: np.random.Generator):
+        D = model.config.width
+        self.model, self.places = model, normal(rng, (LENGTH, D), 1.0)
+        self.inner, self.outer = Linear(rng, D, 4 * D), Linear(rng, 4 * D, D)
+
+    def __call__(self, tokens: np.ndarray) -> tuple[Tensor, Any]:
+        x, state = self.model.read(tokens)
+        packed = self.model.norm(x[:, -1:]) + self.places  # (B,16,D)
+        return self.model.unembed(packed + self.outer(gelu(self.inner(packed)))), state
+
+
+def score(study: Study, config: Config, rate: float, seed: int, asked: Sequence[str] = tuple(TASKS)) -> list[float]:
+    """The share of answers that are right after training, one model for each task."""
+    shares = []
+    for name in asked:
+        rng, draw = np.random.default_rng([seed, 4]), TASKS[name]
+        model = looking_back(replace(config, vocabulary=512) if name == "memorisation" else config, seed)
+        told: Any = Unpacking(model, rng) if name == "compression" else model
+        groups = model.groups()
+        if told is not model:
+            groups.append({"params": told.parameters()[len(model.parameters()):]})
+
+        def lost(tokens: np.ndarray, targets: np.ndarray, told: Any = told) -> Tensor:
+            return cross_entropy(told(tokens)[0], targets)
+        fit(model, partial(draw, rng, BATCH), study.steps(STEPS), rate, bar=study.bar, loss=lost,
+            optimizer=optimizers.build("adamw", groups, rate))
+        tokens, targets = draw(np.random.default_rng(7), 128)
+        with no_grad():
+            shares.append(share_right(np.argmax(told(tokens)[0].data, -1), targets))
+    return shares
+
+
+def measure(study: Study) -> dict[str, Any]:
+    study.seeds = min(study.seeds, 3)
+    models = alike(BASE, {"Hope": "titans", "plain Titans": "plain-titans", "gated delta": "gated",
+                          "attention": "attention"})
+
+    def asked(config: Config, rate: float, seed: int) -> list[float]:
+        return score(study, config, rate, seed, SWEPT if seed >= study.seeds else tuple(TASKS))
+    found = study.compare(models, RATES, asked)
+    study.parameters["attention"] += 4 * BASE.width
+    return {"x": ("", list(range(len(TASKS)))), "ticks": list(TASKS), "y": "share of answers right", "lines": found,
+            "holds": "; ".join(f"Hope over {other}: " + ", ".join(
+                f"{name} {verdict(found['Hope'][:, i] - found[other][:, i])}" for i, name in enumerate(TASKS))
+                for other in found if other != "Hope"),
+            "here": f"{', '.join(TASKS)}: " + "; ".join(
+                f"{name} " + ", ".join(said(interval(column)) for column in scores.T)
+                for name, scores in found.items())}

@@ -1,0 +1,50 @@
+"""Needles with several keys, by the number of levels and by the slowest period: 16 pairs, each shown once.
+
+Eight segments of two pairs go by, eight bytes of them in the window of attention; then every pair is asked for. Models
+are trained as in two-languages, on such streams. Levels are called by their chunk sizes in segments (of four bytes):
+"1, 4" is two MLPs of four that move, one in every segment, the other in every fourth. Judged is the accuracy on the
+first six segments, the most where the last is known to 0.9 (among the scales of the learned rates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from apps.claims.streams import NEVER, RATES, SCALES, Family, frontier, known, learned, placed
+from apps.claims.study import SWEEP, Study, interval, looking_back, said, verdict
+from hope import Hope, count
+
+PAPER = ("needles with several keys: every number of levels above in-context learning, more levels better, a longer "
+         "slowest period worse (Fig. 7)")
+FAMILY, SEEDS, LEAST, BEFORE, STEPS = Family(groups=8, words=2, meanings=8, said=1), 3, 0.9, 250, 100
+MODELS = {"ICL": (), "1": (1, NEVER, NEVER, NEVER), "1, 2": (1, 2, NEVER, NEVER), "1, 2, 4": (1, 2, 4, NEVER),
+          "1, 1": (1, 1, NEVER, NEVER), "1, 4": (1, 4, NEVER, NEVER)}
+
+
+def measure(study: Study) -> dict[str, Any]:
+    study.seeds = min(study.seeds, SEEDS)
+    first = {seed: learned(study, FAMILY, looking_back(FAMILY.config, seed), 3e-3, seed, study.steps(BEFORE))
+             for seed in (SWEEP, *range(study.seeds))}
+
+    def model(chunks: Sequence[int], rate: float, seed: int) -> Hope:
+        return learned(study, FAMILY, placed(first[seed], chunks, seed), rate, seed, study.steps(STEPS))
+    lines, old = {}, {}
+    for name, chunks in MODELS.items():
+        rate = study.sweep(name, RATES, lambda r, seed, chunks=chunks: float(np.mean(  # type: ignore[misc]
+            known(FAMILY, model(chunks, r, seed), seed)[-1])))
+        study.bar.set_postfix_str(name)
+        study.parameters[name] = count(first[0].config) + 4 * 4 * FAMILY.config.width  # with the filters
+        scaled = np.array([[known(FAMILY, model(chunks, rate, seed), seed, scale)[-1]
+                            for scale in (SCALES if chunks else (1.0,))] for seed in range(study.seeds)])
+        lines[name] = scaled[:, len(scaled[0]) // 2]
+        old[name] = np.array([frontier(one[:, -1], one[:, :-2].mean(axis=1), LEAST) for one in scaled])
+    pairs = [("1", "ICL"), ("1, 2", "1"), ("1, 2, 4", "1, 2"), ("1, 1", "1, 2"), ("1, 2", "1, 4"), ("1, 1", "1, 4")]
+    return {"x": ("segment of the stream", list(range(1, FAMILY.groups + 1))), "y": "accuracy at the end",
+            "lines": lines,
+            "kept": {name: interval(scores) for name, scores in old.items()},
+            "holds": "chunk sizes: " + "; ".join(f"{a} over {b}: {verdict(old[a] - old[b])}" for a, b in pairs),
+            "here": f"accuracy on the first six of eight segments, where {LEAST} of the last is known (by chance "
+                    f"{1 / FAMILY.meanings:.2f}): " + ", ".join(f"{n} {said(interval(s))}" for n, s in old.items())}

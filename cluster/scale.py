@@ -1,0 +1,180 @@
+"""How far does it scale?  What this fabric does, a model of it, and what that says of many ranks.
+
+    mpirun -n 4 python -m cluster.scale                   measures here, and writes cluster/scale.json and scale.png
+    python -m cluster.scale --preset paper-760m           the curve of another preset, from what was measured
+
+Each rank sends every other its part, one after another: on c cores that N ranks share, n bytes take
+
+    T(N, n) = (N − 1) (α + n/(N β)) · max(1, N/c)         α latency of a message, β bytes a second
+
+α and β are fitted to what 2, 3 and 4 ranks take. A step of K batches on N ranks has ⌈K/N⌉ rounds, each of which
+exchanges the gradients; after the last, sums are spread. Of the exchange, what the way back (two thirds of a round) is
+long enough to hide costs nothing; the curve is drawn with this overlap, and without any.
+
+Legend: N ranks, n bytes that all ranks have together, P parameters.
+"""
+
+from __future__ import annotations
+
+from cluster import early
+
+if __name__ == "__main__":
+    early.threads()
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hope
+from config import PRESETS
+from tools import machine
+from tools.console import report
+from tools.folder import write_text
+from tools.plots import COLOURS, canvas
+
+HERE = Path(__file__).resolve().parent
+SIZES = [1 << power for power in (14, 16, 18, 20, 22, 24)]  # bytes
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
+    """What exchange and spread take, for 2 ranks up to as many as there are; on rank 0, else nothing."""
+    from mpi4py import MPI
+
+    from cluster.fabric import Mpi
+
+    world, found = MPI.COMM_WORLD, list[dict[str, Any]]()
+    for ranks in range(2, world.Get_size() + 1):
+        world.Barrier()
+        part = world.Split(world.Get_rank() < ranks)
+        if world.Get_rank() < ranks:
+            fabric = Mpi(part)
+            for size in SIZES:
+                counts = [size // 4 * (r + 1) // ranks - size // 4 * r // ranks for r in range(ranks)]
+                whole, own = np.ones(size // 4, np.float32), np.ones(counts[fabric.rank], np.float32)
+                for name, go in (("exchange", lambda: fabric.exchange(whole, counts).wait()),  # noqa: B023
+                                 ("spread", lambda: fabric.spread(own, counts).wait())):  # noqa: B023
+                    times: list[float] = []
+                    while fabric.first(len(times) < 5 or sum(times) < seconds):
+                        part.Barrier()
+                        started = time.perf_counter()
+                        go()
+                        times.append(max(fabric.all(time.perf_counter() - started)))
+                    found.append({"what": name, "ranks": ranks, "bytes": size, "seconds": float(np.median(times))})
+        part.Free()
+    return found if world.Get_rank() == 0 else []
+
+
+def fit(found: Sequence[dict[str, Any]], cores: int) -> tuple[float, float]:
+    """α and β of the model, by least squares of relative errors."""
+    rows = [[(x["ranks"] - 1) * crowd(x["ranks"], cores), (x["ranks"] - 1) * x["bytes"] / x["ranks"]
+             * crowd(x["ranks"], cores)] for x in found]
+    seconds = np.array([x["seconds"] for x in found])
+    (latency, per_byte), *_ = np.linalg.lstsq(np.array(rows) / seconds[:, None], np.ones(len(rows)), rcond=None)
+    return float(latency), 1 / float(per_byte)
+
+
+def crowd(ranks: int, cores: int) -> float:
+    return max(1.0, ranks / cores)
+
+
+def transfer(ranks: int, size: float, latency: float, bandwidth: float, cores: int = 1 << 30) -> float:
+    """T(N, n) in seconds."""
+    return (ranks - 1) * (latency + size / ranks / bandwidth) * crowd(ranks, cores)
+
+
+def efficiency(ranks: int, batches: int, seconds: float, size: float, latency: float, bandwidth: float,
+               overlap: bool = True, buckets: int = 1) -> float:
+    """The share of its time in which a rank computes: `seconds` for a batch, gradients of `size` bytes."""
+    rounds = math.ceil(batches / ranks)
+    exchange = transfer(ranks, size, latency * buckets, bandwidth)
+    hidden = min(exchange, 2 / 3 * seconds) if overlap else 0.0
+    spread = transfer(ranks, size, latency * buckets, bandwidth)
+    whole = rounds * (seconds + exchange - hidden) + spread
+    return batches / ranks * seconds / whole
+
+
+def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, speed: float) -> dict[str, Any]:
+    """Efficiency of a preset on 1 to 1,024 ranks, one batch or more for each in a step."""
+    config, training = PRESETS[preset]
+    size = 4.0 * hope.count(config)
+    here = kept["seconds per token"][preset] * config.segment * training.batch
+    flops = 3 * hope.flops_per_token(config) * config.segment * training.batch
+    fabrics = {
+        f"this machine's fabric and processor ({kept['bandwidth'] / 1e9:.2g} GB/s, {here:.3g} s a batch)":
+            (here, kept["latency"], kept["bandwidth"]),
+        f"a GPU of {speed / 1e12:.3g} TFLOP/s on a network of {bandwidth / 1e9:.3g} GB/s, {1e6 * latency:g} µs "
+        f"(assumed; {flops / speed:.3g} s a batch)": (flops / speed, latency, bandwidth)}
+    buckets, found = math.ceil(size / 2**22), {}
+    for name, (seconds, alpha, beta) in fabrics.items():
+        for label, overlap in (("", True), (", nothing overlapped", False)):
+            found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, alpha, beta, overlap,
+                                              buckets) for n in RANKS]
+    return {"bytes": size, "batches": training.accumulate, "curves": found}
+
+
+def draw(preset: str, found: dict[str, Any], path: Path) -> None:
+    figure, (panel,) = canvas(f"{preset} on many ranks: the share of its time in which a rank computes", 1)
+    for i, (name, values) in enumerate(found["curves"].items()):
+        panel.plot(RANKS, values, "o-" if i % 2 == 0 else "o--", markersize=3, color=COLOURS[i // 2], label=name)
+    panel.axvline(found["batches"], color="grey", linewidth=0.8)
+    panel.annotate(f" {found['batches']} batches a step;\n to its right one each", (found["batches"], 0.02), size=7)
+    panel.set_xscale("log", base=2)
+    panel.set(xlabel="ranks", ylabel="efficiency", ylim=(0, 1.05))
+    panel.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1))
+    figure.savefig(path)
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--preset", choices=PRESETS, default="paper-1.3b")
+    made.add_argument("--bandwidth", type=float, default=12.5, help="of a network, GB/s and rank [12.5]")
+    made.add_argument("--latency", type=float, default=5.0, help="of a network, µs [5]")
+    made.add_argument("--speed", type=float, default=50.0, help="of a GPU in training, TFLOP/s [50]")
+    made.add_argument("--out", type=Path, default=HERE, help="folder of scale.json and scale.png [cluster/]")
+    made.add_argument("--seconds", type=float, default=0.3, help="spent on each size [0.3]")
+    given = made.parse_args()
+    kept_at = given.out / "scale.json"
+    if any(name in os.environ for name in early.LOCAL):
+        cores = len(os.sched_getaffinity(0)) if os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1" else (
+            os.cpu_count() or 1)
+        found = measure(given.seconds)
+        if not found:
+            return
+        latency, bandwidth = fit(found, cores)
+        kept: dict[str, Any] = {"machine": machine.machine(), "cores": cores, "latency": latency,
+                                "bandwidth": bandwidth, "measured": found, "seconds per token": {}}
+    else:
+        if not kept_at.exists():
+            raise SystemExit(f"there is no {kept_at}: mpirun -n 4 python -m cluster.scale measures")
+        kept = json.loads(kept_at.read_text(encoding="utf-8"))
+    config, training = PRESETS[given.preset]
+    if given.preset not in kept["seconds per token"]:
+        kept["seconds per token"][given.preset] = machine.one_layer(config, training.batch)[1] * config.layers
+        write_text(kept_at, json.dumps(kept, indent=1))
+    errors = []
+    print(f"{'ranks':>6}{'bytes':>12}{'what':>10}{'measured':>12}{'model':>12}")
+    for x in kept["measured"]:
+        model = transfer(x["ranks"], x["bytes"], kept["latency"], kept["bandwidth"], kept["cores"])
+        errors.append(abs(math.log(model / x["seconds"])))
+        print(f"{x['ranks']:>6}{x['bytes']:>12,}{x['what']:>10}{1e3 * x['seconds']:>9.3f} ms{1e3 * model:>9.3f} ms")
+    shown = curve(given.preset, kept, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12)
+    report({"latency": f"{1e6 * kept['latency']:.1f} µs", "bandwidth": f"{kept['bandwidth'] / 1e9:.2f} GB/s",
+            "the model is off by": f"a factor of {math.exp(float(np.median(errors))):.2f} (median), "
+                                   f"{math.exp(max(errors)):.2f} (most)",
+            f"{given.preset}, gradients": f"{shown['bytes']:,.0f} bytes, sent and received once a round and, summed, "
+                                          "once a step, but for a rank's own part of 1/N"})
+    for name, values in shown["curves"].items():
+        print(f"\n{name}:\n  " + "  ".join(f"{n}: {value:.0%}" for n, value in zip(RANKS, values, strict=True)))
+    draw(given.preset, shown, given.out / "scale.png")
+
+
+if __name__ == "__main__":
+    main()

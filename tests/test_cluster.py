@@ -1,0 +1,441 @@
+"""Several ranks are one process: the same bits, whatever their number and whatever each of them keeps."""
+
+import ctypes
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autograd import Tensor
+from cluster.fabric import Nccl
+from cluster.gradients import Gradients
+from cluster.weights import owners
+from layers import Parameter
+from optimizers import OPTIMIZERS
+from tools.folder import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+WHY = "" if MPIRUN and importlib.util.find_spec("mpi4py") else "no MPI: pip install -r cluster/requirements.txt"
+needs_mpi = pytest.mark.skipif(bool(WHY), reason=WHY)
+SMALL = ("--preset", "tiny", "--layers", "2", "--segment", "32", "--width", "16", "--hidden", "16", "--batch", "2",
+         "--memory-chunk", "16", "--projection-chunk", "16", "--sample-tokens", "2", "--validation", "3", "--quiet",
+         "--chunks", "1,2", "--device", "cpu")
+
+
+def mpirun(n, *command, **settings):
+    """The command that starts n ranks here, and its environment."""
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                                "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    found = ["--oversubscribe"] if "Open MPI" in version() else []
+    return {"args": [MPIRUN, *found, "-n", str(n), sys.executable, *map(str, command)], "cwd": ROOT,
+            "env": environment | settings}
+
+
+def version():
+    return subprocess.run([MPIRUN, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"{n} and {n} are {2 * n}\n" for n in range(1000)), encoding="utf-8")
+    return path
+
+
+def on_ranks(n, folder, cases):
+    """Train on n ranks (0: in a process alone), case after case: (shard, arguments)."""
+    plan = folder / f"cases-{n}.json"
+    plan.write_text(json.dumps([(shard if n else None, [*(() if "--resume" in arguments else SMALL),
+                                                        *map(str, arguments)]) for shard, arguments in cases]))
+    command = mpirun(n, ROOT / "tests" / "ranks.py", plan)
+    if not n:
+        command["args"] = [sys.executable, str(ROOT / "tests" / "ranks.py"), str(plan)]
+    done = subprocess.run(**command, capture_output=True, encoding="utf-8", timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def checkpoint(folder):
+    with np.load(folder / "checkpoint.npz", allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def differing(one, other):
+    """The names in which two checkpoints differ, be it by a bit."""
+    def bits(array):
+        return array.dtype, array.shape, array.tobytes()
+    return [name for name in {*one, *other}
+            if name not in one or name not in other or bits(one[name]) != bits(other[name])]
+
+
+def numbers(folder):
+    """The log without what depends on the clock on the wall."""
+    return [{name: value for name, value in line.items() if name not in ("tokens_per_second", "seconds")}
+            for line in read_log(folder)]
+
+
+RUNGS = {name: ("", ("--optimizer", name, "--steps", "2")) for name in OPTIMIZERS if name not in ("adamw", "muon")}
+CASES = {  # of each: what a rank has only its part of, the arguments
+    "adamw": ("", ("--batch", "3", "--keep", "2")), **RUNGS,
+    "clocks": ("", ("--options", "accumulate=gradients")), "nested": ("", ("--cms", "nested")),
+    "muon": ("weights", ("--optimizer", "muon")), "m3 in parts": ("optimizer", ("--optimizer", "m3")),
+    "dgd in parts": ("weights", ("--optimizer", "dgd")),
+}
+STEPS = ("--steps", "3", "--checkpoint-every", "2")
+
+
+@pytest.fixture(scope="module")
+def both(text, tmp_path_factory):
+    """A folder with the runs of all cases: NAME in one process that reads as much, NAME-2 on two ranks."""
+    folder = tmp_path_factory.mktemp("both")
+    common = ["--data", text, *STEPS]
+    on_ranks(2, folder, [(shard, [*common, *flags, "--out", folder / f"{name}-2"])
+                         for name, (shard, flags) in CASES.items()])
+    on_ranks(0, folder, [(None, [*common, *flags, "--accumulate", 2, "--out", folder / name])
+                         for name, (_, flags) in CASES.items()])
+    return folder
+
+
+@needs_mpi
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_are_one_process_that_reads_their_batches_to_the_last_bit(both, name):
+    assert not differing(checkpoint(both / name), checkpoint(both / f"{name}-2"))
+    assert numbers(both / name) == numbers(both / f"{name}-2")
+
+
+@needs_mpi
+def test_a_run_goes_on_anywhere_with_the_same_data_and_the_same_bits(both, text, tmp_path):
+    """Begun on two ranks, it goes on on three (one of which has nothing to read in the last round), then alone."""
+    for name in ("adamw", "muon"):
+        shutil.copytree(both / f"{name}-2", tmp_path / name)
+        shutil.copytree(both / name, tmp_path / f"{name} alone")
+    on_ranks(3, tmp_path, [("optimizer", ["--resume", tmp_path / "adamw", "--steps", 4]),
+                           ("weights", ["--resume", tmp_path / "muon", "--steps", 4])])
+    on_ranks(0, tmp_path, [(None, ["--resume", tmp_path / name, "--steps", steps]) for name, steps in (
+        ("adamw", 5), ("muon", 5), ("adamw alone", 4), ("adamw alone", 5), ("muon alone", 4), ("muon alone", 5))])
+    for name in ("adamw", "muon"):
+        assert not differing(checkpoint(tmp_path / name), checkpoint(tmp_path / f"{name} alone"))
+
+
+@needs_mpi
+def test_rows_that_go_on_where_they_ended_keep_their_state_and_are_one_large_batch_to_rounding(text, tmp_path):
+    """In the consecutive order two ranks of two rows are one process of four."""
+    common = ["--data", text, "--steps", 4, "--order", "consecutive"]
+    on_ranks(2, tmp_path, [("", [*common, "--out", tmp_path / "ranks"]),
+                           ("weights", [*common, "--out", tmp_path / "parts"])])
+    on_ranks(0, tmp_path, [(None, [*common, "--batch", 4, "--out", tmp_path / "alone"])])
+    alone, ranks, parts = (checkpoint(tmp_path / name) for name in ("alone", "ranks", "parts"))
+    assert not differing(ranks, parts)
+    assert str(ranks["progress"]) == str(alone["progress"])
+    for name, array in alone.items():
+        if name.startswith(("weights.", "state.")):
+            np.testing.assert_allclose(ranks[name], array, rtol=0, atol=2e-5, err_msg=name)
+    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("alone", "ranks")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    on_ranks(3, tmp_path, [("", ["--resume", tmp_path / "ranks", "--steps", 6])])
+    on_ranks(0, tmp_path, [(None, ["--resume", tmp_path / "alone", "--steps", 6])])
+    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("alone", "ranks")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# who is lost ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def training(n, out, *arguments, module="cluster.train", **settings):
+    """Ranks that train until they are disturbed; within, they have written a checkpoint and some lines of the log."""
+    flags = [*SMALL, "--out", out, "--checkpoint-every", 2, "--sample-every", 0, "--schedule", "constant", "--silence",
+             5, *arguments]
+    command = mpirun(n, "-m", module, *flags, **settings)
+    if module != "cluster.train":
+        command["args"] = [sys.executable, "-m", module, "-n", str(n), "--launcher", f"{MPIRUN} --oversubscribe",
+                           *map(str, flags)]
+    ranks = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    try:
+        until(lambda: len(read_log(out)) > 4 or ranks.poll() is not None)
+        yield ranks
+    finally:
+        ranks.kill()
+        ranks.wait()
+        ranks.stdout.close()
+
+
+def until(true, seconds=120):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it has not come to that"
+        time.sleep(0.05)
+
+
+def pid(rank, out):
+    """The process of a rank of the run in this folder."""
+    for process in Path("/proc").iterdir():
+        try:
+            if (process.name.isdigit() and str(out).encode() in (process / "cmdline").read_bytes()
+                    and f"OMPI_COMM_WORLD_RANK={rank}".encode() in (process / "environ").read_bytes().split(b"\0")):
+                return int(process.name)
+        except OSError:
+            continue
+    raise AssertionError(f"there is no rank {rank}")
+
+
+def said(ranks, seconds=60):
+    """What the ranks have said when they ended, within so many seconds: the lines of ours."""
+    out, _ = ranks.communicate(timeout=seconds)
+    return [line for line in out.splitlines() if "error: " in line]
+
+
+def is_whole(out, text):
+    """The last checkpoint is that of one process, and one process goes on from it."""
+    step = json.loads(str(checkpoint(out)["progress"]))["step"]
+    alone = out.with_name("alone")
+    on_ranks(0, out.parent, [(None, ["--resume", out, "--steps", step + 1]), (None, [
+        "--data", text, "--out", alone, "--accumulate", 2, "--steps", step + 1, "--schedule", "constant"])])
+    return len(read_log(out)) == step + 1 and numbers(out) == numbers(alone)
+
+
+@needs_mpi
+@pytest.mark.parametrize("lost, number, why", [(1, signal.SIGKILL, "it was killed"), (0, signal.SIGKILL, "killed"),
+                                               (1, signal.SIGSTOP, "nothing was heard of it for 5 s")])
+def test_where_a_rank_is_lost_the_others_end_and_say_which_and_why(lost, number, why, text, tmp_path):
+    out = tmp_path / "run"
+    with training(2, out, "--data", text, "--steps", 100000) as ranks:
+        started = time.monotonic()
+        os.kill(pid(lost, out), number)
+        (line,) = said(ranks)
+        assert re.fullmatch(rf"cluster.train: error: rank {lost}: .*{why}.*", line)
+        assert time.monotonic() - started < 60 and ranks.returncode != 0
+    if number == signal.SIGSTOP:
+        assert is_whole(out, text)
+
+
+@needs_mpi
+def test_a_full_disk_ends_all_ranks_with_one_line_and_the_checkpoint_is_whole(text, tmp_path):
+    out = tmp_path / "run"
+    with training(2, out, "--data", text, "--steps", 100000) as ranks:
+        kept = out / "log"
+        os.link(out / "log.jsonl", kept)
+        (out / "full").symlink_to("/dev/full")
+        os.replace(out / "full", out / "log.jsonl")
+        (line,) = said(ranks)
+        assert "No space left on device" in line and f"{out} keeps step " in line
+    os.replace(kept, out / "log.jsonl")
+    assert is_whole(out, text)
+
+
+@needs_mpi
+def test_what_only_one_rank_finds_ends_all_and_names_it(text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text(encoding="utf-8")[:-7], encoding="utf-8")
+    for its, words in ((other, "rank 1 has .* for data, and rank 0 has .*: all ranks need the same"),
+                       (tmp_path / "missing.txt", "rank 1: nothing matches .*missing.txt")):
+        command = mpirun(1, "-m", "cluster.train", *SMALL, "--data", text, "--out", tmp_path / "out")
+        command["args"] += [":", *mpirun(1, "-m", "cluster.train", *SMALL, "--data", its, "--out",
+                                         tmp_path / "out")["args"][1 + ("--oversubscribe" in command["args"]):]]
+        done = subprocess.run(**command, capture_output=True, encoding="utf-8", timeout=120)
+        (line,) = (line for line in (done.stdout + done.stderr).splitlines() if "error: " in line)
+        assert re.search(words, line) and done.returncode == 2 - (its != other)
+        assert not (tmp_path / "out").exists()
+
+
+@needs_mpi
+def test_ctrl_c_ends_all_ranks_at_the_same_step_and_saves_it(text, tmp_path):
+    out = tmp_path / "run"
+    with training(2, out, "--data", text, "--steps", 100000) as ranks:
+        ranks.send_signal(signal.SIGINT)
+        assert said(ranks) == []
+    steps = [line["step"] for line in read_log(out)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert json.loads(str(checkpoint(out)["progress"]))["step"] == steps[-1]
+
+
+@needs_mpi
+def test_an_elastic_run_goes_on_with_the_ranks_that_are_left_and_ends_with_the_same_bits(text, tmp_path):
+    out = tmp_path / "run"
+    with training(2, out, "--data", text, "--steps", 60, module="cluster.elastic") as ranks:
+        os.kill(pid(1, out), signal.SIGKILL)
+        printed, _ = ranks.communicate(timeout=120)
+        assert ranks.returncode == 0 and "cluster.elastic: going on with 1 rank\n" in printed
+    on_ranks(0, tmp_path, [(None, ["--data", text, "--accumulate", 2, "--steps", 60, "--checkpoint-every", 2,
+                                   "--sample-every", 0, "--schedule", "constant", "--out", tmp_path / "alone"])])
+    assert not differing(checkpoint(out), checkpoint(tmp_path / "alone"))
+
+
+# memory -----------------------------------------------------------------------------------------------------
+
+
+@needs_mpi
+def test_the_memory_of_a_rank_falls_with_their_number_where_they_share_it(text, tmp_path):
+    held = {}
+    for n in (1, 2):
+        done = subprocess.run(**mpirun(n, "-m", "cluster.memory", "--width", 64, "--layers", 4), check=True,
+                              capture_output=True, encoding="utf-8", timeout=300)
+        held[n] = {kind: float(number) for kind, number in re.findall(r"(\w+) +kept +([\d.]+) MB", done.stdout)}
+    assert held[2]["none"] > held[2]["optimizer"] > held[2]["weights"]
+    assert held[2]["weights"] < 0.62 * held[1]["weights"]  # all but what every rank has: embedding, vectors
+    assert held[1]["none"] == pytest.approx(held[2]["none"], rel=0.03)
+
+
+# workers ----------------------------------------------------------------------------------------------------
+
+
+@needs_mpi
+def test_workers_find_what_one_process_finds(tmp_path):
+    flags = ("-m", "apps.evaluate", "optimisers", "--preset", "tiny", "--optimizers", "adamw", "--rates", "0.001,0.01",
+             "--seeds", 2, "--steps", 2, "--quiet", "--out")
+    for name, n in (("alone", 0), ("pool", 2)):
+        command = mpirun(max(n, 1), *flags, tmp_path / name, *["--mpi"] * bool(n))
+        if not n:
+            command["args"] = command["args"][command["args"].index(sys.executable):]
+        subprocess.run(**command, check=True, capture_output=True, timeout=200)
+    found = [json.loads((tmp_path / name / "optimisers.json").read_text(encoding="utf-8"))["results"]["optimisers"]
+             for name in ("alone", "pool")]
+    for one in found:
+        del one["adamw"]["milliseconds per step"]
+    assert found[0] == found[1]
+
+
+def test_a_pool_is_asked_for_by_name_and_says_what_it_shares(capsys):
+    from apps import evaluate
+    assert evaluate.main(["text", "--mpi"]) == 2
+    assert "--mpi shares claims and optimisers" in capsys.readouterr().err
+
+
+# between cards ----------------------------------------------------------------------------------------------
+
+
+class Card(np.ndarray):
+    """An array that lies where its `data.ptr` says, as CuPy's."""
+
+    data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
+
+
+class Meeting:
+    """Where the threads that stand for ranks meet."""
+
+    def __init__(self, size):
+        self.size, self.barrier, self.brought = size, threading.Barrier(size), {}
+
+    def comm(self, rank):
+        def allgather(thing):
+            self.brought[rank] = thing
+            self.barrier.wait(10)
+            found = [self.brought[r] for r in range(self.size)]
+            self.barrier.wait(10)
+            return found
+        return SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: self.size, allgather=allgather,
+                               bcast=lambda thing: allgather(thing)[0])
+
+    def nccl(self):
+        """What CuPy's NCCL does of what we use, in the order that it asks for."""
+        meeting = self
+
+        class NcclCommunicator:
+            def __init__(self, size, uid, rank):
+                assert size == meeting.size and uid == "uid"
+                self.rank, self.calls, self.all = rank, None, meeting.comm(rank)
+
+            def send(self, ptr, count, kind, peer, stream):
+                self.calls.append(("send", ptr, count, kind, peer))
+
+            def recv(self, ptr, count, kind, peer, stream):
+                self.calls.append(("recv", ptr, count, kind, peer))
+        group = threading.local()
+
+        def start():
+            group.own.calls = []
+
+        def end():
+            every = group.own.all.allgather(list(group.own.calls))
+            for what, ptr, count, kind, peer in group.own.calls:
+                if what == "recv":  # meets the send of the peer to this rank
+                    (sent,) = (c for c in every[peer] if c[0] == "send" and c[4] == group.own.rank)
+                    assert sent[2:4] == (count, kind)
+                    ctypes.memmove(ptr, sent[1], count * {7: 4, 8: 8}[kind])
+            group.own.all.allgather(None)  # nobody lets go of what is still read
+
+        def communicator(*given):
+            group.own = NcclCommunicator(*given)
+            return group.own
+        return SimpleNamespace(NCCL_FLOAT32=7, NCCL_FLOAT64=8, get_unique_id=lambda: "uid", groupStart=start,
+                               groupEnd=end, NcclCommunicator=communicator)
+
+
+def cards(size, work):
+    """work(fabric) on so many ranks, each with a card that is none; what they return."""
+    meeting, found = Meeting(size), {}
+    nccl = meeting.nccl()
+    event = SimpleNamespace(done=True)
+    stream = SimpleNamespace(wait_event=lambda event: None, record=lambda: event, ptr=0)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: stream, get_current_stream=lambda: stream))
+
+    def run(rank):
+        found[rank] = work(Nccl(meeting.comm(rank), cupy, nccl))
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return [found[rank] for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("kind", ["equal parts", "owners"])
+def test_cards_add_up_gradients_in_the_order_of_the_ranks(size, kind):
+    rng = np.random.default_rng(size)
+    shapes = [(3, 5), (4,), (7, 2)]
+    drawn = rng.standard_normal((size, sum(map(np.prod, shapes)))).astype(np.float32)
+    parts = [[row.reshape(shape) for row, shape in zip(np.split(one, np.cumsum([*map(np.prod, shapes)])[:-1]), shapes,
+                                                       strict=True)] for one in drawn]
+
+    def work(fabric):
+        params = [Parameter(np.zeros(shape, np.float32).view(Card)) for shape in shapes]
+        owner = owners(params, size) if kind == "owners" else None
+        gradients = Gradients([params], owner, fabric, 40)
+        loss = sum(((p * part).sum() for p, part in zip(params, parts[fabric.rank], strict=True)), start=Tensor(0.0))
+        gradients.backward(loss, size)
+        gradients.reduce()
+        return [p.grad if p.grad is None else np.asarray(p.grad) for p in params], owner and list(owner.values())
+    found = cards(size, work)
+    assert not found[0][1] or [sum(grads[i] is not None for grads, _ in found) for i in range(3)] == [1, 1, 1]
+    for grads, owner in found:
+        for i, g in enumerate(grads):
+            if owner and g is None:
+                continue  # its owner has it
+            total = parts[0][i].copy()
+            for other in parts[1:]:
+                total += other[i]
+            assert np.array_equal(g, total)
+
+
+def test_one_card_for_each_rank_is_asked_for(monkeypatch):
+    pytest.importorskip("mpi4py")
+    from cluster import train as ranks
+    gpu = SimpleNamespace(ready=lambda: SimpleNamespace(cuda=SimpleNamespace(
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1))))
+    monkeypatch.setattr(ranks.machine, "choose", lambda device: (gpu, "a card"))
+    comm = SimpleNamespace(Split_type=lambda kind: SimpleNamespace(Get_rank=lambda: 1))
+    with pytest.raises(ValueError, match="this machine has 1 GPUs, and this is its rank 1"):
+        ranks.fabric(comm, "cuda", SimpleNamespace(waiting=None))
+
+
+def test_the_model_of_communication_is_fitted_to_what_is_measured():
+    from cluster import scale
+    found = [{"ranks": n, "bytes": size, "seconds": scale.transfer(n, size, 2e-6, 5e9, 2)}
+             for n in (2, 3, 4) for size in scale.SIZES]
+    assert scale.fit(found, 2) == pytest.approx((2e-6, 5e9))
+    assert scale.efficiency(1, 4, 1.0, 1e9, 1e-6, 1e9) == 1
+    assert scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9, overlap=False) == pytest.approx(1 / 2.500006, rel=1e-4)
+    assert scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9) > scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9, overlap=False)

@@ -1,0 +1,174 @@
+"""A plan of one token gives what the model gives, and hands back the same running state."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import decode
+import kernels
+from autograd import no_grad
+from config import CHOICES, MEMORIES, MIXERS, PRESETS
+from hope import Hope, State
+
+SMALL = replace(PRESETS["tiny"][0], width=16, layers=2, hidden=12, segment=8, memory_chunk=4, projection_chunk=2,
+                spans=(2, 3), generator_chunk=3, window=3, chunks=(1, 2), drift_rank=0)
+AS_PRINTED = {"adaptive": MEMORIES, "step": "printed", "momentum": True, "retention": "zero", "reads": "chunk"}
+CONFIGS = [*({"mixer": mixer} for mixer in (*MIXERS, "titans+attention")),
+           *({"cms": variant} for variant in CHOICES["cms"]), *({"norm": norm} for norm in CHOICES["norm"]),
+           {"activation": "swiglu"}, {"mixer": "attention", "biases": ("qkv", "output", "level")},
+           {"tied": False, "scaled": False}, {"mixer": "attention", "window": 0, "positions": 40},
+           {"memory": "matrix"}, {"through_writes": False}, {"retention": "zero"}, {"momentum": True},
+           {"objective": "dot", "targets": "value"}, {"memory_hidden": 5, "adaptive": ("memory",)}, AS_PRINTED]
+needs_jit = pytest.mark.skipif(not kernels.JIT, reason="nothing is compiled, and the model itself runs")
+
+
+def model(**choices) -> Hope:
+    made = Hope(replace(SMALL, **choices), np.random.default_rng(0))
+    for p in made.parameters():  # what starts at zero or one would hide what it does
+        p.data = p.data + np.random.default_rng(p.size).normal(0, 0.1, p.shape).astype(p.dtype)
+    return made
+
+
+def expect_equal(logits, state, others, other, exact: bool = True) -> None:
+    """The same logits, and states of the same form, in which the same tensors are shared; with the same bits."""
+    a, b = state.pack(), other.pack()
+    assert str(a.pop("state")) == str(b.pop("state")) and a.keys() == b.keys()
+    for x, y in [(logits.data, others.data), *((a[name], b[name]) for name in a)]:
+        assert x.dtype == y.dtype and x.shape == y.shape
+        if exact:
+            assert np.array_equal(x, y)
+        else:
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def follow(made: Hope, tokens: np.ndarray, begin: State | None = None, exact: bool = True) -> State | None:
+    """Read tokens (B,T) one by one, both ways; the state after them."""
+    state = other = begin
+    for t in range(tokens.shape[1]):
+        with no_grad():
+            others, other = made(tokens[:, t:t + 1], other)
+        logits, state = made.step(tokens[:, t:t + 1], state)
+        expect_equal(logits, state, others, other, exact)
+    return state
+
+
+def text(batch: int, time: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, SMALL.vocabulary, (batch, time))
+
+
+@pytest.mark.parametrize("choices", CONFIGS, ids=str)
+def test_every_mixer_and_variant_gives_the_same_bits_token_by_token(choices):
+    follow(model(**choices), text(1, 9))
+
+
+@needs_jit
+def test_what_the_presets_are_made_of_is_planned():
+    for name, (config, _) in PRESETS.items():
+        made = Hope(replace(config, width=16, heads=2, layers=2), np.random.default_rng(0))
+        blocks = decode.plan(made, 1).blocks
+        assert all(block.mixer and block.levels for block in blocks), name
+
+
+@settings(deadline=None, max_examples=15)
+@given(prompt=st.integers(0, 13), time=st.integers(1, 9), batch=st.integers(1, 3), memory_chunk=st.integers(1, 6),
+       projection_chunk=st.integers(1, 6), momentum=st.booleans())
+def test_it_goes_on_from_any_place_in_a_chunk_with_any_number_of_sequences(
+        prompt, time, batch, memory_chunk, projection_chunk, momentum):
+    made, state = model(memory_chunk=memory_chunk, projection_chunk=projection_chunk, momentum=momentum), None
+    if prompt:
+        with no_grad():
+            _, state = made(text(batch, prompt, 1), state)
+    follow(made, text(batch, time), state, exact=batch == 1)
+
+
+def test_in_float64_too():
+    follow(model().astype(np.float64), text(1, 5))
+
+
+def test_levels_that_have_learned_and_learning_between_tokens():
+    for rank in (0, 2):
+        made = model(drift_rank=rank)
+        state = follow(made, text(1, 5))
+        _, state = made.learn(text(1, 9, 1), state)
+        _, state = made.learn(text(1, 9, 2), follow(made, text(1, 3), state))
+        follow(made, text(1, 5), state)
+
+
+def test_an_earlier_state_stays_as_it_was_and_can_be_gone_on_from():
+    made = model()
+    state = follow(made, text(1, 6))
+    before, (first, _) = state.pack(), made.step(text(1, 1), state)
+    follow(made, text(1, 7, 1), state)
+    assert all(np.array_equal(before[name], array) for name, array in state.pack().items())
+    assert np.array_equal(made.step(text(1, 1), state)[0].data, first.data)
+
+
+def test_a_state_that_was_saved_is_gone_on_from(tmp_path):
+    made = model(momentum=True)
+    state = follow(made, text(1, 5))
+    state.save(tmp_path / "state.npz")
+    logits, after = made.step(text(1, 1), state)
+    expect_equal(logits, after, *made.step(text(1, 1), State.load(tmp_path / "state.npz")))
+
+
+@pytest.mark.parametrize("how", ["replaced", "loaded", "written into"])
+def test_weights_that_changed_are_seen(how):
+    made = model()
+    state = follow(made, text(1, 3))
+    weight = made.blocks[0].mixer.output.weight
+    if how == "replaced":
+        weight.data = weight.data * 2
+    elif how == "loaded":
+        made.load_state_dict({name: array * 2 for name, array in made.state_dict().items()}, assign=True)
+    else:
+        made.blocks[1].cms.levels[0].up.weight.data[...] *= 2
+    follow(made, text(1, 3), state)
+
+
+def test_batches_of_many_sizes_in_turn():
+    made = model()
+    states = {batch: follow(made, text(batch, 2), exact=batch == 1) for batch in range(1, decode.KEPT + 3)}
+    for batch, state in states.items():
+        follow(made, text(batch, 2), state, exact=batch == 1)
+
+
+def test_weights_that_lie_by_columns_are_read_by_the_model():
+    made = model()
+    for p in made.parameters():
+        p.data = np.asfortranarray(p.data)
+    assert decode.plan(made, 1) is None
+    follow(made, text(1, 2))
+
+
+def test_bad_input_gets_the_models_own_words():
+    made = model()
+    state = follow(made, text(2, 2), exact=False)
+    for tokens, match in (([[300], [0]], "0..255"), ([[0.5], [0]], "whole numbers"), ([[0]], "2 sequences")):
+        with pytest.raises(ValueError, match=match):
+            made.step(np.array(tokens), state)
+
+
+def test_generating_takes_the_plan_and_writes_what_the_model_writes():
+    made, prompt = model(), text(1, 11)[0]
+    written = [token for token, _ in made.generate(prompt, 12, temperature=0)]
+    with no_grad():
+        tokens, state = [], None
+        for t in range(0, len(prompt), SMALL.segment):
+            logits, state = made(prompt[None, t:t + SMALL.segment], state)
+        for _ in written:
+            tokens.append(int(np.argmax(logits.data[0, -1])))
+            logits, state = made(np.array([[tokens[-1]]]), state)
+    assert written == tokens
+
+
+def test_a_model_that_is_gone_takes_its_plans_along():
+    made = model()
+    follow(made, text(1, 2))
+    plans = vars(decode._plans).get("of", {})
+    count = len(plans)
+    del made
+    assert not kernels.JIT or len(plans) == count - 1
+

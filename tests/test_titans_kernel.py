@@ -21,7 +21,8 @@ def callable_from_python(function):
 
 @needs_jit
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (3, 5, 1), (9, 1, 32), (17, 40, 37), (1, 64, 96)])
+@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (3, 5, 1), (9, 1, 32), (17, 40, 37), (1, 64, 96), (6, 5, 8),
+                                     (9, 7, 28)])
 def test_products_and_transposes_of_any_shape_are_numpys(m, k, n, dtype):
     A, B, C = draw(m, k, dtype=dtype), draw(k, n, dtype=dtype, seed=1), draw(m, n, dtype=dtype, seed=2)
     expected = C + A @ B, A @ B

@@ -2,7 +2,7 @@
 
 Definitions: NumPy's `@`, `.T` and broadcasting; `autograd.normalize`, `rms_normalize` and `silu`.
 
-Tokens are columns, (F,n), filled up to a multiple of LANES. So columns lie side by side in wide registers, and every
+Tokens are columns, (F,n), filled up to a multiple of TILE/2. So columns lie side by side in wide registers, and every
 product is C += A B: numbers of A times rows of B. NumPy's words for loops
 would take longer to compile.
 """
@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from kernels.lanes import LANES, TILE, any_layout, exp, load_like, plus, store, transpose, zero_half, zero_tile
+from kernels.lanes import TILE, any_layout, exp, load_like, plus, store, transpose, zero_half, zero_tile
 from kernels.runtime import inner
 
 # Products ----------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def transposed(x):
 @inner
 def padded(x):
     """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
-    wide = np.zeros((len(x) + -len(x) % LANES, x.shape[1]), x.dtype)
+    wide = np.zeros((len(x) + -len(x) % (TILE // 2), x.shape[1]), x.dtype)
     accumulate(wide, x)
     return wide, transposed(wide)
 

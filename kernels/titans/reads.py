@@ -8,6 +8,7 @@ Definitions: `titans.py::SelfModifyingTitans.memory`; `memory.py::chunked` and `
 
 from __future__ import annotations
 
+from kernels.lanes import dot
 from kernels.runtime import if_given, inner
 from kernels.titans.products import (
     accumulate,
@@ -88,10 +89,9 @@ def read_backward(layer, U, writes, z, x, read, retention, momentum, y_bar, U_ba
     mix, mix_bar, x_T = transposed(mix), product(y_bar.T, U), transposed(x)  # (t,i)
     add_product(U_bar, y_bar, mix, -1)
     for t in range(len(mix)):
-        for j in range(t):
-            along = mix_bar[t, j] * mix[t, j]
-            bars.before[t] += along
-            bars.g[j] -= along
+        bars.before[t] += dot(mix_bar[t], mix[t])
+        for j in range(len(mix)):  # from t on mix is 0
+            bars.g[j] -= mix_bar[t, j] * mix[t, j]
     mask(mix_bar, retention.ratio)
     read_momentum_backward(momentum, layer, writes, x, x_T, y_bar, NX, plain, mix_bar, W_bar, x_bar, bars,
                            layer_bar)

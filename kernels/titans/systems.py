@@ -14,7 +14,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from kernels.lanes import LANES, load, plus, store, zero
+from kernels.lanes import TILE, dot, load_like, plus, store, zero_half
 from kernels.runtime import if_given, inner
 from kernels.titans.decays import add_to_log_alpha
 from kernels.titans.products import add_product, added, dots_of, mask, product, transposed
@@ -43,16 +43,24 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
     """
     n, square, gram = z.shape[1], dots_of(z, z), product(z.T, z)
     rate, inverse, plain = np.empty_like(square), np.zeros((n, n), z.dtype), unmasked(momentum, gram)
+    minus_L, one = np.empty_like(square), z.dtype.type(1)
     mask(gram, ratio)
     for t in range(n):
         rate[t] = eta[t] / (1 + eta[t] * square[t])
         if power:
             rate[t] = min(eta[t], largest_step(log_alpha[t], square[t], power))
-        for j in range(0, t, LANES):
-            x = zero(rate)
-            for i in range(j, t):
-                x = plus(x, -rate[t] * gram[t, i], load(inverse[i], j))
-            store(inverse[t], j, x)
+        for i in range(n):
+            minus_L[i] = -rate[t] * gram[t, i]
+        for j in range(0, t, TILE // 2):  # four sums at a time, for each waits for what it was before
+            x0 = x1 = x2 = x3 = zero_half(rate)
+            for i in range(j, t - 3, 4):
+                x0 = plus(x0, minus_L[i], load_like(x0, inverse[i], j))
+                x1 = plus(x1, minus_L[i + 1], load_like(x0, inverse[i + 1], j))
+                x2 = plus(x2, minus_L[i + 2], load_like(x0, inverse[i + 2], j))
+                x3 = plus(x3, minus_L[i + 3], load_like(x0, inverse[i + 3], j))
+            for i in range(t - (t - j) % 4, t):
+                x0 = plus(x0, minus_L[i], load_like(x0, inverse[i], j))
+            store(inverse[t], j, plus(plus(x0, one, x1), one, plus(x2, one, x3)))
         inverse[t, t] = 1
     solve = transposed(inverse)  # E diag(η′)(I + L)⁻ᵀ = E solve
     for i in range(n):
@@ -65,13 +73,11 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
 def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_bar):
     """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
     retention = c.retention
-    n, rate, to_z, g_bar = z.shape[1], system.rate, np.zeros_like(RU), np.zeros_like(system.rate)
+    n, rate, to_z, g_bar = z.shape[1], system.rate, np.empty_like(RU), np.zeros_like(system.rate)
     for t in range(n):
-        total, rate_t = z.dtype.type(0), rate[t]
-        for i in range(t):
-            along = RU[t, i] * system.gram[t, i]
-            total += along
-            g_bar[i] += along * rate_t
+        total, rate_t = dot(RU[t], system.gram[t]), rate[t]
+        for i in range(n):  # from t on the Gram matrix and the ratio are 0
+            g_bar[i] += RU[t, i] * system.gram[t, i] * rate_t
             to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
         rate_bar[t] -= total
         bars.before[t] -= total * rate_t

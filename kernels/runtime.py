@@ -223,7 +223,7 @@ if hasattr(os, "register_at_fork"):
 # Compiling --------------------------------------------------------------------------------------------------
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
-SECONDS = 20  # that all kernels of a model take to compile, roughly: 16 of them those of Titans
+SECONDS = 20, 15  # that all kernels of a model take to compile, roughly, by one process and by two
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
 _compiling = 0  # functions, one inside the other, and who waits for one
 
@@ -287,8 +287,10 @@ def cache_folder() -> Path | None:
 def _announce() -> None:
     """One line, once per process, when a compiler really runs."""
     if sys.stderr:
-        once = "once, " if writable() else "in every process (no folder can be written), "
-        print(f"compiling kernels, {once}about {SECONDS} s", file=sys.stderr, flush=True)
+        kept = writable() is not None
+        once = "once, " if kept else "in every process (no folder can be written), "
+        seconds = SECONDS[kept and ahead.cores() > 1]
+        print(f"compiling kernels, {once}about {seconds} s", file=sys.stderr, flush=True)
 
 
 if JIT:

@@ -52,7 +52,7 @@ class Kernel:
     """
 
     def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None,
-                 loop: Callable | None = None):
+                 loop: Any = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
         self.definition, self.loop = definition, loop
         self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
@@ -153,7 +153,7 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
         other.result()  # raises what went wrong there
 
 
-def need_soon(loop: Callable, *args: Any) -> None:
+def need_soon(loop: Any, *args: Any) -> None:
     """Let a loop be compiled for such arguments by a second process, if there can be one, unless it is or was."""
     if not JIT or loop in _considered:
         return

@@ -35,7 +35,7 @@ from tools.folder import write_text  # noqa: E402
 from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
-         "state", "hope", "data", "train")
+         "state", "decode", "hope", "data", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
 FORMULAS = {  # what the block does: equations, and where each is computed
     "the memories are read": {"A 83": "titans.py::SelfModifyingTitans.chunk"},

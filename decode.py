@@ -54,7 +54,7 @@ def times(W: Array, x: Array, z: Array) -> list[Step]:
 def normed(norm: RMSNorm, x: Array, z: Array) -> Step:
     """z = norm(x), row by row"""
     w = np.ones(x.shape[1], x.dtype) if norm.weight is None else norm.weight.data
-    return bound(kernels.rms_norm.loop, len(x), x.size, norm.eps, x, w, z, np.empty(len(x), x.dtype))  # type: ignore
+    return bound(kernels.rms_norm.loop, len(x), x.size, norm.eps, x, w, z, np.empty(len(x), x.dtype))
 
 
 # Titans -------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class TitansToken:
         (B, D), H, d, c, dtype = h.shape, mixer.heads, mixer.head_size, mixer.config, h.dtype
         self.mixer, self.h, self.tables = mixer, h, Tables(dtype, [(1, {})])
         self.taps, filtered, self.asked = mixer.conv.weight.data, np.empty((B, 1, D), dtype), np.zeros((4, B, D), dtype)
-        self.filter = functools.partial(kernels.causal_conv.loop, 0, B)  # type: ignore[arg-type]
+        self.filter = functools.partial(kernels.causal_conv.loop, 0, B)
         self.filtered = filtered
         self.project = [step for f, z in zip(mixer.projection.values(), self.asked, strict=True)
                         for step in times(f.weight.data, filtered[:, 0], z)]
@@ -90,7 +90,8 @@ class TitansToken:
                           self.after, self.momentum_after, self.o)
 
         # states are made in one array: rows of a table whose addresses count from its beginning, and where layers lie
-        self.rows, self.places, self.size = np.zeros((2 * len(MEMORIES), 5), np.int64), {}, 0
+        self.rows, self.size = np.zeros((2 * len(MEMORIES), 5), np.int64), 0
+        self.places: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
         for name, layers in initial.items():
             self.places[name] = []
             for i, M0 in enumerate(layers, 2 * MEMORIES.index(name)):
@@ -109,7 +110,7 @@ class TitansToken:
             found = layers, arrays, Tables(self.h.dtype, [(1, {})])(arrays)
         return found
 
-    def make(self, table: Array, names: Iterable[str], known: dict) -> dict[str, list[Tensor]]:
+    def make(self, table: Any, names: Iterable[str], known: dict) -> dict[str, list[Tensor]]:
         """States that are to be filled; their rows are put into the table."""
         flat, made = np.empty(self.size, self.h.dtype), {}
         rows = self.rows.copy()
@@ -179,9 +180,10 @@ class BlockToken:
 
     def level(self, level: Any) -> list[Step]:
         """x += MLP(norm x)"""
-        h, x, hidden = self.h, self.x, [np.empty((len(self.h), len(level.up.weight)), self.h.dtype) for _ in range(3)]
-        up, gate, made = hidden
-        steps = [normed(level.norm, x, h), functools.partial(up.fill, 0), *times(level.up.weight.data, h, up)]
+        h, x, shape = self.h, self.x, (len(self.h), len(level.up.weight))
+        up, gate, made = hidden = [np.empty(shape, h.dtype) for _ in range(3)]
+        steps: list[Step] = [normed(level.norm, x, h), functools.partial(up.fill, 0),
+                             *times(level.up.weight.data, h, up)]
         flat = [z.reshape(-1) for z in hidden]
         if hasattr(level, "gate"):
             steps += [functools.partial(gate.fill, 0), *times(level.gate.weight.data, h, gate),

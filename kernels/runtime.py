@@ -52,7 +52,7 @@ class Kernel:
     """
 
     def __init__(self, definition: Callable, forward: Callable, backward: Callable | None = None,
-                 loop: Callable | None = None):
+                 loop: Any = None):
         self.name = definition.__module__.rpartition(".")[2]  # of its file
         self.definition, self.loop = definition, loop
         self.twins: dict[type, tuple[Callable, Callable | None]] = {np.ndarray: (forward, backward)}
@@ -157,7 +157,7 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
         other.result()  # raises what went wrong there
 
 
-def need_soon(loop: Callable, *args: Any) -> None:
+def need_soon(loop: Any, *args: Any) -> None:
     """Let a loop be compiled for such arguments by a second process, if there can be one, unless it is or was."""
     if not JIT or loop in _considered:
         return
@@ -227,7 +227,7 @@ if hasattr(os, "register_at_fork"):
 # Compiling --------------------------------------------------------------------------------------------------
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
-SECONDS = 20  # that all kernels of a model take to compile, roughly: 16 of them those of Titans
+SECONDS = 20, 15  # that all kernels of a model take to compile, roughly, by one process and by two
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
 _compiling = 0  # functions, one inside the other, and who waits for one
 
@@ -291,8 +291,10 @@ def cache_folder() -> Path | None:
 def _announce() -> None:
     """One line, once per process, when a compiler really runs."""
     if sys.stderr:
-        once = "once, " if writable() else "in every process (no folder can be written), "
-        print(f"compiling kernels, {once}about {SECONDS} s", file=sys.stderr, flush=True)
+        kept = writable() is not None
+        once = "once, " if kept else "in every process (no folder can be written), "
+        seconds = SECONDS[kept and ahead.cores() > 1]
+        print(f"compiling kernels, {once}about {seconds} s", file=sys.stderr, flush=True)
 
 
 if JIT:

@@ -5,9 +5,9 @@ words that say nothing; at its end it is asked where each of them is. Words are 
 when written out. The models are those of the claim on needles, trained in the same way. Each reads on segment by
 segment, its state carried on; attention over everything is asked up to 8,192 words, as its time grows with the square.
 Beside it stand the processor's time per word and the size of the state, at the longest text over the shortest. (All of
-it takes twenty minutes of a core.) Hope is as good at a million bytes as at two thousand in two seeds of three and falls
-in one; Titans fall beyond 250 thousand bytes, attention as soon as a text is longer than in training. That little of it
-is shown lies in the spread of the seeds: after 500 steps some know a third of the facts in short texts, some all.
+it takes twenty minutes of a core.) Hope is as good at a million bytes as at two thousand in two seeds of three, and
+falls in one; Titans fall beyond 240 thousand bytes, attention wherever a text is longer than in training. Little of it
+is shown, for seeds differ: after 500 steps some know a third of the facts in short texts, one nearly all.
 """
 
 from __future__ import annotations

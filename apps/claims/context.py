@@ -4,7 +4,10 @@ A miniature of BABILong's first task: four people go to two places each, one aft
 words that say nothing; at its end it is asked where each of them is. Words are tokens; bytes are those that they have
 when written out. The models are those of the claim on needles, trained in the same way. Each reads on segment by
 segment, its state carried on; attention over everything is asked up to 8,192 words, as its time grows with the square.
-Beside it stand the processor's time per word and the size of the state, at the longest text over the shortest.
+Beside it stand the processor's time per word and the size of the state, at the longest text over the shortest. (All of
+it takes twenty minutes of a core.) Hope is as good at a million bytes as at two thousand in two seeds of three, and
+falls in one; Titans fall beyond 240 thousand bytes, attention wherever a text is longer than in training. Little of it
+is shown, for seeds differ: after 500 steps some know a third of the facts in short texts, one nearly all.
 """
 
 from __future__ import annotations

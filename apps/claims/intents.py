@@ -7,6 +7,8 @@ Fisher information of earlier groups), and nearest prototypes: the mean of what 
 keywords, the nearest by cosine. It keeps one vector per label, and so cannot forget. Judged is the
 accuracy on the four groups before the last, the most where the last is known to 0.9: among the scales of learned rates
 for levels, among the strengths for EWC (with the best rate of its sweep for that); prototypes have nothing to vary.
+Seeds differ in how far levels had come in 120 steps: at the learned rates three keep 0.17, 0.55 and 0.83 of the earlier
+groups, one level 0.35, 0.62 and 0.90, where ICL and EWC keep 0.13 to 0.15. This spread is what leaves it not shown.
 """
 
 from __future__ import annotations

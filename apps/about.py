@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.folder import HANDED_DOWN, log_lines, read_json
+from tools.folder import log_lines, read_json
 
 PYTHON = ("def main(", "import os\n", "class Node:\n    ")  # for the text that every Python brings along
 PLAIN = ("The ", "It was ", "In the ")  # for any other, where the run has no sample
@@ -41,7 +41,7 @@ class About:
         corpus = "random bytes" if noise else "Python's documentation and library" if not paths else (
             paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
         bits, held_out = score(lines)
-        adopted = not lines and (folder / HANDED_DOWN[0]).exists()  # others trained it, on text of any kind
+        adopted = not lines and (folder / "adopted.json").exists()  # others trained it, on text of any kind
         tried = PLAIN if noise or adopted else beginnings(folder) if paths else PYTHON
         return cls(preset, lines[-1]["step"] if lines else 0, corpus, bits, held_out, tried)
 

@@ -99,7 +99,7 @@ def test_steps_of_every_mixer_level_and_optimizer_are_those_of_numpy(kind, devic
         assert copied == {"forward": {"upload": 1 + constants}, "backward": {}, "clip": {"read": 1}, "step": {}}
 
 
-@pytest.mark.parametrize("device", ["cpu", "stand-in", CARD])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), "stand-in", CARD])
 def test_learning_while_reading_and_generation_are_those_of_numpy(device):
     ours, theirs = model_on(device, layers=2), model_on("cpu", layers=2)
     (loss, state), (loss_cpu, state_cpu) = (m.learn(TOKENS, m.learn(TOKENS)[1]) for m in (ours, theirs))

@@ -356,7 +356,7 @@ def test_every_parameter_receives_a_gradient_from_the_last_token(mixer, variant)
 def test_the_loss_before_training_is_that_of_knowing_nothing(mixer):
     """Within 5 % of ln(vocabulary), for every seed and size."""
     for seed, changes in enumerate(
-        [{}, {}, {"width": 256, "layers": 1, "hidden": 512}, {"vocabulary": 50}, {"layers": 6, "hidden": 128}]
+        [{}, {}, {"width": 128, "layers": 1, "hidden": 256}, {"vocabulary": 50}, {"layers": 6, "hidden": 128}]
     ):
         model = at_start(mixer, seed, **changes)
         tokens = np.random.default_rng(seed + 9).integers(0, model.config.vocabulary, (4, 33))

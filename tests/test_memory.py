@@ -24,6 +24,9 @@ FAST = ("chunked", "fused")
 VARIETIES = list(product(("mlp", "matrix"), ("l2", "dot")))  # memory, objective
 
 
+MOMENTUM = pytest.mark.parametrize("momentum", [False, pytest.param(True, marks=pytest.mark.slow)])  # other kernels
+
+
 def draw(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
@@ -483,8 +486,14 @@ STEPPED: list[dict[str, Any]] = [
     {"error_power": 3.0}, {"error_power": 4.0, "momentum": True}]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("setting", STEPPED, ids=lambda s: "-".join(map(str, s)))
+def own_kernels(setting: dict[str, Any]) -> list[Any]:
+    """The mark of a setting with momentum where that is compiled: these kernels are its own."""
+    return [pytest.mark.slow] if setting.get("momentum") and setting.get("form") == "fused" else []
+
+
+@pytest.mark.parametrize(("setting", "form"), [
+    pytest.param(setting, form, marks=own_kernels({**setting, "form": form}), id="-".join([*setting, form]))
+    for setting in STEPPED for form in FORMS])
 def test_momentum_the_printed_step_and_other_errors_are_their_definitions(setting, form):
     for n, (memory, projection) in enumerate(CHUNKS[:4]):
         chunks = {"memory_chunk": memory, "projection_chunk": projection}
@@ -579,7 +588,9 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.parametrize("setting", GRADIENTS, ids=lambda s: "-".join(map(str, s.values())) or "default")
+@pytest.mark.parametrize("setting", [
+    pytest.param(setting, marks=own_kernels(setting), id="-".join(map(str, setting.values())) or "default")
+    for setting in GRADIENTS])
 def test_gradients_of_the_whole_mixer_pass_through_every_write(setting):
     mixer, x = shaken(small(**setting)), Tensor(draw(1, 1, 10, 8), requires_grad=True)
     assert_gradients(
@@ -655,12 +666,14 @@ def assert_fused_is_chunked(x: np.ndarray, lengths, tolerance: float = 1e-10, **
 
 @pytest.mark.parametrize("objective, targets", [*product(("l2", "dot"), ("self", "value"))])
 @pytest.mark.parametrize("T", [1, 7, 63, 64, 65])
-def test_the_kernel_of_a_chunk_is_its_definition_forwards_and_backwards(T, objective, targets):
-    for setting in ({}, {"momentum": True, "step": "printed", "eta_max": 1.5}):
-        assert_fused_is_chunked(draw(1, 2, T, 8), [T], memory_chunk=64, projection_chunk=64,
-                                objective=objective, targets=targets, **setting)  # fmt: skip
+@MOMENTUM
+def test_the_kernel_of_a_chunk_is_its_definition_forwards_and_backwards(T, objective, targets, momentum):
+    setting = {"momentum": True, "step": "printed", "eta_max": 1.5} if momentum else {}
+    assert_fused_is_chunked(draw(1, 2, T, 8), [T], memory_chunk=64, projection_chunk=64,
+                            objective=objective, targets=targets, **setting)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{}, {"step": "printed", "eta_max": 1.5}], ids=["proximal", "printed"])
 @pytest.mark.parametrize("lengths", [[1] * 20, [20], [3, 1, 16]], ids=str)
 def test_momentum_travels_with_the_state_however_a_sequence_is_split(lengths, setting):
@@ -672,7 +685,7 @@ def test_momentum_travels_with_the_state_however_a_sequence_is_split(lengths, se
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("momentum", [False, True])
+@MOMENTUM
 @settings(max_examples=12)
 @given(names=st.sets(st.sampled_from([*FIVE[:-1], "q"])), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3),
        chunks=st.sampled_from(CHUNKS), hidden=st.integers(0, 9), eta_max=st.sampled_from([0.9, 4.0]),
@@ -685,7 +698,7 @@ def test_the_kernel_is_right_for_any_memories_split_and_hidden_size(
                             step=step, objective=objective, targets=targets)  # fmt: skip
 
 
-@pytest.mark.parametrize("momentum", [False, pytest.param(True, marks=pytest.mark.slow)])  # a kernel of its own
+@MOMENTUM
 def test_the_kernel_is_right_in_single_precision_and_at_the_width_of_its_registers(momentum):
     x = draw(1, 1, 70, 64).astype(np.float32)
     for parts in ([70], [1] * 5 + [65]):

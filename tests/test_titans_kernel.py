@@ -12,6 +12,8 @@ from kernels import runtime
 from kernels import titans as titans_kernel
 from kernels.titans import products, tables
 
+MOMENTUM = pytest.mark.parametrize("momentum", [False, pytest.param(True, marks=pytest.mark.slow)])  # other kernels
+
 
 @functools.cache
 def callable_from_python(function):
@@ -69,7 +71,7 @@ def arrays_in(nest):
 
 
 @needs_jit
-@pytest.mark.parametrize("momentum", [False, True])
+@MOMENTUM
 def test_the_number_of_threads_changes_no_bit_of_a_chunk(momentum, monkeypatch):
     monkeypatch.setattr(runtime, "GRAIN", 0)
     numba = pytest.importorskip("numba")
@@ -125,6 +127,7 @@ def test_a_chunk_takes_views_and_names_a_shape_that_does_not_fit():
 
 
 @needs_jit
+@pytest.mark.slow
 def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
     inputs, (o_bar, after_bar, momentum_bar) = titans_inputs(momentum=True)
     inputs[6] = [(20, dict.fromkeys(inputs[0], 0)), (20, dict.fromkeys(inputs[0], 1))]
@@ -139,7 +142,7 @@ def test_the_way_back_of_chunks_names_a_shape_that_does_not_fit():
 
 
 @needs_jit
-@pytest.mark.parametrize("momentum", [False, True])
+@MOMENTUM
 @pytest.mark.parametrize("lengths", [(16, 24), (2, 7, 31), (5, 5, 5, 25)], ids=str)
 def test_spans_at_once_are_the_spans_one_after_another(lengths, momentum):
     """Where memory k still sees its start, and the others see the span before the last or the present one."""

@@ -572,7 +572,7 @@ def assert_gradients(loss, parameters: dict, tolerance: float = 1e-6) -> None:
         assert np.any(g.data), name
 
 
-GRADIENTS = [
+GRADIENTS: list[dict[str, Any]] = [
     {},
     {"form": "fused"},
     {"objective": "dot", "memory": "matrix"},

@@ -1,5 +1,6 @@
-"""How is one more token read fast?  The operations of a model on one token, bound once to the arrays they work on.
+"""How is one token read fast?
 
+By the operations of a model on one more token, bound once to the arrays they work on.
 One token is little work: asked of tensors, most of its time goes into the same questions again, of shapes, types,
 histories and addresses. A `Plan` has asked them once. What is left are compiled loops with all their arguments, one
 after another, over arrays that stay. Only the running state is made anew for every token, as the model does it: whoever

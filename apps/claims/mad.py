@@ -7,7 +7,8 @@ MLP. Compression: 16 symbols and a mark, at which the model's last vector must h
 symbol from that vector and a position. Recall: 8 pairs, all asked. Fuzzy recall: 6 pairs of one to three tokens each.
 Selective copying: 8 symbols among 16 blanks. Memorisation: 511 keys, whose values stand nowhere but in the weights. 300
 steps of 16 samples; the rate of every model is the best for recall. Scores are shares of answers that are right. Three
-seeds.
+seeds. In so few steps nobody compresses (by chance 0.06) and all memorise: these two tell nothing apart; recall comes
+all at once, in some seeds not yet.
 """
 
 from __future__ import annotations

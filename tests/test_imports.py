@@ -95,6 +95,13 @@ def test_a_kernel_is_read_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_in_the_root_is_short_or_says_in_its_head_why_it_is_long(path):
+    text = path.read_text(encoding="utf-8")
+    head = " ".join(str(ast.get_docstring(ast.parse(text))).split())
+    assert len(text.splitlines()) <= 500 or re.search(r"long,? because", head, re.IGNORECASE)
+
+
 @pytest.mark.parametrize("module", ORDER)
 def test_a_root_module_needs_only_python_and_the_four_packages(module):
     assert imports(*files_of(module)) - {*ORDER, "tools"} - sys.stdlib_module_names <= PACKAGES

@@ -2,8 +2,8 @@
 
 A corpus is a list of documents; split by document it becomes two texts, train and validation; segments cut
 from a text, in shuffled or in consecutive order, are what the model reads. A token is a byte, so nothing has
-to be learned or downloaded before the first step. (Tokens that were made before are read by shards.py.) The file is long
-because what people name as their text comes in many forms, and each is either read or refused in one line.
+to be learned or downloaded before the first step. (Tokens that were made before are read by shards.py.)
+Long, because what people name as their text comes in many forms, and each is either read or refused in one line.
 
 Legend: B batch, T tokens in a segment. A lane is the part of a text that one row of the batch reads in order.
 """

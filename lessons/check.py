@@ -516,10 +516,10 @@ def half_life(alpha: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(-3, 3), 0.4, rng.uniform(0.01, 0.3)), {
     "a gate of 0 gave half of η_max; it should give η_start": lambda gate, most, start: most / (1 + np.exp(-gate)),
-    "the bias were the logit of η_start, and not of its share of η_max":
+    "b were made from p = η_start; it takes p = η_start/η_max":
         lambda gate, most, start: most / (1 + np.exp(-gate) * (1 - start) / start),
     "η_max were missing": lambda gate, most, start: 1 / (1 + np.exp(-gate) * (most / start - 1)),
-    "the bias were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
+    "b were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
 })
 def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
     """η = η_max·sigmoid(gate + b), with the b that makes it η_start at a gate of 0"""
@@ -529,7 +529,7 @@ def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(0.02, 0.5), int(rng.integers(2, 9))), {
     "the error were looked at anew at every token": lambda eta, C: (1 - 2 * eta) ** C,
-    "only the forgetting along k counted": lambda eta, C: (1 - eta) ** C,
+    "only the factor 1 − η counted, and not the frozen error": lambda eta, C: (1 - eta) ** C,
     "only the frozen error counted": lambda eta, C: 1 - eta * C,
 })
 def swing_factor(eta: float, C: int) -> float:

@@ -110,6 +110,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
         return f"not yet. It gives back {type(result).__name__}, which is no array of numbers."
     if shapes == (expected := [part.shape for part in wanted]):
         return ""
+    if len(shapes) > len(expected) == 1:
+        return f"not yet. It gives back {len(shapes)} and is asked for 1: write a list, an array or a number, no tuple."
     if len(shapes) != len(expected):
         return f"not yet. It gives back {len(shapes)} and is asked for {len(expected)} arrays or numbers."
     return "not yet. The shape is " + ", ".join(

@@ -727,6 +727,9 @@ def stacked(x: np.ndarray, mixer: Callable, levels: list, norm: Callable) -> np.
         x + mixer(norm(x)), lambda h: 0 * h, levels, lambda h: h),
     "the levels stood side by side; they are a chain, and each reads what the one before has left":
         lambda x, mixer, levels, norm: (y := x + mixer(norm(x))) + sum(level(norm(y)) for level in levels),
+    "the levels went from the last to the first": lambda x, mixer, levels, norm: stacked(x, mixer, levels[::-1], norm),
+    "the norm stood behind each sum and not before each part": lambda x, mixer, levels, norm:
+        functools.reduce(lambda x, level: norm(x + level(x)), levels, norm(x + mixer(x))),
     "the levels came before the mixer": lambda x, mixer, levels, norm: stacked(
         stacked(x, lambda h: 0 * h, levels, norm), mixer, [], norm),
 }, tolerance=1e-5)
@@ -792,6 +795,7 @@ def spread(values: np.ndarray, t: float | None = None, ddof: int = 1, root: bool
     "those were the ends of the interval; its mean and its half-width are asked for":
         lambda x, t: (spread(x, t)[0] - spread(x, t)[1], spread(x, t)[0] + spread(x, t)[1]),
     "it were the whole width and not the half": lambda x, t: (spread(x, t)[0], 2 * spread(x, t)[1]),
+    "it were divided by n and not by √n": lambda x, t: (spread(x, t)[0], spread(x, t)[1] / np.sqrt(len(x))),
 })
 def interval(values: np.ndarray, t: float) -> tuple[float, float]:
     """(mean, half-width) of the 95% interval of the mean of a few numbers: t·s/√n"""

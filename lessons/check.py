@@ -516,10 +516,10 @@ def half_life(alpha: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(-3, 3), 0.4, rng.uniform(0.01, 0.3)), {
     "a gate of 0 gave half of η_max; it should give η_start": lambda gate, most, start: most / (1 + np.exp(-gate)),
-    "the bias were the logit of η_start, and not of its share of η_max":
+    "b were made from p = η_start; it takes p = η_start/η_max":
         lambda gate, most, start: most / (1 + np.exp(-gate) * (1 - start) / start),
     "η_max were missing": lambda gate, most, start: 1 / (1 + np.exp(-gate) * (most / start - 1)),
-    "the bias were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
+    "b were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
 })
 def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
     """η = η_max·sigmoid(gate + b), with the b that makes it η_start at a gate of 0"""
@@ -529,7 +529,7 @@ def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(0.02, 0.5), int(rng.integers(2, 9))), {
     "the error were looked at anew at every token": lambda eta, C: (1 - 2 * eta) ** C,
-    "only the forgetting along k counted": lambda eta, C: (1 - eta) ** C,
+    "only the factor 1 − η counted, and not the frozen error": lambda eta, C: (1 - eta) ** C,
     "only the frozen error counted": lambda eta, C: 1 - eta * C,
 })
 def swing_factor(eta: float, C: int) -> float:
@@ -650,8 +650,8 @@ def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tup
 })
 def look_ahead(m: np.ndarray, g: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
     """(direction, m): m ← μ m + (1 − μ) g, and what m would be if g came once more"""
-    state: dict = {"m": m.copy()}
-    m = optimizers.hebbian(state, "m", g, mu, 1 - mu).copy()
+    state: dict = {"m": m}
+    m = optimizers.hebbian(state, "m", g, mu, 1 - mu).copy()  # the next call writes into it
     return optimizers.hebbian(state, "m", g, mu, 1 - mu), m
 
 
@@ -727,6 +727,9 @@ def stacked(x: np.ndarray, mixer: Callable, levels: list, norm: Callable) -> np.
         x + mixer(norm(x)), lambda h: 0 * h, levels, lambda h: h),
     "the levels stood side by side; they are a chain, and each reads what the one before has left":
         lambda x, mixer, levels, norm: (y := x + mixer(norm(x))) + sum(level(norm(y)) for level in levels),
+    "the levels went from the last to the first": lambda x, mixer, levels, norm: stacked(x, mixer, levels[::-1], norm),
+    "the norm stood behind each sum and not before each part": lambda x, mixer, levels, norm:
+        functools.reduce(lambda x, level: norm(x + level(x)), levels, norm(x + mixer(x))),
     "the levels came before the mixer": lambda x, mixer, levels, norm: stacked(
         stacked(x, lambda h: 0 * h, levels, norm), mixer, [], norm),
 }, tolerance=1e-5)
@@ -792,6 +795,7 @@ def spread(values: np.ndarray, t: float | None = None, ddof: int = 1, root: bool
     "those were the ends of the interval; its mean and its half-width are asked for":
         lambda x, t: (spread(x, t)[0] - spread(x, t)[1], spread(x, t)[0] + spread(x, t)[1]),
     "it were the whole width and not the half": lambda x, t: (spread(x, t)[0], 2 * spread(x, t)[1]),
+    "it were divided by n and not by √n": lambda x, t: (spread(x, t)[0], spread(x, t)[1] / np.sqrt(len(x))),
 })
 def interval(values: np.ndarray, t: float) -> tuple[float, float]:
     """(mean, half-width) of the 95% interval of the mean of a few numbers: t·s/√n"""

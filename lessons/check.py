@@ -222,7 +222,7 @@ def momentum_step(W: np.ndarray, m: np.ndarray, g: np.ndarray, eta: float, mu: f
     """(W, m) after m ← μ m + η g, W ← W − m [A 33]"""
     p = layers.Parameter(W.copy())
     optimizer = optimizers.build("momentum", [p], eta, momentum=mu)
-    optimizer.state[0]["m"], p.grad = m.copy(), g
+    optimizer.state[0]["m"], p.grad = m, g
     optimizer.step()
     return p.data, optimizer.state[0]["m"]
 
@@ -635,7 +635,7 @@ def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tup
     """(W, V) after V ← V + g², W ← W − η g/√V [A 101–105]"""
     p = layers.Parameter(W.copy())
     optimizer = optimizers.build("adagrad", [p], eta)
-    optimizer.state[0]["v"], p.grad = V.copy(), g
+    optimizer.state[0]["v"], p.grad = V, g
     optimizer.step()
     return p.data, optimizer.state[0]["v"]
 

@@ -659,8 +659,8 @@ def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tup
 })
 def look_ahead(m: np.ndarray, g: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
     """(direction, m): m ← μ m + (1 − μ) g, and what m would be if g came once more"""
-    state: dict = {"m": m}
-    m = optimizers.hebbian(state, "m", g, mu, 1 - mu).copy()  # the next call writes into it
+    state: dict = {"m": m.copy()}
+    m = optimizers.hebbian(state, "m", g, mu, 1 - mu).copy()
     return optimizers.hebbian(state, "m", g, mu, 1 - mu), m
 
 

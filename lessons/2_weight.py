@@ -220,9 +220,11 @@ print("largest difference:", abs(p.data - by_hand).max())
 #     m ← μ m + η g,      W ← W − m                                                         [A 33]
 #
 # What is in m? Unroll it: m_t = η (g_t + μ g_{t−1} + μ² g_{t−2} + …). It is a memory of gradients in which the old
-# ones fade. And it learns as a weight does: its step is a gradient step on −⟨m, g⟩, whose slope by m is −g: so η g is
-# added, and m turns towards g [A 12–13]; μ is how much it keeps. Here is which share gradients have in it, by their
-# age: μ to the power of the age, over the sum of all such powers, which is 1/(1 − μ).
+# ones fade; μ is how much it keeps. And it learns as a weight does. Take −⟨m, g⟩ for its loss, which is low where m
+# points along g. The slope of that by m is −g, so a gradient step adds η g [A 12–13].
+#
+# Here is the share that each gradient has in m, by its age. It is μ to the power of the age, divided by the sum of all
+# such powers. (That sum is 1/(1 − μ).)
 
 # %%
 ages = np.arange(60)

@@ -80,10 +80,10 @@ def retention_write(S, k, v, alpha):
 check.retention_write(retention_write)
 
 # %% [markdown]
-# Here is the same by the project's own code. `RULES` has three numbers for each rule (we come to them; the first is
-# kept as a logarithm, since near 1 a float32 has few digits left), and `recurrent` writes token by token. (It takes
-# queries, keys, values, the three numbers and the memory; `None`: nothing is asked. It returns what was read, and the
-# memory.) Below stand the eight tokens under retention with α = 0.9.
+# Here is the same by the project's own code. `RULES` gives three numbers for each rule; we come to them. `recurrent`
+# writes token by token. It takes queries (`None`: nothing is asked), keys, values, the three numbers and the memory,
+# and returns what was read, and the memory. (The first number is kept as a logarithm, since near 1 a float32 has few
+# digits left.) Below stand the eight tokens under retention with α = 0.9.
 
 # %%
 def project_write(name, alpha=0.9, eta=0.5):

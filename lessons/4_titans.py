@@ -309,6 +309,8 @@ check.momentum_write(momentum_write)
 # Look along one key, of length 1. There, a write multiplies what the memory answers by a number, an *eigenvalue* of
 # (a I − b k kᵀ): it is a − b. Adding has 1. Retention has α. The delta rule has 1 − η, which lies between 0 and 1: it
 # fades. To turn over, one needs −1. The *signed* delta rule gets there by a step of 2η: 1 − 2η.
+#
+# (In the code below `proximal` is the exact step, η/(1 + η), and `printed` the plain η. Only DGD heeds which it is.)
 
 # %%
 etas = np.linspace(0, 1, 101)

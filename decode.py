@@ -130,10 +130,12 @@ class TitansToken:
         for step in self.project:
             step()
         known: dict[int, Any] = {}
+        read = []  # what has to stay while it is read: an array that lies otherwise is copied
         for table, layers_of in ((self.inputs.drift, state.drift), (self.inputs.momentum, state.momentum)):
             for name, layers in layers_of.items():
                 m = 2 * MEMORIES.index(name)
-                table[0, m:m + 2] = self.where(layers)[2]
+                read.append(self.where(layers))
+                table[0, m:m + 2] = read[-1][2]
         self.inputs.start[...] = self.inputs.drift
         self.moved.fill(False)
         for name, layers in state.chunk_start.items():

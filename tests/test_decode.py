@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import decode
 import kernels
-from autograd import no_grad
+from autograd import Tensor, no_grad
 from config import CHOICES, MEMORIES, MIXERS, PRESETS
 from hope import Hope, State
 
@@ -112,6 +112,16 @@ def test_a_state_that_was_saved_is_gone_on_from(tmp_path):
     state.save(tmp_path / "state.npz")
     logits, after = made.step(text(1, 1), state)
     expect_equal(logits, after, *made.step(text(1, 1), State.load(tmp_path / "state.npz")))
+
+
+@pytest.mark.parametrize("other", [
+    lambda x: np.repeat(x, 2, axis=-1)[..., ::2], lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)],
+    ids=["strided", "read-only"])
+def test_a_state_that_lies_otherwise_is_read_as_it_is(other):
+    made = model(momentum=True)
+    state = follow(made, text(1, 5))
+    logits, after = made.step(text(1, 1), state.map(lambda t: Tensor(other(t.data))))
+    expect_equal(logits, after, *made.step(text(1, 1), state))
 
 
 @pytest.mark.parametrize("how", ["replaced", "loaded", "written into"])

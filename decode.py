@@ -215,7 +215,7 @@ class Plan:
 
     def __init__(self, model: Any, B: int):
         c, self.table = model.config, model.embedding.data
-        self.weights = model.parameters()
+        self.weights, self.modules = model.parameters(), model.blocks
         self.made_of = self.versions()
         self.fits = all(w.data.flags.carray and w.dtype == self.table.dtype for w in self.weights)
         if self.fits:
@@ -226,9 +226,10 @@ class Plan:
             self.unembedding = (model.embedding if c.tied else model.unembedding).data
         self.last: Any = None  # the state that it gave last, as long as anybody has it
 
-    def versions(self) -> list[int]:
-        """What changes when a weight gets another array"""
-        return [w.changed for w in self.weights]
+    def versions(self) -> list[Any]:
+        """What changes when a weight gets another array, a block another mixer, or that other settings"""
+        return [w.changed for w in self.weights] + [
+            part for block in self.modules for part in (block.mixer, getattr(block.mixer, "config", None))]
 
     def knows(self, state: State) -> bool:
         """Whether it is the state that was given last, which need not be looked at again."""

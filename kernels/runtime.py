@@ -139,7 +139,7 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """
     parts = min(n, _threads)
     if loop in _asked:
-        _await(loop)
+        _await()
     if parts <= 1 or work < GRAIN or _shared.get():
         loop(0, n, *args)
         return
@@ -162,13 +162,14 @@ def need_soon(loop: Any, *args: Any) -> None:
     if not JIT or loop in _considered:
         return
     _considered.add(loop)
-    kinds = tuple(map(loop.typeof_pyval, args))
-    if not loop.signatures and writable() and not loop._cache.holds(kinds, loop.targetctx):
+    kinds, cache = tuple(map(loop.typeof_pyval, args)), loop._cache
+    if not loop.signatures and isinstance(cache, Cache) and writable() and not cache.holds(kinds, loop.targetctx):
         ahead.ask(loop, kinds)
         _asked.add(loop)
 
 
-def _await(loop: Callable) -> None:
+def _await() -> None:
+    """Until what was needed soon is compiled, or will not be by others."""
     global _compiling
     _compiling += 1
     try:

@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
+import kernels.ahead as ahead
+
 os.environ.setdefault("NUMBA_OPT", "2")  # as fast as 3 here, where vectors are spelled out, and sooner compiled
 try:
     import numba
     from numba.core import event, types
     from numba.extending import overload
 
-    import kernels.ahead as ahead
     from kernels.cache import Cache, writable
     from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -112,8 +113,7 @@ def contiguous(*arrays: Array) -> list[np.ndarray]:
 # Threads ----------------------------------------------------------------------------------------------------
 
 GRAIN = 2**16  # operations or so that are done before a second thread is awake
-_threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_threads = numba.config.NUMBA_NUM_THREADS if JIT else ahead.cores()  # type: ignore[attr-defined]
 _pool: ThreadPoolExecutor
 _considered: set[Any] = set()  # loops that were needed soon …
 _asked: set[Any] = set()  # … and those that a second process compiles, or this one while it waits for that
@@ -204,8 +204,7 @@ def _begin_in_fork() -> None:
     """Threads do not survive a fork, and the second compiler is the parent's."""
     _make_pool()
     _asked.clear()
-    if JIT:
-        ahead.forget()
+    ahead.forget()
 
 
 def _keep_freed_memory() -> None:

@@ -163,7 +163,7 @@ class Shards(Corpus):
         index = read_object(folder / INDEX)
         self.words = vocabulary = vouched(folder, index)
         self.note, self.documents, self._texts = "", [], {}
-        weights = {name: about.get("weight") for name, about in index["sources"].items()}
+        weights = {name: about["weight"] for name, about in index["sources"].items()}
         for side in ("train", "validation"):
             found = sorted((shard for shard in index["shards"] if shard["split"] == side),
                            key=lambda shard: (list(weights).index(shard["source"]), shard["file"]))
@@ -195,6 +195,9 @@ def vouched(folder: Path, index: dict[str, Any]) -> Words:
                          f"{index.get('dtype')!r}; only {FORMAT!r}, {VERSION} and {DTYPE.name!r} can be read")
     if not (isinstance(about, dict) and isinstance(shards, list) and isinstance(index.get("sources"), dict)):
         raise ValueError(f"{path} is damaged: it must have vocabulary, shards and sources")
+    for name, source in index["sources"].items():
+        if not isinstance(source, dict) or "weight" not in source:
+            raise ValueError(f"{path} is damaged: the source {name} has no weight")
     for number, shard in enumerate(shards):
         for name, kind in PLAIN.items():
             if not isinstance(shard, dict) or not isinstance(shard.get(name), kind):

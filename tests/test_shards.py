@@ -198,6 +198,8 @@ def other_kind(folder):
     (rewritten("index.json", lambda i: i["shards"][0].update(file="../train.npy")), "not in this folder"),
     (rewritten("index.json", lambda i: i["shards"][0].update(source="nobody")), "of no source"),
     (rewritten("index.json", lambda i: i["sources"]["small"].update(weight=0)), "the source small the weight 0"),
+    (rewritten("index.json", lambda i: i["sources"]["small"].pop("weight")), "the source small has no weight"),
+    (rewritten("index.json", lambda i: i["sources"].update(small=3)), "the source small has no weight"),
     (rewritten("index.json", lambda i: i.update(shards=[s for s in i["shards"] if s["split"] == "train"])),
      "no shard of the split validation"),
     (lambda f: ((f / "tokenizer.json").write_text("{}") and rewritten("vocabulary.json", lambda v: v.update(

@@ -157,6 +157,8 @@ def test_a_mixture_goes_on_bit_for_bit_at_any_point(seed, steps, order):
 def test_a_source_that_is_shorter_than_a_segment_is_named():
     with pytest.raises(ValueError, match=r"the 1 text has 20 tokens, but 31 are needed \(1 × segment 30 \+ 1\)"):
         Segments(of(list(range(99)), list(range(20))), 2, 30)
+    one = next(Segments(of(list(range(99)), list(range(20))), 1, 30, order="consecutive"))  # across all sources
+    assert one.tolist() == [list(range(31))]
 
 
 # what cannot be read ----------------------------------------------------------------------------------------

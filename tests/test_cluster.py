@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from autograd import Tensor
+from cluster import elastic
 from cluster.fabric import Nccl
 from cluster.gradients import Gradients
 from cluster.weights import owners
@@ -271,6 +272,16 @@ def test_an_elastic_run_goes_on_with_the_ranks_that_are_left_and_ends_with_the_s
     on_ranks(0, tmp_path, [(None, ["--data", text, "--accumulate", 2, "--steps", 60, "--checkpoint-every", 2,
                                    "--sample-every", 0, "--schedule", "constant", "--out", tmp_path / "alone"])])
     assert not differing(checkpoint(out), checkpoint(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("named", [["--out", "{}"], ["out={}"], ["--output-dir={}"]], ids=" ".join)
+def test_an_elastic_run_is_found_in_whatever_words_its_folder_was_named(named, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(elastic, "start", lambda launcher, command: (started.append(command), (elastic.LOST, False))[1])
+    (tmp_path / elastic.LAST).touch()
+    assert elastic.main(["-n", "2", *(word.format(tmp_path) for word in named), "--shard", "optimizer"]) == 1
+    assert started == [["--out", str(tmp_path), "--shard", "optimizer"],
+                       ["--resume", str(tmp_path), "--shard", "optimizer"]]
 
 
 # memory -----------------------------------------------------------------------------------------------------

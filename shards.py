@@ -85,7 +85,7 @@ class Words(Vocabulary):
             made = found.Tokenizer.from_file(str(path))
             made.encode_special_tokens = True  # no text can spell them
         except Exception as error:  # they raise nothing more special
-            raise ValueError(f"{path} is no tokenizer: {error}") from None
+            raise ValueError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
         return lambda text: made.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def encode(self, text: bytes) -> Tokens:
@@ -256,7 +256,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, computed a part at a time; ValueError if it is not there."""
+    """The sha256 of a file, computed a part at a time; ValueError if it cannot be read."""
     sha = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -264,4 +264,6 @@ def digest(path: Path) -> str:
                 sha.update(piece)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     return sha.hexdigest()

@@ -442,6 +442,16 @@ def test_one_card_for_each_rank_is_asked_for(monkeypatch):
         ranks.fabric(comm, "cuda", SimpleNamespace(waiting=None))
 
 
+def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
+    pytest.importorskip("mpi4py")
+    from cluster.train import device
+    (tmp_path / "config.json").write_text('{"preset": "tiny", "config": {}, "training": {"device": "cpu"}, "data": {}}',
+                                          encoding="utf-8")
+    assert device(["--resume", str(tmp_path)]) == device(["--config", str(tmp_path / "config.json")]) == "cpu"
+    assert device(["--resume", str(tmp_path), "--device", "cuda"]) == device(["device=cuda"]) == "cuda"
+    assert device(["--preset", "tiny"]) == device(["--resume", str(tmp_path / "none")]) == "auto"
+
+
 def test_the_model_of_communication_is_fitted_to_what_is_measured():
     from cluster import scale
     found = [{"ranks": n, "bytes": size, "seconds": scale.transfer(n, size, 2e-6, 5e9, 2)}

@@ -178,13 +178,14 @@ class Text:
         """The segments that begin at `starts`, each with the token that follows it, (B,T+1)."""
         return np.stack([self.read(start, start + segment + 1) for start in starts]).astype(np.int64)
 
-    def require(self, batch: int, segment: int, lanes: int = 1) -> None:
-        """ValueError unless every lane has room for a segment, and one token follows the last."""
+    def require(self, batch: int, segment: int, lanes: int = 0) -> None:
+        """ValueError unless every lane (0: every part) has room for a segment, and one token follows the last."""
         if batch < 1 or segment < 1:
             raise ValueError(f"batch is {batch} and segment is {segment}: both must be at least 1")
-        for part in self.parts if lanes == 1 else [Part(self.name, 0, len(self))]:
-            if part.size < (need := lanes * segment + 1):
-                what = f"{need} are needed ({lanes} × segment {segment} + 1): give more text or a shorter segment"
+        rows = lanes or 1
+        for part in [Part(self.name, 0, len(self))] if lanes else self.parts:
+            if part.size < (need := rows * segment + 1):
+                what = f"{need} are needed ({rows} × segment {segment} + 1): give more text or a shorter segment"
                 raise ValueError(f"the {part.name} text has {part.size} {self.words.unit}s, but {what}")
 
 
@@ -483,7 +484,7 @@ class Segments:
     def __init__(self, text: Text, batch: int, segment: int, order: str = "shuffled", seed: int = 0) -> None:
         if order not in ("shuffled", "consecutive"):
             raise ValueError(f"there is no order {order!r}: choose 'shuffled' or 'consecutive'")
-        text.require(batch, segment, lanes=batch if order == "consecutive" else 1)
+        text.require(batch, segment, lanes=batch if order == "consecutive" else 0)
         self.text, self.batch, self.segment, self.order, self.seed = text, batch, segment, order, seed
         self.restarted, count = True, len(text.parts) if order == "shuffled" else 1
         self.epochs, self.positions, self.drawn = [0] * count, [0] * count, [0] * count  # of each part

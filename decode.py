@@ -130,10 +130,12 @@ class TitansToken:
         for step in self.project:
             step()
         known: dict[int, Any] = {}
+        read = []  # what has to stay while it is read: an array that lies otherwise is copied
         for table, layers_of in ((self.inputs.drift, state.drift), (self.inputs.momentum, state.momentum)):
             for name, layers in layers_of.items():
                 m = 2 * MEMORIES.index(name)
-                table[0, m:m + 2] = self.where(layers)[2]
+                read.append(self.where(layers))
+                table[0, m:m + 2] = read[-1][2]
         self.inputs.start[...] = self.inputs.drift
         self.moved.fill(False)
         for name, layers in state.chunk_start.items():
@@ -213,7 +215,7 @@ class Plan:
 
     def __init__(self, model: Any, B: int):
         c, self.table = model.config, model.embedding.data
-        self.weights = model.parameters()
+        self.weights, self.modules = model.parameters(), model.blocks
         self.made_of = self.versions()
         self.fits = all(w.data.flags.carray and w.dtype == self.table.dtype for w in self.weights)
         if self.fits:
@@ -224,9 +226,10 @@ class Plan:
             self.unembedding = (model.embedding if c.tied else model.unembedding).data
         self.last: Any = None  # the state that it gave last, as long as anybody has it
 
-    def versions(self) -> list[int]:
-        """What changes when a weight gets another array"""
-        return [w.changed for w in self.weights]
+    def versions(self) -> list[Any]:
+        """What changes when a weight gets another array, a block another mixer, or that other settings"""
+        return [w.changed for w in self.weights] + [
+            part for block in self.modules for part in (block.mixer, getattr(block.mixer, "config", None))]
 
     def knows(self, state: State) -> bool:
         """Whether it is the state that was given last, which need not be looked at again."""

@@ -85,7 +85,7 @@ class Words(Vocabulary):
             made = found.Tokenizer.from_file(str(path))
             made.encode_special_tokens = True  # no text can spell them
         except Exception as error:  # they raise nothing more special
-            raise ValueError(f"{path} is no tokenizer: {error}") from None
+            raise ValueError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
         return lambda text: made.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
 
     def encode(self, text: bytes) -> Tokens:
@@ -163,7 +163,7 @@ class Shards(Corpus):
         index = read_object(folder / INDEX)
         self.words = vocabulary = vouched(folder, index)
         self.note, self.documents, self._texts = "", [], {}
-        weights = {name: about.get("weight") for name, about in index["sources"].items()}
+        weights = {name: about["weight"] for name, about in index["sources"].items()}
         for side in ("train", "validation"):
             found = sorted((shard for shard in index["shards"] if shard["split"] == side),
                            key=lambda shard: (list(weights).index(shard["source"]), shard["file"]))
@@ -195,6 +195,9 @@ def vouched(folder: Path, index: dict[str, Any]) -> Words:
                          f"{index.get('dtype')!r}; only {FORMAT!r}, {VERSION} and {DTYPE.name!r} can be read")
     if not (isinstance(about, dict) and isinstance(shards, list) and isinstance(index.get("sources"), dict)):
         raise ValueError(f"{path} is damaged: it must have vocabulary, shards and sources")
+    for name, source in index["sources"].items():
+        if not isinstance(source, dict) or "weight" not in source:
+            raise ValueError(f"{path} is damaged: the source {name} has no weight")
     for number, shard in enumerate(shards):
         for name, kind in PLAIN.items():
             if not isinstance(shard, dict) or not isinstance(shard.get(name), kind):
@@ -253,7 +256,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, computed a part at a time; ValueError if it is not there."""
+    """The sha256 of a file, computed a part at a time; ValueError if it cannot be read."""
     sha = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -261,4 +264,6 @@ def digest(path: Path) -> str:
                 sha.update(piece)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     return sha.hexdigest()

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.health import LOST
+from tools.aliases import ours
 from tools.checkpoint import LAST
 from tools.command import Parser, wanted_preset
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--resume", default="")
     made.add_argument("-h", "--help", action="store_true")
     try:
-        given, rest = made.parse_known_args(list(sys.argv[1:] if arguments is None else arguments))
+        given, rest = made.parse_known_args(ours(sys.argv[1:] if arguments is None else arguments))
         if not 1 <= given.least <= given.n:
             raise ValueError(f"-n is {given.n} and --least {given.least}: give at least 1, and no more than there are")
     except ValueError as error:

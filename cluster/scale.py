@@ -34,6 +34,7 @@ import numpy as np
 
 import hope
 from config import PRESETS
+from kernels import ahead
 from tools import machine
 from tools.console import report
 from tools.folder import write_text
@@ -145,8 +146,8 @@ def main() -> None:
     given = made.parse_args()
     kept_at = given.out / "scale.json"
     if any(name in os.environ for name in early.LOCAL):
-        cores = len(os.sched_getaffinity(0)) if os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1" else (
-            os.cpu_count() or 1)
+        alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+        cores = ahead.cores() if alone else os.cpu_count() or 1  # Open MPI gives each rank a few of them
         found = measure(given.seconds)
         if not found:
             return

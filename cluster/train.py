@@ -32,6 +32,8 @@ import importlib
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
@@ -40,8 +42,9 @@ import train
 from cluster import health
 from cluster.communicator import SHARDS, Ranks
 from cluster.fabric import Mpi, Nccl
-from tools import machine
+from tools import command, machine
 from tools.command import Parser, wanted_preset
+from tools.folder import read_json
 
 
 def own_flags() -> argparse.ArgumentParser:
@@ -52,6 +55,17 @@ def own_flags() -> argparse.ArgumentParser:
     made.add_argument("--patience", type=float, default=300.0)
     made.add_argument("-h", "--help", action="store_true")
     return made
+
+
+def device(arguments: Sequence[str]) -> str:
+    """Where a command wants to compute: as it says, or the run or the file whose settings it takes."""
+    wanted, given = command.parse(arguments)
+    with suppress(ValueError):  # what is wrong with them train.py says
+        if wanted.resume:
+            run = Path(wanted.resume)
+            return command.resumed(run, read_json(run / "config.json"), given)[2].device
+        return command.asked(wanted, given)[2].device
+    return "auto"
 
 
 def fabric(comm: Any, device: str, watch: health.Watch) -> Mpi:
@@ -84,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wanted_preset(rest) == "stories":
             raise ValueError("stories are several models, each in a process: python train.py --preset stories")
         watch.begin(given.silence, given.patience)
-        named = train.command.parse(rest)[1]
-        ranks = Ranks(fabric(comm, named.get("device", "auto"), watch), given.shard, given.bucket)
+        ranks = Ranks(fabric(comm, device(rest), watch), given.shard, given.bucket)
         code = train.main(rest, ranks)
     except ValueError as error:
         print(f"cluster.train: error: {error}", file=sys.stderr)

@@ -139,7 +139,7 @@ def run_tokenizer(given: argparse.Namespace) -> int:
         else:
             tokenizer.write(made, given.out, given.name, given.kind)
         words = vocabulary.Encoder(given.out)
-        print(f"{given.out}: {words.name}, {words.size:,} tokens, the end is {words.end}; "
+        print(f"{given.out}: {words.name}, {words.size:,} tokens, the end is {words.start}; "
               f"{time.perf_counter() - started:.1f} seconds")
         if sample:
             found = tokenizer.report(words, sample.aside)

@@ -24,11 +24,10 @@ import numpy as np
 
 from corpora.lowest import Lowest
 from corpora.mixture import Mixture
-from corpora.pool import ordered
+from corpora.pool import ordered, pieces
 from corpora.sources import Document, documents, needed
 from tools.folder import write_text
 
-PIECE = 1 << 20  # bytes given to a process at once
 SAMPLE = 5  # removed documents kept of each rule
 SHOWN = 400  # characters of each
 HEAD = 4000  # characters by which a language is told
@@ -215,29 +214,29 @@ class Report:
     """What each rule removed: documents, bytes, and a sample, the same whichever process was first."""
 
     def __init__(self) -> None:
-        self.kept, self.bytes = Counter[str](), Counter[str]()
+        self.kept, self.bytes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()  # by source and rule
         self.samples = {rule: Lowest[dict[str, Any]](SAMPLE) for rule in ORDER}
 
     def add(self, source: str, document: Document, rule: str, value: Any) -> None:
-        self.kept[f"{source}\n{rule}"] += 1
-        self.bytes[f"{source}\n{rule}"] += len(document.text)
+        self.kept[source, rule] += 1
+        self.bytes[source, rule] += len(document.text)
         if rule:
             shown = document.text[: 4 * SHOWN].decode("utf-8", "replace")[:SHOWN]
             key = hashlib.sha256(document.name.encode("utf-8", "surrogatepass") + document.text).digest()
             self.samples[rule].add(key, 1, {"name": document.name, "measured": value, "text": shown})
 
-    def total(self, counts: Counter[str], rule: str) -> int:
-        return sum(n for key, n in counts.items() if key.split("\n")[1] == rule)
+    def total(self, counts: Counter[tuple[str, str]], rule: str) -> int:
+        return sum(n for (_, broken), n in counts.items() if broken == rule)
 
     def result(self, mixture: Mixture) -> dict[str, Any]:
         """As JSON can hold it; every rule is there, whatever it removed."""
         def of(source: str, rule: str) -> dict[str, int]:
-            return {"documents": self.kept[f"{source}\n{rule}"], "bytes": self.bytes[f"{source}\n{rule}"]}
+            return {"documents": self.kept[source, rule], "bytes": self.bytes[source, rule]}
         return {"kept": {"documents": self.total(self.kept, ""), "bytes": self.total(self.bytes, "")},
                 "rules": {rule: {"removed": self.total(self.kept, rule), "bytes": self.total(self.bytes, rule),
                                  "sample": list(self.samples[rule])} for rule in ORDER},
                 "sources": {source.name: {"kept": of(source.name, ""), "removed": {
-                    rule: of(source.name, rule) for rule in ORDER if self.kept[f"{source.name}\n{rule}"]}}
+                    rule: of(source.name, rule) for rule in ORDER if self.kept[source.name, rule]}}
                     for source in mixture.sources}}
 
 
@@ -249,20 +248,13 @@ def kept(mixture: Mixture, limits: Limits, processes: int, report: Report) -> It
     seen, stayed = set[bytes](), list[tuple[str, Any]]()
     drawn: list[tuple[str, list[Document]]] = []
 
-    def pieces() -> Iterator[tuple[list[Document], Limits]]:
+    def asked() -> Iterator[tuple[list[Document], Limits]]:
         for source in mixture.sources:
-            some, held = list[Document](), 0
-            for document in documents(source):
-                some, held = [*some, document], held + len(document.text)
-                if held >= PIECE:
-                    drawn.append((source.name, some))
-                    yield some, limits
-                    some, held = [], 0
-            if some:
+            for some in pieces(documents(source), lambda document: len(document.text)):
                 drawn.append((source.name, some))
                 yield some, limits
 
-    for verdicts in ordered(judge, pieces(), processes):
+    for verdicts in ordered(judge, asked(), processes):
         name, found = drawn.pop(0)
         for document, (why, key, minhash) in zip(found, verdicts, strict=True):
             if not why and key in seen:

@@ -12,7 +12,22 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+PIECE = 1 << 20  # bytes of text that are given to a process at once
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def pieces(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """The items, so many at a time that their sizes together reach PIECE."""
+    some, held = list[Item](), 0
+    for item in items:
+        some.append(item)
+        held += size(item)
+        if held >= PIECE:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def ordered(function: Callable[..., Result], pieces: Iterable[tuple[Any, ...]], processes: int) -> Iterator[Result]:

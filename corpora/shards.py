@@ -25,18 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from corpora import vocabulary
 from corpora.mixture import Mixture
 from corpora.pool import ordered
 from corpora.sources import Document, Source, documents, fingerprint
-from corpora.vocabulary import ABOUT, Encoder, encoder
+from corpora.vocabulary import Encoder, encoder
+from data import PART
+from shards import DTYPE, FORMAT, INDEX, VERSION, VOCABULARY, digest
 from tools.folder import locked, read_json, write_text
 
-INDEX, PROGRESS, FORMAT, VERSION = "index.json", "progress.jsonl", "nested-learning shards", 1
-DTYPE = np.dtype("<u2")
+PROGRESS = "progress.jsonl"
 UNIT = 64 << 20  # bytes of text in a unit
 SPLITS = ("train", "validation")
-PART = 1 << 20
 
 
 @dataclass
@@ -66,7 +65,7 @@ def write(folder: Path, tokenizer: Path, mixture: Mixture, unit: int = UNIT, pro
         done = begun(folder, made_of)
         before = read_json(folder / INDEX) if (folder / INDEX).exists() else None
         if not before:
-            for name in (ABOUT, words.file):
+            for name in (VOCABULARY, words.file):
                 shutil.copyfile(words.folder / name, folder / name)
             if done:
                 told(f"going on after {len(done)} units")
@@ -151,7 +150,7 @@ def encode(folder: str, tokenizer: str, unit: Unit, validation: float) -> dict[s
     """Write the shards of a unit; returns its record."""
     words, started = encoder(Path(tokenizer)), time.perf_counter()
     parts: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    sizes, end = Counter[str](), np.array([words.end], np.uint16)
+    sizes, end = Counter[str](), np.array([words.start], np.uint16)
     for document in unit.documents:
         if document.text:
             split = SPLITS[int(hashlib.sha256(document.text).hexdigest()[:8], 16) < validation * 2**32]
@@ -201,8 +200,8 @@ def indexed(mixture: Mixture, words: Encoder, done: Sequence[dict[str, Any]],
                              f"{mixture.validation}: choose another share, or give more documents")
     tokens = {name: found["tokens"] for name, found in statistics.items()}
     shares = mixture.shares() if mixture.sources[0].weight else {n: t / sum(tokens.values()) for n, t in tokens.items()}
-    about = {"file": ABOUT, "name": words.name, "sha256": words.sha256, "size": words.size, "end": words.end}
-    return {"format": FORMAT, "version": VERSION, "dtype": "uint16", "vocabulary": about, "shards": shards,
+    about = {"file": VOCABULARY, "name": words.name, "sha256": words.sha256, "size": words.size, "end": words.start}
+    return {"format": FORMAT, "version": VERSION, "dtype": DTYPE.name, "vocabulary": about, "shards": shards,
             "sources": {name: found | {"weight": shares[name]} for name, found in statistics.items()}}
 
 
@@ -229,10 +228,10 @@ def check(folder: Path) -> list[str]:
         file = folder / about["file"]
         if not file.is_file():
             wrong.append(f"{file} is missing")
-        elif vocabulary.digest(file) != about["sha256"]:
+        elif digest(file) != about["sha256"]:
             wrong.append(f"{file} is another vocabulary than the shards were written with")
         else:
-            vocabulary.Encoder(folder)
+            Encoder(folder)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / INDEX} is damaged: {error} is missing or no such thing") from None
     except ValueError as error:
@@ -246,11 +245,7 @@ def damage(folder: Path, shard: dict[str, Any], about: dict[str, Any]) -> str:
     path = folder / shard["file"]
     if path.parent != folder or not path.is_file():
         return "is missing"
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(PART):
-            sha.update(part)
-    if sha.hexdigest() != shard["sha256"]:
+    if digest(path) != shard["sha256"]:
         return "is damaged: its sha256 is not that of the index"
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)

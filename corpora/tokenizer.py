@@ -12,7 +12,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ from apps.adopt.words import byte_letters
 from corpora import vocabulary
 from corpora.lowest import Lowest
 from corpora.mixture import Mixture
-from corpora.pool import ordered
+from corpora.pool import ordered, pieces
 from corpora.sources import documents, needed
 from corpora.vocabulary import Encoder
+from shards import TOKENIZERS
 
 KINDS = ("unigram", "bpe")
 SMALLEST, LARGEST = 257, vocabulary.LARGEST  # every byte and the end
 END = "< end >"  # no text spells it: within words a space is another letter
 ASIDE = 20  # of so many documents one is not learned from, but measured on
-PIECE = 1 << 20  # bytes given to a process at once
 
 
 class Sample:
@@ -86,7 +86,7 @@ def unigram(texts: Sequence[bytes], size: int, processes: int) -> Any:
     """Pieces and their log-probabilities; bytes that do not occur get the lowest of all."""
     tokenizers, sentencepiece = needed("tokenizers", "corpora"), needed("sentencepiece", "corpora")
     counts: Counter[str] = Counter()
-    for found in ordered(count, ((piece,) for piece in pieces(texts)), processes):
+    for found in ordered(count, ((piece,) for piece in pieces(texts, len)), processes):
         counts.update(found)
     missing = sorted(set(byte_letters()).difference(*counts))
     lines = (f"{word}\t{n}" for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -106,18 +106,6 @@ def unigram(texts: Sequence[bytes], size: int, processes: int) -> Any:
     return tokenizers.models.Unigram([*scored, *((letter, least) for letter in missing), (END, least)], None, False)
 
 
-def pieces(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The texts, some at a time."""
-    some, held = list[bytes](), 0
-    for text in texts:
-        some, held = [*some, text], held + len(text)
-        if held >= PIECE:
-            yield some
-            some, held = [], 0
-    if some:
-        yield some
-
-
 def count(texts: Sequence[bytes]) -> Counter[str]:
     """How often each word occurs."""
     cut = words()
@@ -126,11 +114,11 @@ def count(texts: Sequence[bytes]) -> Counter[str]:
 
 def write(made: Any, folder: Path, name: str, kind: str) -> None:
     """Write tokenizer.json and vocabulary.json."""
-    made.save(str(folder / vocabulary.FILES[0]))
+    made.save(str(folder / TOKENIZERS[0]))
     letter = {character: byte for byte, character in enumerate(byte_letters())}
     tokens = [made.id_to_token(i) for i in range(made.get_vocab_size())]
     spelled = [b"" if token == END else bytes(letter[c] for c in token) for token in tokens]
-    vocabulary.write(folder, name or f"{kind}-{len(tokens)}", kind, tokens.index(END), spelled, vocabulary.FILES[0])
+    vocabulary.write(folder, name or f"{kind}-{len(tokens)}", kind, tokens.index(END), spelled, TOKENIZERS[0])
 
 
 def report(encoder: Encoder, texts: dict[str, list[bytes]]) -> dict[str, Any]:
@@ -147,7 +135,7 @@ def report(encoder: Encoder, texts: dict[str, list[bytes]]) -> dict[str, Any]:
             seen += np.bincount(ids, minlength=encoder.size)
             row["bytes"] += len(text)
             row["tokens"] += len(ids)
-            row["lossless"] &= encoder.decode(ids) == text
+            row["lossless"] &= encoder.spell(ids) == text
             held += int(encoder.lengths[ids][whole[ids]].sum())
         rows[name] = row | {"bytes per token": row["bytes"] / max(row["tokens"], 1),
                             "coverage": held / max(row["bytes"], 1)}

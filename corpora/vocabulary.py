@@ -7,77 +7,43 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from apps.adopt.words import pieces
 from corpora.sources import needed
+from shards import DTYPE, TOKENIZERS, VOCABULARY, Words, digest
 from tools.folder import read_json, write_text
 
-Ids = NDArray[np.uint16]
-
-ABOUT, FILES = "vocabulary.json", ("tokenizer.json", "tokenizer.model")
 LARGEST = 1 << 16  # what two bytes can name
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
-NO_UTF8 = re.compile("([\udc80-\udcff]+)")  # bytes that are none, as "surrogateescape" has them
 
 
-class Encoder:
-    """Bytes to tokens and back."""
+class Encoder(Words):
+    """Bytes to tokens and back, by a folder that `python -m corpora tokenizer` has written."""
 
     def __init__(self, folder: Path) -> None:
-        about = read_json(folder / ABOUT)
+        about = read_json(folder / VOCABULARY)
         if not {"name", "kind", "end", "tokens", "tokenizer"} <= about.keys():
-            raise ValueError(f"{folder / ABOUT} was not written by python -m corpora tokenizer")
-        self.folder, self.name, self.end = folder, about["name"], int(about["end"])
-        self.pieces = [token.encode("latin-1") for token in about["tokens"]]
-        self.size, self.sha256 = len(self.pieces), digest(folder / ABOUT)
-        file = folder / about["tokenizer"]["file"]
-        self.file = file.name
-        if digest(file) != about["tokenizer"]["sha256"]:
-            raise ValueError(f"{file} is not the one that {ABOUT} was written with: make the tokenizer again")
-        self._ids = opened(file)
-        self._byte = {piece[0]: i for i, piece in enumerate(self.pieces) if len(piece) == 1}
-        self.lengths = np.array([len(piece) for piece in self.pieces])
+            raise ValueError(f"{folder / VOCABULARY} was not written by python -m corpora tokenizer")
+        super().__init__(folder)
+        self.file: str = about["tokenizer"]["file"]
+        if digest(folder / self.file) != about["tokenizer"]["sha256"]:
+            raise ValueError(f"{folder / self.file} is not the one that {VOCABULARY} was written with: make the "
+                             "tokenizer again")
 
-    def encode(self, text: bytes) -> Ids:
-        """Tokens of a text, without the end token; a byte that is no UTF-8 is the token of that byte."""
-        found: list[int] = []
-        for n, part in enumerate(NO_UTF8.split(text.decode("utf-8", "surrogateescape"))):
-            if n % 2 == 0:
-                found += self._ids(part) if part else []
-            else:
-                for byte in part.encode("utf-8", "surrogateescape"):
-                    found += [self._byte[byte]] if byte in self._byte else self._ids("\ufffd")
-        return np.array(found, np.uint16)
-
-    def decode(self, tokens: Any) -> bytes:
-        """The bytes that tokens stand for; those that end or steer a text stand for none."""
-        return b"".join(self.pieces[token] for token in np.asarray(tokens).tolist())
+    def encode(self, text: bytes) -> Any:
+        """As `Words.encode`, in the type of shards."""
+        return super().encode(text).astype(DTYPE)
 
 
 @lru_cache(2)
 def encoder(folder: Path) -> Encoder:
     """The encoder in a folder, read once."""
     return Encoder(folder)
-
-
-def opened(file: Path) -> Any:
-    """A function from a string to token numbers, by the library that wrote the file; no text spells a special token."""
-    if file.suffix == ".json":
-        made = tokenizer_json(file)
-        made.encode_special_tokens = True
-        return lambda text: made.encode(text, add_special_tokens=False).ids
-    model = sentencepiece_model(file)
-    return lambda text: model.encode(text)
 
 
 def tokenizer_json(file: Path) -> Any:
@@ -96,18 +62,11 @@ def sentencepiece_model(file: Path) -> Any:
         raise ValueError(f"{file} is no sentencepiece model: {' '.join(str(error).split())}") from None
 
 
-def digest(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror})") from None
-
-
 def write(folder: Path, name: str, kind: str, end: int, tokens: list[bytes], file: str) -> None:
     """Write vocabulary.json beside the tokenizer's own file."""
     if len(tokens) > LARGEST:
         raise ValueError(f"{name} has {len(tokens):,} tokens, and shards have room for {LARGEST:,}")
-    write_text(folder / ABOUT, json.dumps({
+    write_text(folder / VOCABULARY, json.dumps({
         "name": name, "kind": kind, "end": end, "tokenizer": {"file": file, "sha256": digest(folder / file)},
         "tokens": [token.decode("latin-1") for token in tokens]}))
 
@@ -118,12 +77,12 @@ def adopt(file: Path, folder: Path, name: str = "", end: str = "") -> None:
         raise ValueError(f"there is no file {file}")
     if file.suffix == ".json":
         made = tokenizer_json(file)
-        tokens, target = pieces(made), FILES[0]
+        tokens, target = pieces(made), TOKENIZERS[0]
         ids = {token: made.token_to_id(token) for token in ([end] if end else ENDS)}
         at = next((i for i in ids.values() if i is not None), None)
     else:
         model = sentencepiece_model(file)
-        tokens, target = [of_piece(model, i) for i in range(model.get_piece_size())], FILES[1]
+        tokens, target = [of_piece(model, i) for i in range(model.get_piece_size())], TOKENIZERS[1]
         at = model.piece_to_id(end) if end else model.eos_id()
         at = None if at < 0 or (end and model.id_to_piece(at) != end) else at
     if at is None:

@@ -20,6 +20,7 @@ from typing import Any
 
 _helper: subprocess.Popen | None = None  # the second process, until it has ended; there is never a third
 _here: list[tuple[Any, tuple]] = []  # loops and types that this process compiles while it waits
+_turn = threading.Lock()  # of the threads that wait, one compiles and the others wait for that
 
 
 def ask(loop: Any, types: tuple) -> None:
@@ -40,30 +41,30 @@ def ask(loop: Any, types: tuple) -> None:
 
 def wait() -> None:
     """Until what was asked for is there, or will never be."""
-    global _helper
-    if _helper:
-        while _here and _helper.poll() is None:
-            loop, types = _here.pop(0)
-            loop.compile(types)
-        _here.clear()
-        _helper.wait()
-        end()
+    with _turn:
+        if helper := _helper:
+            while _here and helper.poll() is None:
+                loop, types = _here.pop(0)
+                loop.compile(types)
+            _here.clear()
+            helper.wait()
+            end()
 
 
 @atexit.register
 def end() -> None:
     """Nobody waits for the second process any more."""
     global _helper
-    if _helper:
-        _helper.kill()
-        _helper.communicate()
-        _helper = None
+    helper, _helper = _helper, None
+    if helper:
+        helper.kill()
+        helper.communicate()
 
 
 def forget() -> None:
-    """In a fork: the second process is the parent's."""
-    global _helper
-    _helper = None
+    """In a fork: the second process is the parent's, and so are the threads that wait."""
+    global _helper, _turn
+    _helper, _turn = None, threading.Lock()
     _here.clear()
 
 

@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
+import kernels.ahead as ahead
+
 os.environ.setdefault("NUMBA_OPT", "2")  # as fast as 3 here, where vectors are spelled out, and sooner compiled
 try:
     import numba
     from numba.core import event, types
     from numba.extending import overload
 
-    import kernels.ahead as ahead
     from kernels.cache import Cache, writable
     from kernels.linking import LinkedCompiler
 except Exception as error:  # missing, or built for another NumPy: Numba raises more than ImportError
@@ -112,8 +113,7 @@ def contiguous(*arrays: Array) -> list[np.ndarray]:
 # Threads ----------------------------------------------------------------------------------------------------
 
 GRAIN = 2**16  # operations or so that are done before a second thread is awake
-_threads = (numba.config.NUMBA_NUM_THREADS if JIT else  # type: ignore[attr-defined]
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_threads = numba.config.NUMBA_NUM_THREADS if JIT else ahead.cores()  # type: ignore[attr-defined]
 _pool: ThreadPoolExecutor
 _considered: set[Any] = set()  # loops that were needed soon …
 _asked: set[Any] = set()  # … and those that a second process compiles, or this one while it waits for that
@@ -139,7 +139,7 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """
     parts = min(n, _threads)
     if loop in _asked:
-        _await(loop)
+        _await()
     if parts <= 1 or work < GRAIN or _shared.get():
         loop(0, n, *args)
         return
@@ -162,13 +162,14 @@ def need_soon(loop: Any, *args: Any) -> None:
     if not JIT or loop in _considered:
         return
     _considered.add(loop)
-    kinds = tuple(map(loop.typeof_pyval, args))
-    if not loop.signatures and writable() and not loop._cache.holds(kinds, loop.targetctx):
+    kinds, cache = tuple(map(loop.typeof_pyval, args)), loop._cache
+    if not loop.signatures and isinstance(cache, Cache) and writable() and not cache.holds(kinds, loop.targetctx):
         ahead.ask(loop, kinds)
         _asked.add(loop)
 
 
-def _await(loop: Callable) -> None:
+def _await() -> None:
+    """Until what was needed soon is compiled, or will not be by others."""
     global _compiling
     _compiling += 1
     try:
@@ -203,8 +204,7 @@ def _begin_in_fork() -> None:
     """Threads do not survive a fork, and the second compiler is the parent's."""
     _make_pool()
     _asked.clear()
-    if JIT:
-        ahead.forget()
+    ahead.forget()
 
 
 def _keep_freed_memory() -> None:

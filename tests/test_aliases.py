@@ -28,7 +28,7 @@ def asked(line):
     ("train.checkpoint.dir=runs/x train.checkpoint.save_interval=7", "--out runs/x --checkpoint-every 7"),
     ("--optimizer m3 --options slow_period=8 lr=3", "--optimizer m3 --options slow_period=8 --lr 3"),
     ("--data README.md steps=3", "--data README.md --steps 3"), ("--d-model 64 --max-steps 5", "--width 64 --steps 5"),
-    ("out=a=b", "--out a=b")])
+    ("out=a=b", "--out a=b"), ("'out=runs/my run' 'chunks=[1, 2]'", "--out 'runs/my run' --chunks 1,2")])
 def test_what_is_typed_elsewhere_means_the_same_here(typed, ours):
     assert asked(typed) == asked(ours)
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from autograd import Tensor
+from cluster import elastic
 from cluster.fabric import Nccl
 from cluster.gradients import Gradients
 from cluster.weights import owners
@@ -273,6 +274,16 @@ def test_an_elastic_run_goes_on_with_the_ranks_that_are_left_and_ends_with_the_s
     assert not differing(checkpoint(out), checkpoint(tmp_path / "alone"))
 
 
+@pytest.mark.parametrize("named", [["--out", "{}"], ["out={}"], ["--output-dir={}"]], ids=" ".join)
+def test_an_elastic_run_is_found_in_whatever_words_its_folder_was_named(named, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(elastic, "start", lambda launcher, command: (started.append(command), (elastic.LOST, False))[1])
+    (tmp_path / elastic.LAST).touch()
+    assert elastic.main(["-n", "2", *(word.format(tmp_path) for word in named), "--shard", "optimizer"]) == 1
+    assert started == [["--out", str(tmp_path), "--shard", "optimizer"],
+                       ["--resume", str(tmp_path), "--shard", "optimizer"]]
+
+
 # memory -----------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +440,16 @@ def test_one_card_for_each_rank_is_asked_for(monkeypatch):
     comm = SimpleNamespace(Split_type=lambda kind: SimpleNamespace(Get_rank=lambda: 1))
     with pytest.raises(ValueError, match="this machine has 1 GPUs, and this is its rank 1"):
         ranks.fabric(comm, "cuda", SimpleNamespace(waiting=None))
+
+
+def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
+    pytest.importorskip("mpi4py")
+    from cluster.train import device
+    (tmp_path / "config.json").write_text('{"preset": "tiny", "config": {}, "training": {"device": "cpu"}, "data": {}}',
+                                          encoding="utf-8")
+    assert device(["--resume", str(tmp_path)]) == device(["--config", str(tmp_path / "config.json")]) == "cpu"
+    assert device(["--resume", str(tmp_path), "--device", "cuda"]) == device(["device=cuda"]) == "cuda"
+    assert device(["--preset", "tiny"]) == device(["--resume", str(tmp_path / "none")]) == "auto"
 
 
 def test_the_model_of_communication_is_fitted_to_what_is_measured():

@@ -28,6 +28,7 @@ import zstandard
 from corpora import filters, mixture, plain, pool, recipe, shards, sources, tokenizer, vocabulary
 from corpora.__main__ import RUN, main, parser
 from corpora.lowest import Lowest
+from shards import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ("the river and a house of stone that have been with us since morning light fell over quiet fields where "
@@ -73,8 +74,8 @@ def said(capsys) -> str:
 def test_every_byte_string_comes_back(kind, text, words):
     encoder = vocabulary.encoder(words[kind])
     ids = encoder.encode(text)
-    assert encoder.decode(ids) == text
-    assert encoder.end not in ids
+    assert encoder.spell(ids) == text
+    assert encoder.start not in ids
     assert encoder.lengths[ids].sum() == len(text)
 
 
@@ -82,8 +83,8 @@ def test_every_byte_string_comes_back(kind, text, words):
 def test_no_text_spells_the_end(kind, words):
     encoder = vocabulary.encoder(words[kind])
     for text in (tokenizer.END, "<|end|>", "<|endoftext|>", "</s>"):
-        assert encoder.end not in encoder.encode(text.encode())
-    assert encoder.pieces[encoder.end] == b""
+        assert encoder.start not in encoder.encode(text.encode())
+    assert encoder.pieces[encoder.start] == b""
 
 
 @pytest.mark.parametrize("kind", tokenizer.KINDS)
@@ -132,9 +133,9 @@ def test_a_tokenizer_of_hugging_face_is_taken_with_its_own_end(tmp_path, corpus,
     assert main(["tokenizer", str(corpus), "--foreign", str(tmp_path / "tokenizer.json"), "--out",
                  str(tmp_path / "words")]) == 0
     encoder = vocabulary.Encoder(tmp_path / "words")
-    assert encoder.end == made.token_to_id("<|endoftext|>")
+    assert encoder.start == made.token_to_id("<|endoftext|>")
     text = b"a page that says <|endoftext|> is text" + b"\xff\x00"
-    assert encoder.end not in encoder.encode(text) and encoder.decode(encoder.encode(text)) == text
+    assert encoder.start not in encoder.encode(text) and encoder.spell(encoder.encode(text)) == text
     assert encoder.encode(prose(3).encode()).tolist() == made.encode(prose(3), add_special_tokens=False).ids
     assert main(["tokenizer", "--foreign", str(tmp_path / "tokenizer.json"), "--end", "<no>", "--out",
                  str(tmp_path / "other")]) == 2
@@ -149,9 +150,9 @@ def test_a_model_of_sentencepiece_is_taken_with_its_bytes(tmp_path):
                  str(tmp_path / "words")]) == 0
     encoder, theirs = vocabulary.Encoder(tmp_path / "words"), sentencepiece.SentencePieceProcessor(
         model_file=str(tmp_path / "their.model"))
-    assert encoder.name == "theirs" and encoder.end == theirs.eos_id()
+    assert encoder.name == "theirs" and encoder.start == theirs.eos_id()
     ids = encoder.encode(bytes("people walk, 漢字", "utf-8") + b"\xff")
-    assert encoder.decode(ids) == " people walk, 漢字".encode() + b"\xff"  # it puts a space in front
+    assert encoder.spell(ids) == " people walk, 漢字".encode() + b"\xff"  # it puts a space in front
     assert ids[:-1].tolist() == theirs.encode("people walk, 漢字")
 
 
@@ -285,8 +286,8 @@ def test_shards_hold_every_document_once_followed_by_the_end(corpus, words, tmp_
     for shard in index["shards"]:
         tokens = np.load(tmp_path / "s" / shard["file"], mmap_mode="r")
         assert tokens.dtype == np.dtype("<u2") and len(tokens) == shard["tokens"]
-        ends = np.flatnonzero(tokens == encoder.end)
-        parts = [encoder.decode(part[:-1]).decode() for part in np.split(tokens, ends[:-1] + 1)]
+        ends = np.flatnonzero(tokens == encoder.start)
+        parts = [encoder.spell(part[:-1]).decode() for part in np.split(tokens, ends[:-1] + 1)]
         assert len(parts) == shard["documents"] and sum(len(part.encode()) for part in parts) == shard["bytes"]
         found += parts
     assert sorted(found) == sorted(prose(i) for i in range(60))
@@ -430,7 +431,7 @@ def test_a_shard_of_another_kind_is_refused_even_if_its_checksum_was_written_ane
     victim, index = tmp_path / "s" / "train-00001.npy", json.loads((tmp_path / "s" / "index.json").read_text())
     resave(victim, change)
     for shard in index["shards"]:
-        shard["sha256"] = vocabulary.digest(tmp_path / "s" / shard["file"])
+        shard["sha256"] = digest(tmp_path / "s" / shard["file"])
     (tmp_path / "s" / "index.json").write_text(json.dumps(index))
     [wrong] = shards.check(tmp_path / "s")
     assert why in wrong and str(victim) in wrong
@@ -515,7 +516,7 @@ def test_filtering_is_the_same_with_more_processes_and_what_breaks_off_leaves_no
     path = lines(tmp_path / "many.jsonl", [prose(i % 50) for i in range(90)])
     mixed = mixture.read([str(path)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filters, "PIECE", 5000)
+        patch.setattr(pool, "PIECE", 5000)
         reports = [filters.write(tmp_path / str(n), mixed, filters.Limits(), n) for n in (1, 2)]
     for report in reports:
         report.pop("seconds")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import decode
 import kernels
-from autograd import no_grad
+from autograd import Tensor, no_grad
 from config import CHOICES, MEMORIES, MIXERS, PRESETS
 from hope import Hope, State
 
@@ -65,12 +65,11 @@ def test_every_mixer_and_variant_gives_the_same_bits_token_by_token(choices):
 
 
 @needs_jit
-def test_what_the_presets_are_made_of_is_planned():
+def test_what_the_presets_are_made_of_is_planned_but_for_independent_levels():
     for name, (config, _) in PRESETS.items():
         made = Hope(replace(config, width=16, heads=2, layers=2), np.random.default_rng(0))
         blocks = decode.plan(made, 1).blocks
-        chain = config.cms != "independent"  # levels side by side are asked of the model
-        assert all(block.mixer and bool(block.levels) == chain for block in blocks), name
+        assert all(block.mixer and bool(block.levels) == (config.cms != "independent") for block in blocks), name
 
 
 @settings(deadline=None, max_examples=15)
@@ -115,8 +114,18 @@ def test_a_state_that_was_saved_is_gone_on_from(tmp_path):
     expect_equal(logits, after, *made.step(text(1, 1), State.load(tmp_path / "state.npz")))
 
 
-@pytest.mark.parametrize("how", ["replaced", "loaded", "written into"])
-def test_weights_that_changed_are_seen(how):
+@pytest.mark.parametrize("other", [
+    lambda x: np.repeat(x, 2, axis=-1)[..., ::2], lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)],
+    ids=["strided", "read-only"])
+def test_a_state_that_lies_otherwise_is_read_as_it_is(other):
+    made = model(momentum=True)
+    state = follow(made, text(1, 5))
+    logits, after = made.step(text(1, 1), state.map(lambda t: Tensor(other(t.data))))
+    expect_equal(logits, after, *made.step(text(1, 1), state))
+
+
+@pytest.mark.parametrize("how", ["replaced", "loaded", "written into", "another mixer", "other settings"])
+def test_what_changed_in_a_model_is_seen(how):
     made = model()
     state = follow(made, text(1, 3))
     weight = made.blocks[0].mixer.output.weight
@@ -124,6 +133,10 @@ def test_weights_that_changed_are_seen(how):
         weight.data = weight.data * 2
     elif how == "loaded":
         made.load_state_dict({name: array * 2 for name, array in made.state_dict().items()}, assign=True)
+    elif how == "another mixer":
+        made.blocks[0].mixer = model(eta_start=0.05).blocks[1].mixer
+    elif how == "other settings":
+        made.blocks[0].mixer.config = replace(made.config, eta_max=0.06)
     else:
         made.blocks[1].cms.levels[0].up.weight.data[...] *= 2
     follow(made, text(1, 3), state)

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_kernels import KERNELS, arguments, as_tuple, assert_close, needs_jit
 
 import kernels
-from kernels import runtime
+from kernels import ahead, runtime
 
 ROOT = Path(kernels.__file__).resolve().parent.parent
 
@@ -426,6 +428,36 @@ def test_without_a_second_process_a_kernel_is_compiled_where_it_is_needed(tmp_pa
 def test_no_second_process_is_started_where_nothing_can_be_kept():
     out, _ = run_python(AHEAD.format(cores=2, then=""), NUMBA_CACHE_DIR="/proc/nothing")
     assert out == "None\n0 1 0 1\n"
+
+
+@needs_jit
+def test_a_kernel_whose_source_lies_in_no_file_is_not_asked_of_a_second_process(monkeypatch):
+    monkeypatch.setattr(ahead, "ask", lambda *asked: pytest.fail("what it makes could not be handed over"))
+    found: dict = {}
+    exec(compile("def loop(start, stop): ...", "/no/such/file.py", "exec"), {"__name__": "packed"}, found)
+    loop = runtime.jit(found["loop"])
+    try:
+        runtime.need_soon(loop, 0, 0)
+    finally:
+        del runtime._loops[loop]
+
+
+@needs_jit
+def test_threads_that_wait_for_the_second_process_at_once_compile_each_loop_once(monkeypatch):
+    compiled = []
+    loop = SimpleNamespace(compile=lambda types: (time.sleep(0.001), compiled.append(types)))
+    for _ in range(5):
+        monkeypatch.setattr(ahead, "_helper", subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        ahead._here.extend((loop, i) for i in range(20))
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(ahead.wait) for _ in range(4)]
+            while ahead._here:
+                time.sleep(0.001)
+            ahead.end()
+        assert [one.result() for one in waiting] == [None] * 4
+        assert compiled == list(range(20))
+        compiled.clear()
 
 
 @needs_jit

@@ -157,6 +157,8 @@ def test_a_mixture_goes_on_bit_for_bit_at_any_point(seed, steps, order):
 def test_a_source_that_is_shorter_than_a_segment_is_named():
     with pytest.raises(ValueError, match=r"the 1 text has 20 tokens, but 31 are needed \(1 × segment 30 \+ 1\)"):
         Segments(of(list(range(99)), list(range(20))), 2, 30)
+    one = next(Segments(of(list(range(99)), list(range(20))), 1, 30, order="consecutive"))  # across all sources
+    assert one.tolist() == [list(range(31))]
 
 
 # what cannot be read ----------------------------------------------------------------------------------------
@@ -198,6 +200,8 @@ def other_kind(folder):
     (rewritten("index.json", lambda i: i["shards"][0].update(file="../train.npy")), "not in this folder"),
     (rewritten("index.json", lambda i: i["shards"][0].update(source="nobody")), "of no source"),
     (rewritten("index.json", lambda i: i["sources"]["small"].update(weight=0)), "the source small the weight 0"),
+    (rewritten("index.json", lambda i: i["sources"]["small"].pop("weight")), "the source small has no weight"),
+    (rewritten("index.json", lambda i: i["sources"].update(small=3)), "the source small has no weight"),
     (rewritten("index.json", lambda i: i.update(shards=[s for s in i["shards"] if s["split"] == "train"])),
      "no shard of the split validation"),
     (lambda f: ((f / "tokenizer.json").write_text("{}") and rewritten("vocabulary.json", lambda v: v.update(

@@ -84,4 +84,5 @@ def typed(key: str, value: str) -> tuple[str, str]:
         prefix, part = key[:len(key) - len(short)], Config if group == "model" else Training
         near = [prefix + one for one in (*(f.name for f in fields(part)), *ALIASES)] if prefix else [*KNOWN, *ALIASES]
         raise ValueError(f"unknown key {key!r}{nearest(key, near)}; see --help")
-    return "--" + name.replace("_", "-"), re.sub(r"^\[(.*)\]$|^\"(.*)\"$", r"\1\2", value).replace(" ", "")
+    listed = re.fullmatch(r"\[(.*)\]", value)  # a path may have spaces, numbers in a list need none
+    return "--" + name.replace("_", "-"), listed[1].replace(" ", "") if listed else re.sub(r'^"(.*)"$', r"\1", value)

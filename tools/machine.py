@@ -23,6 +23,7 @@ import kernels
 import optimizers
 from config import PRESETS, Config, Training
 from hope import Hope
+from kernels import ahead
 from tools.console import amount, duration, report
 from tools.timetable import timetable
 
@@ -47,7 +48,7 @@ def machine() -> str:
 
 def cores() -> str:
     """How many of them this process may use."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    n = ahead.cores()
     return f"{n} core{'s' * (n != 1)}"
 
 

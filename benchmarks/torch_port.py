@@ -137,7 +137,7 @@ class Titans(nn.Module):
         self.heads, self.size, self.eta_max = H, config["memory_chunk"], config["eta_max"]
         self.l2 = config["objective"] == "l2"
         self.conv, self.output = CausalConv(D), linear(D, D)
-        self.feed = nn.ModuleDict({name: linear(D, D) for name in ("q", "k", "v", "gate")})
+        self.projection = nn.ModuleDict({name: linear(D, D) for name in ("q", "k", "v", "gate")})
         self.initial = nn.ModuleDict({
             name: nn.ParameterList([torch.zeros(H, h, d), torch.zeros(H, 1 if name in SCALARS else d, h)])
             for name in config["adaptive"]})
@@ -150,12 +150,12 @@ class Titans(nn.Module):
         hidden = F.silu(inside)
         return (x @ self.readout[name].mT if name in SCALARS else x) + hidden @ W[1].mT, inside, hidden
 
-    def chunk(self, feed: dict[str, Tensor], drift: dict[str, list[Tensor]]
+    def chunk(self, asked: dict[str, Tensor], drift: dict[str, list[Tensor]]
               ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         W = {name: [s + m for s, m in zip(drift[name], self.initial[name], strict=True)] for name in drift}
-        made = {name: self.ask(name, W[name], feed["gate" if name in SCALARS else name])[0]
+        made = {name: self.ask(name, W[name], asked["gate" if name in SCALARS else name])[0]
                 for name in ("k", "v", *SCALARS)}
-        q, k, v = unit(feed["q"]), unit(made["k"]), rms(made["v"])
+        q, k, v = unit(asked["q"]), unit(made["k"]), rms(made["v"])
         eta, alpha = (made[name][..., 0] + self.bias[name][:, None] for name in SCALARS)
         eta, log_a = torch.sigmoid(eta) * self.eta_max, F.logsigmoid(alpha)
         decay, k_k = decays(log_a), (k * k).sum(-1)
@@ -173,7 +173,7 @@ class Titans(nn.Module):
         names = ["memory", *(name for name in drift if name != "memory")]
         M = torch.cat([self.initial[name][0] for name in names], -2)  # (H,Σh,d)
         S = torch.cat([drift[name][0] for name in names], -2)
-        u = torch.cat([clipped(errors[name][0]) for name in names], -1) - k @ M.mT
+        u = torch.cat([clipped(name, errors[name][0]) for name in names], -1) - k @ M.mT
         rate = eta / (1 + eta * k_k)
         read, S = delta_rule(q, k, u, log_a, rate, S, decay)
         h = self.initial["memory"][0].shape[-2]
@@ -183,7 +183,7 @@ class Titans(nn.Module):
         for name in drift:
             m, z = self.initial[name][1], hiddens[name]
             rate = eta / (1 + eta * (z * z).sum(-1))
-            u = clipped(errors[name][1]) - z @ m.mT
+            u = clipped(name, errors[name][1]) - z @ m.mT
             y, S = delta_rule(x if name == "memory" else None, z, u, log_a, rate, drift[name][1], decay)
             if name == "memory":
                 read = q + y + x @ m.mT
@@ -192,19 +192,20 @@ class Titans(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        feed = {name: split_heads(f(x), self.heads) for name, f in self.feed.items()}
+        asked = {name: split_heads(f(x), self.heads) for name, f in self.projection.items()}
         drift = {name: [x.new_zeros(len(x), *m.shape) for m in layers]
                  for name, layers in self.initial.items()}
         reads = []
         for t in range(0, x.shape[1], self.size):
-            read, drift = self.chunk({name: z[:, :, t:t + self.size] for name, z in feed.items()}, drift)
+            read, drift = self.chunk({name: z[:, :, t:t + self.size] for name, z in asked.items()}, drift)
             reads.append(read)
         return self.output(merge_heads(rms(torch.cat(reads, 2))))
 
 
-def clipped(error: Tensor) -> Tensor:
-    """What is to be written, −δ, at a root mean square of at most 1"""
-    return -error * torch.clamp(torch.rsqrt((error * error).mean(-1, keepdim=True) + 1e-12), max=1.0)
+def clipped(name: str, error: Tensor) -> Tensor:
+    """What is to be written, −δ, of length at most 1; in the main memory at a root mean square of at most 1"""
+    limit = error.shape[-1] if name == "memory" else 1
+    return -error * torch.clamp(torch.rsqrt((error * error).sum(-1, keepdim=True) / limit + 1e-12), max=1.0)
 
 
 # The model --------------------------------------------------------------------------------------------------

@@ -12,20 +12,24 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from autograd import Tensor
+from autograd import Tensor, no_grad
 from cluster import elastic
 from cluster.fabric import Nccl
 from cluster.gradients import Gradients
 from cluster.weights import owners
+from config import PRESETS
+from hope import Hope
 from layers import Parameter
 from optimizers import OPTIMIZERS
 from tools.folder import read_log
+from tools.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -282,6 +286,21 @@ def test_an_elastic_run_is_found_in_whatever_words_its_folder_was_named(named, t
     assert elastic.main(["-n", "2", *(word.format(tmp_path) for word in named), "--shard", "optimizer"]) == 1
     assert started == [["--out", str(tmp_path), "--shard", "optimizer"],
                        ["--resume", str(tmp_path), "--shard", "optimizer"]]
+
+
+def test_what_memories_hold_is_of_all_rows_however_they_are_shared_out():
+    pytest.importorskip("mpi4py")
+    from cluster.communicator import Shared
+    model = Hope(replace(PRESETS["tiny"][0], width=16, layers=1, hidden=16), np.random.default_rng(0))
+    with no_grad():
+        whole = model(np.random.default_rng(1).integers(0, 256, (4, 9)))[1]
+    told = []
+    ranks = SimpleNamespace(rank=0, gathered={}, rows=True,
+                            fabric=SimpleNamespace(all=lambda one: (told.append(one), told)[1]))
+    shared = Shared(ranks, model)
+    for rows in (slice(0, 1), slice(1, 4)):
+        found = shared.writes(whole.map(lambda t, rows=rows: Tensor(t.data[rows])))
+    assert found == pytest.approx(Telemetry(model).writes(whole), rel=1e-6)
 
 
 # memory -----------------------------------------------------------------------------------------------------

@@ -471,6 +471,17 @@ def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
     assert device(["--preset", "tiny"]) == device(["--resume", str(tmp_path / "none")]) == "auto"
 
 
+def test_a_rank_alone_says_that_several_are_needed_to_measure(tmp_path, monkeypatch):
+    pytest.importorskip("mpi4py")
+    from cluster import scale
+    monkeypatch.setattr(sys, "argv", ["scale", "--out", str(tmp_path)])
+    for name in ("", "SLURM_NTASKS_PER_NODE"):
+        if name:
+            monkeypatch.setenv(name, "4")
+        with pytest.raises(SystemExit, match=r"scale.json: mpirun -n 4 python -m cluster.scale measures"):
+            scale.main()
+
+
 def test_the_model_of_communication_is_fitted_to_what_is_measured():
     from cluster import scale
     found = [{"ranks": n, "bytes": size, "seconds": scale.transfer(n, size, 2e-6, 5e9, 2)}

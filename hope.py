@@ -135,8 +135,7 @@ class Hope(Module):
     def step(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
         """One more token of every sequence, sooner: what `__call__` gives, without history.  tokens (B,1) → (B,1,V)"""
         state = state or State.start(self.config)
-        plan = decode.plan(self, len(tokens)) if np.shape(tokens)[1:] == (1,) else None
-        if plan is None:
+        if np.shape(tokens)[1:] != (1,) or (plan := decode.plan(self, len(tokens))) is None:
             return self(tokens, state)
         return plan(self._checked(tokens, None if plan.knows(state) else state), state)
 

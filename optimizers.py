@@ -112,7 +112,7 @@ State = dict[str, Any]  # what a rung keeps of one parameter
 
 
 def hebbian(state: State, key: str, x, a: float, c: float):
-    """Write x into a linear memory and return it: M ← aM + cx, Hebbian with retention [A 5], from M = 0.
+    """Write x into a linear memory and return it: M ← aM + cx, in place, Hebbian with retention [A 5], from M = 0.
 
     (μ, η) makes it heavy-ball momentum, (β, 1 − β) a moving average, (1, 1) a sum.
     """

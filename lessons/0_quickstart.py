@@ -5,8 +5,8 @@
 # forward (from text to predictions) and its way back (from the error to every weight) are right. The lessons after
 # this one open the box.
 #
-# - **Time** 25 minutes with the exercises. Running it takes some seconds; where kernels have never been compiled, a
-#   minute more, once.
+# - **Time** 25 minutes with the exercises. Running it takes some seconds; the first time a minute more, in which the
+#   project compiles its *kernels*, loops that have to be fast.
 # - **You need** Python and NumPy. No equations yet.
 
 # %%
@@ -81,6 +81,8 @@ print("def " + decode(written))
 #
 # The model gives 256 numbers for each position, called *logits*. e to the power of each, divided by the sum, makes
 # probabilities of them. The loss is −log of the probability of the byte that came, on average. Let us do it by hand.
+#
+# (What a model gives is a `Tensor`. Its `data` is a NumPy array; `item()` takes out the number where there is but one.)
 
 # %%
 tokens = next(segments)[:1]                    # one window: 64 bytes to read, and each has a next one

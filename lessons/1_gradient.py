@@ -171,9 +171,8 @@ check.tanh_rule(tanh_rule)
 #
 #     W̄_ij = ȳ_i x_j,   as a matrix   W̄ = ȳ xᵀ                                             [A 8, 29]
 #
-# Such a product of a column and a row is an **outer product**, `np.outer(ȳ, x)`. ȳ is the **error** that the layer
-# hears from behind; x is what it saw. Keep this formula: the next lesson begins with it, and the whole course is
-# about it.
+# Such a product of a column and a row is an **outer product**, `np.outer(ȳ, x)`. ȳ is the **error** that comes back to
+# the layer; x is what it saw. Keep this formula: the next lesson begins with it, and the whole course is about it.
 #
 # (In the code every token is a row, so that many fit into one array. The same layer then reads y = x Wᵀ. That is what
 # `linear(x, W)` computes.)
@@ -244,7 +243,8 @@ plt.show()
 #
 # ### Exercise 1.5: a second derivative
 #
-# `f` is a function of tensors, `x` an array. Return the array f″(x). All you need stands in the cell above.
+# `f` is a function of tensors, `x` an array. Return the array f″(x). All you need stands in the cell above. (If it
+# stops since something "depends on nothing requiring gradients", then the first way back has kept no history.)
 
 # %%
 def second_derivative(f, x):
@@ -260,7 +260,8 @@ check.second_derivative(second_derivative)
 # ## What it is for: a gradient through a step of learning
 #
 # Here is a loss with its lowest point at w = 1, and a step of gradient descent on it. How good is the step? That
-# depends on its size η. Since the step is a computation, we can ask for the slope of the loss *after* the step by η.
+# depends on its size η. Since the step is a computation, we can ask how much the loss *after* the step changes if η
+# is pushed.
 
 # %%
 def loss(w):
@@ -287,7 +288,7 @@ plt.show()
 
 # %% [markdown]
 # The thick lines are slopes that the engine found *through* the step. Where the slope is negative a larger η would
-# have been better; behind the valley a smaller one. So η itself can be learned, by gradient descent on what the step
+# have been better; beyond the valley a smaller one. So η itself can be learned, by gradient descent on what the step
 # leads to. In the models to come, memories take such steps at every token, and where they start is learned by a
 # gradient through all of them.
 #

@@ -71,6 +71,8 @@ plt.show()
 # errors that the layer made. The paper begins with this remark, and sees everything as such memories.
 #
 # ### Exercise 2.1: one step, as a write
+#
+# Return the weight after it, as in [A 8].
 
 # %%
 def gradient_step(W, x, error, eta):
@@ -84,8 +86,8 @@ check.gradient_step(gradient_step)
 # ## The same step, as a compromise
 #
 # There is a second way to describe the step. Where would one like to go? Downhill: make ⟨g, V⟩ small, where g is the
-# gradient and ⟨g, V⟩ = Σ g_ij V_ij. But not far, since the slope is known here only. So look for the V with the best
-# compromise:
+# gradient and ⟨g, V⟩ = Σ g_ij V_ij. But not far, since the slope is known here only: keep ‖V − W‖², the sum of the
+# squares of all numbers in V − W, small. So look for the V with the best compromise:
 #
 #     W_next = argmin_V  ⟨g, V⟩ + ‖V − W‖²/(2η)                                             [A 2]
 #
@@ -106,7 +108,7 @@ plt.show()
 
 # %% [markdown]
 # The dots are W − η g, the gradient step. They lie where the compromise is least. You can show it in a line: the slope
-# of the compromise by V is g + (V − W)/η, and that is zero at V = W − η g. A large η allows to go far.
+# of the compromise by V is g + (V − W)/η, and that is zero at V = W − η g. A large η lets it go far.
 #
 # A step that minimises something plus ‖V − W‖²/(2η) is called a **proximal step**: *proximal* is "near".
 #
@@ -173,7 +175,7 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Behind η = 1 the gradient step overshoots, and behind η = 2 the error grows with every step. The exact step never
+# Beyond η = 1 the gradient step overshoots, and beyond η = 2 the error grows with every step. The exact step never
 # overshoots: for a very large η it answers y at once. This is why a memory that learns while it reads takes it.
 #
 # ### Exercise 2.3: the exact step
@@ -191,7 +193,7 @@ check.proximal_step(proximal_step)
 # %% [markdown]
 # The project's optimiser `DGD`, delta gradient descent, takes such steps in training. It writes −ȳ under x, as any
 # gradient step does, with the short step η′. As the paper prints it [A 56–57], it also takes away a share of what was
-# there under x: `forget`, 1 unless you say otherwise. Set it to 0, and it is the step from above:
+# there under x. `forget` says how much of that it does: 1 if nothing is said, and with 0 it is the step from above:
 
 # %%
 class Weight:                                  # what an optimiser needs of a parameter
@@ -201,7 +203,7 @@ class Weight:                                  # what an optimiser needs of a pa
 
 W, x, y, eta = rng.standard_normal((2, 3)), rng.standard_normal(3), rng.standard_normal(2), 5.0
 p = Weight(W.copy())
-dgd = DGD([p], lr=eta, forget=0.0)
+dgd = DGD([p], lr=eta, forget=0.0)             # it makes p.tap an empty list, for the layer to fill
 error = W @ x - y
 p.grad = np.outer(error, x)
 p.tap.append((x[None], error[None]))           # the layer's inputs and output errors
@@ -218,9 +220,11 @@ print("largest difference:", abs(p.data - by_hand).max())
 #     m ← μ m + η g,      W ← W − m                                                         [A 33]
 #
 # What is in m? Unroll it: m_t = η (g_t + μ g_{t−1} + μ² g_{t−2} + …). It is a memory of gradients in which the old
-# ones fade. And it learns as a weight does: its step is a gradient step on −⟨m, g⟩, whose slope by m is −g: so η g is
-# added, and m turns towards g [A 12–13]; μ is how much it keeps. Here is which share gradients have in it, by their
-# age: μ to the power of the age, over the sum of all such powers, which is 1/(1 − μ).
+# ones fade; μ is how much it keeps. And it learns as a weight does. Take −⟨m, g⟩ for its loss, which is low where m
+# points along g. The slope of that by m is −g, so a gradient step adds η g [A 12–13].
+#
+# Here is the share that each gradient has in m, by its age. It is μ to the power of the age, divided by the sum of all
+# such powers. (That sum is 1/(1 − μ).)
 
 # %%
 ages = np.arange(60)

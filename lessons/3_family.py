@@ -80,10 +80,10 @@ def retention_write(S, k, v, alpha):
 check.retention_write(retention_write)
 
 # %% [markdown]
-# Here is the same by the project's own code. `RULES` has three numbers for each rule (we come to them; the first is
-# kept as a logarithm, since near 1 a float32 has few digits left), and `recurrent` writes token by token. (It takes
-# queries, keys, values, the three numbers and the memory; `None`: nothing is asked. It returns what was read, and the
-# memory.) Below stand the eight tokens under retention with α = 0.9.
+# Here is the same by the project's own code. `RULES` gives three numbers for each rule; we come to them. `recurrent`
+# writes token by token. It takes queries (`None`: nothing is asked), keys, values, the three numbers and the memory,
+# and returns what was read, and the memory. (The first number is kept as a logarithm, since near 1 a float32 has few
+# digits left.) Below stand the eight tokens under retention with α = 0.9.
 
 # %%
 def project_write(name, alpha=0.9, eta=0.5):
@@ -261,20 +261,20 @@ check.read_then_write(read_then_write)
 #     u_t + η Σ_{i<t} (k_iᵀ k_t) u_i  =  η (v_t − S_0 k_t)
 #
 # On the right is only what is known at the chunk's start. On the left, u_t appears with the u of *earlier* tokens.
-# Three tokens, written out, with g_ti = η k_tᵀk_i:
+# Three tokens, written out, with L_ti = η k_tᵀk_i:
 #
 #     u_1                              = η (v_1 − S_0 k_1)
-#     g_21 u_1 +      u_2              = η (v_2 − S_0 k_2)
-#     g_31 u_1 + g_32 u_2 +      u_3   = η (v_3 − S_0 k_3)
+#     L_21 u_1 +      u_2              = η (v_2 − S_0 k_2)
+#     L_31 u_1 + L_32 u_2 +      u_3   = η (v_3 − S_0 k_3)
 #
-# That is a **triangular system** of equations: (I + L) U = η (V − K S_0ᵀ), where L holds the g below the diagonal and
-# zeros elsewhere, and K, V and U have one row per token. Solving it is one call. All else is products of large
-# matrices.
+# That is a **triangular system** of equations: (I + L) U = η (V − K S_0ᵀ), where the matrix L holds the L_ti below the
+# diagonal and zeros elsewhere, and K, V and U have one row per token. Solving it is one call. All else is products of
+# large matrices.
 #
 # ### Exercise 3.5: solve a chunk
 #
-# Return U for a chunk. Useful: `np.tril(A, -1)` keeps what lies below the diagonal, `np.linalg.solve(A, B)` solves
-# A X = B.
+# Return U for a chunk; S is S_0, the memory at its start. Useful: `np.tril(A, -1)` keeps what lies below the diagonal,
+# `np.linalg.solve(A, B)` solves A X = B.
 
 # %%
 def chunk_writes(S, K, V, eta):

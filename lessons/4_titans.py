@@ -29,8 +29,9 @@ rng = np.random.default_rng(0)
 #
 #     M(x) = x + W₁ σ(W₂ x)                                                                 [A 89]
 #
-# W₂ makes h hidden numbers of the d numbers of x; σ bends each of them; W₁ makes d numbers again. The `x +` in front
-# means that an empty memory answers with the question. For σ the project takes SiLU: σ(a) = a/(1 + e^(−a)).
+# W₂ makes h hidden numbers of the d numbers of x; σ bends each of them; W₁ makes d numbers again. The `x +` in front, a
+# *residual connection*, means that an empty memory answers with the question. For σ the project takes SiLU:
+# σ(a) = a/(1 + e^(−a)).
 
 # %%
 def sigma(a):
@@ -45,7 +46,7 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The next three exercises are the parts of Titans. Do them before you read on, for the program below puts them
+# The next four exercises are the parts of Titans. Do them before you read on, for the program below puts them
 # together, and so contains their answers.
 #
 # ### Exercise 4.1: read
@@ -73,6 +74,8 @@ check.memory_read(memory_read)
 # s + a s (1 − s), with s = 1/(1 + e^(−a)) and a = W₂ k; the orange line above.
 #
 # ### Exercise 4.2: both gradients
+#
+# Return that of W₂ first.
 
 # %%
 def memory_gradients(W2, W1, k, v):
@@ -102,7 +105,7 @@ check.memory_gradients(memory_gradients)
 #
 #         S ← α S − η′ ((S + M₀) z + δ) zᵀ
 #
-# Lesson 5 shows what happens without the second, and what the first is part of.
+# Lesson 5 shows what happens without the second, and comes back to the first.
 #
 # ### Exercise 4.3: clip
 
@@ -191,10 +194,11 @@ plt.show()
 # forgets twice, once by (I − η′ z zᵀ) and once in the error, so that a pair that comes again and again rests between
 # what was there and what was shown (finding 2 of [PAPER.md](../PAPER.md#what-we-found)).
 #
-# Now the layer around the memory, the **mixer**: a short filter, a weighted sum of the last four tokens (before a
-# text stand zeros); fixed linear maps that make q, k, v and two gates of every token; the memory; an output map. The
-# gates say for each token how much to write (η, between 0 and a bound η_max) and how much to keep (α, between 0 and
-# 1). A mixer can have several **heads**, each with a memory of its own for a part of the width; ours has one.
+# Now the layer around the memory, the **mixer**: a short filter, a weighted sum of the last four tokens, with weights
+# of its own for each of the D numbers of a token (before a text stand zeros); fixed linear maps that make q, k, v and
+# two gates of every token; the memory; an output map. The gates are one number each. They say for each token how much
+# to write (η, between 0 and a bound η_max) and how much to keep (α, between 0 and 1). A mixer can have several
+# **heads**, each with a memory of its own for a part of the width; ours has one.
 #
 # One more thing, for speed. Errors are found with the weights as they were at the start of the **chunk** that a token
 # lies in [A 90], so that all errors of a chunk can be computed side by side. The writes are still exact, token by
@@ -305,6 +309,8 @@ check.momentum_write(momentum_write)
 # Look along one key, of length 1. There, a write multiplies what the memory answers by a number, an *eigenvalue* of
 # (a I − b k kᵀ): it is a − b. Adding has 1. Retention has α. The delta rule has 1 − η, which lies between 0 and 1: it
 # fades. To turn over, one needs −1. The *signed* delta rule gets there by a step of 2η: 1 − 2η.
+#
+# (In the code below `proximal` is the exact step, η/(1 + η), and `printed` the plain η. Only DGD heeds which it is.)
 
 # %%
 etas = np.linspace(0, 1, 101)

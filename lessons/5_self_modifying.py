@@ -94,8 +94,8 @@ plt.show()
 # ## Extinction
 #
 # Retention in [A 88] multiplies *all* of M by α. Initial states are what training has found. How much of them is left
-# after t tokens? α^t, whatever is written meanwhile. Here is a network without the `x +`, for that has no weights
-# that could fade, written by plain gradient steps.
+# after t tokens? α^t, whatever is written meanwhile. Here is a network that is written by plain gradient steps. (It
+# goes without the `x +` of lesson 4: that part has no weights, so it cannot fade.)
 
 # %%
 def literal_network(tokens, alpha, eta):
@@ -131,8 +131,8 @@ plt.show()
 # that of W₁ is δ σ(W₂ k)ᵀ, which is zero if W₂ is; that of W₂ has W₁ᵀ δ in it, which is zero if W₁ is. **At zero
 # there is no gradient to leave zero by.** Near zero there is next to none, and fading wins.
 #
-# What mends it ([choice 8](../PAPER.md#choice-8)): let only what was *learned while reading* fade, the drift S = M −
-# M₀.
+# What mends it ([choice 8](../PAPER.md#choice-8)): let only what was *learned while reading* fade, the drift
+# S = M − M₀.
 #
 # ### Exercise 5.2: fade to where you began
 #
@@ -162,7 +162,7 @@ check.half_life(half_life)
 #
 # A memory makes its own target. Take the smallest case: M is one number m, the key is 1, the input is 1. Then the value
 # is v = M_v(1). Let M_v be the very memory that is taught (in the paper it is one of them): v = m. Its target is
-# v̂ = m·v = m². With η = 1 the write puts m where the target is: m ← m². If m begins above 1, that is the end.
+# v̂ = m·v = m². A gradient step with η = 1 puts m where the target is: m ← m². If m begins above 1, that is the end.
 
 # %%
 with np.errstate(over="ignore", invalid="ignore"):
@@ -267,9 +267,9 @@ plt.show()
 #
 # ### Exercise 5.5: the factor of a swing
 #
-# Let e be how far M is from ½ at a chunk's start. How far is it after C tokens, as a multiple of e? Hints: inside a
-# chunk M ← (1 − η) M − η·error, with a fixed error = M_start − 1. Where would M come to rest, if the chunk went on
-# for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of
+# At a chunk's start M − ½ is e. By which factor has it been multiplied after C tokens? (Below zero means: M is on the
+# other side of ½.) Hints: inside a chunk M ← (1 − η) M − η·error, with a fixed error = M_start − 1. Where would M come
+# to rest, if the chunk went on for ever? By what is its distance from *there* multiplied at each token? (Finding 13 of
 # [PAPER.md](../PAPER.md#what-we-found) has the answer; try first.)
 
 # %%

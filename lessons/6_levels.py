@@ -67,7 +67,7 @@ check.due_levels(due_levels)
 # ### Exercise 6.2: how often?
 #
 # The paper measures how often a level moves by its frequency f, relative to the slowest level, which has f = 1.
-# Return the frequency of each level.
+# Return the frequencies of all levels, as a list.
 
 # %%
 def frequencies(chunks):
@@ -186,9 +186,10 @@ print("language B:", " ".join(f"{'ijklmnop'[w - 8]}={m - 16}" for w, m in one[16
 # - **Levels**: a smaller one, whose MLP is a level and moves after every segment, in reading *and in training*. Its
 #   initial state is then learned *through* those moves (`moves="context"`, [A 73]): it learns to be a good beginning.
 #
-# The second kind is trained twice: on texts AAAABBBB, and on texts AAABBBAB, where language A is asked for again
-# later. (The Transformer gets two blocks and four times as many steps. With one block, or fewer steps, it does not
-# learn to look a word up, and there would be nothing to compare. `tick` is how many tokens the clock calls a step:
+# A model with one level is trained on texts AAAABBBB, and a second one on texts AAABBBAB, where language A is asked for
+# again later. On these a model with two levels is trained as well: one moves after every segment, the other after
+# every fourth. (The Transformer gets two blocks and four times as many steps. With one block, or fewer steps, it does
+# not learn to look a word up, and there would be nothing to compare. `tick` is how many tokens the clock calls a step:
 # 16, one segment. `window` is how far attention looks back.)
 
 # %%

@@ -79,8 +79,8 @@ check.adagrad_step(adagrad_step)
 # ## What is left when the task changes?
 #
 # Four tasks, one after the other: W u_i = y_i, where the u_i are at right angles. Then nobody has to forget anything:
-# one W answers all four. Let each rung learn them in turn, 25 steps each, and look at the loss of the *first* task
-# all along [A 45].
+# one W answers all four. Let five of the rungs learn them in turn, 25 steps each, and look at the loss of the *first*
+# task all along [A 45].
 
 # %%
 tasks = orthogonal_tasks()
@@ -109,7 +109,7 @@ plt.show()
 # ### Exercise 7.2: look ahead
 #
 # First m ← μ m + (1 − μ) g. The direction is what m would become if the same g came once more. Return the direction and
-# m (which must not look ahead).
+# m (which must not look ahead: it takes in g once).
 
 # %%
 def look_ahead(m, g, mu):
@@ -153,7 +153,8 @@ check.newton_schulz_step(newton_schulz_step)
 
 # %% [markdown]
 # An optimiser, inside the step of an optimiser. Here are singular values under the cubic iteration, and under Muon's
-# own polynomial, the *quintic*, which is tuned to be fast and does not care to be exact.
+# own polynomial, the *quintic*, which is tuned to be fast and does not care to be exact. (First the matrix is divided
+# by its length, so that no singular value is above 1. From far above 1 a step of ½ would lead astray.)
 
 # %%
 start = np.diag([0.9, 0.4, 0.1, 0.02])         # its singular values stand on its diagonal
@@ -211,8 +212,8 @@ plt.show()
 
 # %% [markdown]
 # The fast memory has forgotten it after a hundred steps. The slow one hears of it late, at the end of its window, and
-# at the end of the picture still holds a third of it. That is a *level*, as in lesson 6, only that its weights are
-# gradients.
+# at the end of the picture still holds a third of what it took in. That is a *level*, as in lesson 6, only that its
+# weights are gradients.
 #
 # ### Exercise 7.4: the slow memory
 #

@@ -37,8 +37,8 @@ from layers import linear, rms_norm
 #
 # ### Exercise 8.1: a block
 #
-# `mixer`, `norm` and each of `levels` are functions. (Do it before you read on: the walk through the model below
-# contains it.)
+# `mixer`, `norm` and each of `levels` are functions; `levels` is a list, the fastest first. (Do it before you read on:
+# the walk through the model below contains it.)
 
 # %%
 def block(x, mixer, levels, norm):
@@ -143,11 +143,12 @@ plt.show()
 #
 # - A window has 64 bytes. Attention sees all of them at once, and nothing has to be forgotten yet. What a memory of
 #   fixed size is good for, a long text, does not come up.
-# - Two hundred steps are few. Hope also has to learn *how to write* into its memories, through many writes.
+# - Two hundred steps are few. Hope also has to learn *how to write* into its memories, through many writes. And two of
+#   its three levels move once in 4 and in 16 steps only, so that they have hardly moved at all. (In lesson 9's claim on
+#   *modelling* every model has one level: there Hope is ahead in equal steps, and behind in equal time.)
 # - It is one seed. Lesson 9 says how much one seed can decide.
 #
 # And what would be wrong is to try other settings for Hope alone until it wins.
-#
 #
 # ## What do they keep?
 #
@@ -217,10 +218,9 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Each line climbs: the levels have learned something of these texts that the memories had not kept, and save some
-# hundredths of a bit per byte. Is that much? Compare it with how far apart the two models above are. If the best of
-# these rates is the largest that was tried, we do not know where it ends: try one yourself.
-#
+# Each line climbs, on the whole: the levels have learned something of these texts that the memories had not kept, and
+# save some hundredths of a bit per byte. Is that much? Compare it with how far apart the two models above are. If the
+# best of these rates is the largest that was tried, we do not know where it ends: try one yourself.
 #
 # ## What you know now
 #

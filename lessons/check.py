@@ -295,6 +295,7 @@ def read_after_write(S: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray)
     "it read after the write: the token sees its own value": read_after_write,
     "it read at the key and not at the query": lambda S, q, k, v: (S @ k, S + np.outer(v, k)),
     "it wrote under the query and not under the key": lambda S, q, k, v: (S @ q, S + np.outer(v, q)),
+    "the old memory were lost in the write": lambda S, q, k, v: (S @ q, np.outer(v, k)),
 })
 def read_then_write(S: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(S q, S + v kᵀ): one token of linear attention [A 14–18]"""
@@ -329,6 +330,8 @@ def solved(S: np.ndarray, K: np.ndarray, V: np.ndarray, eta: float, mask: Callab
     "the tokens did not know of each other: every u as of the chunk's start": lambda S, K, V, eta: eta * (V - K @ S.T),
     "the memory were empty at the chunk's start":
         lambda S, K, V, eta: solved(0 * S, K, V, eta, lambda G: np.tril(G, -1)),
+    "η were missing on the left": lambda S, K, V, eta: solved(S, K, V, eta, lambda G: np.tril(G, -1) / eta),
+    "η were missing on the right": lambda S, K, V, eta: solved(S, K, V, eta, lambda G: np.tril(G, -1)) / eta,
 })
 def chunk_writes(S: np.ndarray, K: np.ndarray, V: np.ndarray, eta: float) -> np.ndarray:
     """U of one chunk of the delta rule, so that S + Uᵀ K is the memory after it.  K (C,d_k), V (C,d_v) → (C,d_v)"""
@@ -383,6 +386,7 @@ def gradients(W2: np.ndarray, W1: np.ndarray, k: np.ndarray, v: np.ndarray, slop
     "the slope of σ were missing on the way back to W₂": lambda *x: gradients(*x, slope=False),
     "both had the wrong sign: the error is M(k) − v": lambda *x: gradients(*x, sign=-1.0),
     "the outer products were transposed": lambda *x: gradients(*x, transposed=True),
+    "the two had changed places: that of W₂ comes first": lambda *x: gradients(*x)[::-1],
     "the residual connection were forgotten in the error": lambda W2, W1, k, v: gradients(W2, W1, k, v + k),
 })
 def memory_gradients(W2: np.ndarray, W1: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -427,6 +431,8 @@ def written_layer(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarra
         written_layer(S, M0, z, d, alpha, eta) + M0,
     "along z only the drift were forgotten, and not what M₀ answers":
         lambda S, M0, z, d, alpha, eta: written_layer(S, 0 * M0, z, d, alpha, eta),
+    "nothing were forgotten along z": lambda S, M0, z, d, alpha, eta:
+        written_layer(S, M0, z, d - (S + M0) @ z, alpha, eta),
 })
 def layer_write(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarray, alpha: float, eta: float
                 ) -> np.ndarray:
@@ -446,6 +452,8 @@ def layer_write(S: np.ndarray, M0: np.ndarray, z: np.ndarray, delta: np.ndarray,
                                               beta * N + eta * np.outer(v - S @ k, k)),
     "S did not fade": lambda S, N, k, v, alpha, beta, eta: (
         S - eta * np.outer(S @ k, k) + beta * N + eta * np.outer(v, k), beta * N + eta * np.outer(v, k)),
+    "η were missing before what is written": lambda S, N, k, v, alpha, beta, eta: (
+        alpha * S - eta * np.outer(S @ k, k) + beta * N + np.outer(v, k), beta * N + np.outer(v, k)),
 })
 def momentum_write(S: np.ndarray, N: np.ndarray, k: np.ndarray, v: np.ndarray, alpha: float, beta: float, eta: float
                    ) -> tuple[np.ndarray, np.ndarray]:
@@ -460,6 +468,7 @@ def momentum_write(S: np.ndarray, N: np.ndarray, k: np.ndarray, v: np.ndarray, a
     "a 1 wiped out what lies along k; it has to turn it over": lambda S, k, bit: S - bit * np.outer(S @ k, k),
     "a 1 turned the whole memory over, and not only what lies along k": lambda S, k, bit: S * (1 - 2 * bit),
     "0 and 1 had changed places": lambda S, k, bit: S - 2 * (1 - bit) * np.outer(S @ k, k),
+    "a 0 turned it over, too": lambda S, k, bit: S - 2 * np.outer(S @ k, k),
 })
 def parity_write(S: np.ndarray, k: np.ndarray, bit: int) -> np.ndarray:
     """S(I − b k kᵀ) with the b that turns S k over for a 1, and leaves it for a 0"""
@@ -516,10 +525,10 @@ def half_life(alpha: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(-3, 3), 0.4, rng.uniform(0.01, 0.3)), {
     "a gate of 0 gave half of η_max; it should give η_start": lambda gate, most, start: most / (1 + np.exp(-gate)),
-    "the bias were the logit of η_start, and not of its share of η_max":
+    "b were made from p = η_start; it takes p = η_start/η_max":
         lambda gate, most, start: most / (1 + np.exp(-gate) * (1 - start) / start),
     "η_max were missing": lambda gate, most, start: 1 / (1 + np.exp(-gate) * (most / start - 1)),
-    "the bias were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
+    "b were subtracted": lambda gate, most, start: most / (1 + np.exp(-gate) / (most / start - 1)),
 })
 def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
     """η = η_max·sigmoid(gate + b), with the b that makes it η_start at a gate of 0"""
@@ -529,7 +538,7 @@ def bounded_rate(gate: float, eta_max: float, eta_start: float) -> float:
 
 @exercise(5, lambda rng: (rng.uniform(0.02, 0.5), int(rng.integers(2, 9))), {
     "the error were looked at anew at every token": lambda eta, C: (1 - 2 * eta) ** C,
-    "only the forgetting along k counted": lambda eta, C: (1 - eta) ** C,
+    "only the factor 1 − η counted, and not the frozen error": lambda eta, C: (1 - eta) ** C,
     "only the frozen error counted": lambda eta, C: 1 - eta * C,
 })
 def swing_factor(eta: float, C: int) -> float:
@@ -651,7 +660,7 @@ def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tup
 def look_ahead(m: np.ndarray, g: np.ndarray, mu: float) -> tuple[np.ndarray, np.ndarray]:
     """(direction, m): m ← μ m + (1 − μ) g, and what m would be if g came once more"""
     state: dict = {"m": m}
-    m = optimizers.hebbian(state, "m", g, mu, 1 - mu)
+    m = optimizers.hebbian(state, "m", g, mu, 1 - mu).copy()  # the next call writes into it
     return optimizers.hebbian(state, "m", g, mu, 1 - mu), m
 
 
@@ -727,6 +736,9 @@ def stacked(x: np.ndarray, mixer: Callable, levels: list, norm: Callable) -> np.
         x + mixer(norm(x)), lambda h: 0 * h, levels, lambda h: h),
     "the levels stood side by side; they are a chain, and each reads what the one before has left":
         lambda x, mixer, levels, norm: (y := x + mixer(norm(x))) + sum(level(norm(y)) for level in levels),
+    "the levels went from the last to the first": lambda x, mixer, levels, norm: stacked(x, mixer, levels[::-1], norm),
+    "the norm stood behind each sum and not before each part": lambda x, mixer, levels, norm:
+        functools.reduce(lambda x, level: norm(x + level(x)), levels, norm(x + mixer(x))),
     "the levels came before the mixer": lambda x, mixer, levels, norm: stacked(
         stacked(x, lambda h: 0 * h, levels, norm), mixer, [], norm),
 }, tolerance=1e-5)
@@ -792,6 +804,7 @@ def spread(values: np.ndarray, t: float | None = None, ddof: int = 1, root: bool
     "those were the ends of the interval; its mean and its half-width are asked for":
         lambda x, t: (spread(x, t)[0] - spread(x, t)[1], spread(x, t)[0] + spread(x, t)[1]),
     "it were the whole width and not the half": lambda x, t: (spread(x, t)[0], 2 * spread(x, t)[1]),
+    "it were divided by n and not by √n": lambda x, t: (spread(x, t)[0], spread(x, t)[1] / np.sqrt(len(x))),
 })
 def interval(values: np.ndarray, t: float) -> tuple[float, float]:
     """(mean, half-width) of the 95% interval of the mean of a few numbers: t·s/√n"""

@@ -64,10 +64,10 @@ def judge(name: str, yours: Callable) -> tuple[bool, str]:
     """Whether a function is right, and what is to be said of it in one sentence or two."""
     asked, off = EXERCISES[name], 0.0
     made = [asked.inputs(np.random.default_rng(trial)) for trial in range(TRIALS)]
-    right = [parts(asked.answer(*given)) for given in made]
+    right = [parts(asked.answer(*copied(given))) for given in made]
     found = []
     for given, wanted in zip(made, right, strict=True):
-        before = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
+        before = copied(given)
         with untouched(), np.errstate(all="ignore"):
             try:
                 result = yours(*given)
@@ -86,6 +86,11 @@ def judge(name: str, yours: Callable) -> tuple[bool, str]:
         return False, "not yet. What it gives back is not finite." + named(asked, made, found)
     hint = named(asked, made, found) or multiple(found, right)
     return False, f"not yet. The largest error is {off:.0%} of the largest number in the answer.{hint}"
+
+
+def copied(given: tuple) -> list:
+    """The same inputs in arrays of their own: the project's optimisers write into what they remember."""
+    return [x.copy() if isinstance(x, np.ndarray) else x for x in given]
 
 
 def stopped(yours: Callable, error: Exception) -> str:
@@ -110,6 +115,8 @@ def unusable(result: Any, wanted: list[np.ndarray]) -> str:
         return f"not yet. It gives back {type(result).__name__}, which is no array of numbers."
     if shapes == (expected := [part.shape for part in wanted]):
         return ""
+    if len(shapes) > len(expected) == 1:
+        return f"not yet. It gives back {len(shapes)} and is asked for 1: write a list, an array or a number, no tuple."
     if len(shapes) != len(expected):
         return f"not yet. It gives back {len(shapes)} and is asked for {len(expected)} arrays or numbers."
     return "not yet. The shape is " + ", ".join(
@@ -132,7 +139,7 @@ def named(asked: Exercise, made: list[tuple], found: list[list[np.ndarray]]) -> 
     """The usual mistake that gives exactly these results; "" if none does."""
     for words, mistake in asked.mistakes.items():
         with np.errstate(all="ignore"):
-            wrong = [parts(mistake(*given)) for given in made[:len(found)]]
+            wrong = [parts(mistake(*copied(given))) for given in made[:len(found)]]
         if all(len(a) == len(b) and all(
                 x.shape == y.shape and np.allclose(x, y, 2 * asked.tolerance, 1e-9, equal_nan=True)
                 for x, y in zip(a, b, strict=True)) for a, b in zip(found, wrong, strict=True)):

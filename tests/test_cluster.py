@@ -303,6 +303,23 @@ def test_what_memories_hold_is_of_all_rows_however_they_are_shared_out():
     assert found == pytest.approx(Telemetry(model).writes(whole), rel=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", 0)])
+def test_what_ends_an_elastic_run_is_passed_on_to_its_ranks_which_are_not_started_again(number, tmp_path):
+    (tmp_path / elastic.LAST).touch()
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)", encoding="utf-8")
+    command = [sys.executable, "-m", "cluster.elastic", "--launcher", f"{sys.executable} {launcher}", "--resume"]
+    with subprocess.Popen([*command, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                          ) as run:
+        ranks = int(run.stdout.readline())
+        run.send_signal(number)
+        out, err = run.communicate(timeout=30)
+    assert (run.returncode, out, err) == (128 + number, "", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(ranks, 0)
+
+
 # memory -----------------------------------------------------------------------------------------------------
 
 

@@ -134,8 +134,8 @@ class Hope(Module):
     @no_grad()
     def step(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
         """One more token of every sequence, sooner: what `__call__` gives, without history.  tokens (B,1) → (B,1,V)"""
-        state, plan = state or State.start(self.config), decode.plan(self, len(tokens))
-        if plan is None or np.shape(tokens)[1:] != (1,):
+        state = state or State.start(self.config)
+        if np.shape(tokens)[1:] != (1,) or (plan := decode.plan(self, len(tokens))) is None:
             return self(tokens, state)
         return plan(self._checked(tokens, None if plan.knows(state) else state), state)
 

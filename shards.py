@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -125,15 +126,20 @@ class Shard(Document):
     stored: int = 0  # bytes of the file
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        path = Path(str(self.source))
+        path, found = Path(str(self.source)), None
         try:
             now = os.stat(path)
-            if now.st_size < self.stored:  # looked at first: of a mapped file that is cut short comes a bus error
-                raise Changed(f"{path} shrank from {self.stored} to {now.st_size} bytes since the start: put it back "
-                              "as it was")
-            return mapped(path, now.st_mtime_ns)[start:stop]
+            if now.st_size >= self.stored:  # looked at first: of a mapped file that is cut short comes a bus error
+                with suppress(ValueError):  # it is no array
+                    found = mapped(path, now.st_mtime_ns)
         except OSError as error:
             raise Changed(f"{path} cannot be read any more ({error.strerror}): put it back as it was") from error
+        if now.st_size < self.stored:
+            raise Changed(f"{path} shrank from {self.stored} to {now.st_size} bytes since the start: put it back as it "
+                          "was")
+        if found is None or found.dtype != DTYPE or found.shape != (self.size,):
+            raise Changed(f"{path} is another file than at the start: put it back as it was")
+        return found[start:stop]
 
 
 class ShardedText(Text):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.worker import Contender, against_the_clock
 
-VECTORS, SCALARS = ("k", "v", "memory"), ("eta", "alpha")
+SCALARS = ("eta", "alpha")
 COVERED = {"memory": "mlp", "targets": "self", "reads": "exact", "retention": "initial",
            "through_writes": True, "adaptive": ["k", "v", "eta", "alpha", "memory"], "cms": "sequential"}
 

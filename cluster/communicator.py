@@ -259,10 +259,12 @@ class Shared(Telemetry):
         return moved, sizes
 
     def writes(self, state: State) -> dict[str, float]:
-        found = self.ranks.fabric.all(super().writes(state))
+        held = super().writes(state)
+        found = self.ranks.fabric.all((held, len(state.leaves()[0]) if held else 0))
         if not self.ranks.rows:
-            return found[self.ranks.active - 1]  # of the last batch
-        return {name: math.sqrt(math.fsum(one[name] ** 2 for one in found) / len(found)) for name in found[0]}
+            return found[self.ranks.active - 1][0]  # of the last batch
+        rows = sum(n for _, n in found)
+        return {name: math.sqrt(math.fsum(n * one[name] ** 2 for one, n in found) / rows) for name in held}
 
 
 def index(name: str) -> int:

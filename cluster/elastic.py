@@ -17,13 +17,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.health import LOST
 from tools.aliases import ours
 from tools.checkpoint import LAST
 from tools.command import Parser, wanted_preset
+from tools.stopping import SIGNALS
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = tuple(128 + number for number in SIGNALS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,16 +70,24 @@ def kept(flags: Sequence[str]) -> list[str]:
 
 
 def start(launcher: Sequence[str], command: Sequence[str]) -> tuple[int, bool]:
-    """Let ranks train to their end: the exit status, and whether it was Ctrl+C."""
+    """Let ranks train to their end: the exit status, and whether they were asked to end."""
     asked = False
     ranks = subprocess.Popen([*launcher, sys.executable, "-m", "cluster.train", *command],
                              env={"PRTE_MCA_odls_base_sigkill_timeout": "60", **os.environ})
-    while True:
-        try:
-            code = ranks.wait()
-            return (code if code >= 0 else 128 - code), asked
-        except KeyboardInterrupt:  # the ranks have heard of it, too
-            asked = True
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        if number != signal.SIGINT:  # of Ctrl+C the ranks have heard, too
+            ranks.send_signal(number)
+    before = {number: signal.signal(number, note) for number in SIGNALS
+              if signal.getsignal(number) != signal.SIG_IGN}  # as under nohup
+    try:
+        code = ranks.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (code if code >= 0 else 128 - code), asked
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ class Watch:
 
     def __init__(self, comm: Any):
         self.comm, self.rank, self.size = comm, comm.Get_rank(), comm.Get_size()
-        self.count = 0  # times that this rank had to wait
         self.since = 0.0  # when it began to; 0: it does not
         self.over = False  # this rank has said goodbye
         self.lock = threading.Lock()
@@ -42,7 +41,7 @@ class Watch:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Within, this rank can do nothing but wait for others."""
-        self.count, self.since = self.count + 1, time.monotonic()
+        self.since = time.monotonic()
         try:
             yield
         finally:
@@ -78,7 +77,7 @@ class Watch:
             line.settimeout(None)
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.heard = dict.fromkeys(self.lines, time.monotonic())
-        self.states: dict[int, dict[str, Any]] = {}
+        self.states: dict[int, dict[str, float]] = {}
         self.gone: set[int] = set()  # ranks that have said goodbye
         for rank in self.lines:
             threading.Thread(target=self.listen, args=(rank,), daemon=True).start()
@@ -93,7 +92,7 @@ class Watch:
         before = time.monotonic()
         while not self.over:
             waited = time.monotonic() - self.since if self.since else 0.0
-            state = {"count": self.count, "waited": waited}
+            state = {"waited": waited}
             for rank in list(self.lines):
                 self.send(rank, state)
             now = time.monotonic()
@@ -117,7 +116,7 @@ class Watch:
             for text in self.words[rank]:
                 said = json.loads(text)
                 self.heard[rank] = time.monotonic()
-                if "count" in said:
+                if "waited" in said:
                     self.states[rank] = said
                 elif "bye" in said:
                     self.gone.add(rank)

@@ -45,6 +45,15 @@ SIZES = [1 << power for power in (14, 16, 18, 20, 22, 24)]  # bytes
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+def ranks_started() -> int:
+    """How many ranks there are; 1 where nobody has started several."""
+    if not any(name in os.environ for name in early.LOCAL):  # MPI itself is asked only where it may be
+        return 1
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_size()
+
+
 def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
     """What exchange and spread take at least, for 2 ranks up to as many as there are; on rank 0, else nothing."""
     from mpi4py import MPI
@@ -145,7 +154,7 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=0.3, help="spent on each size [0.3]")
     given = made.parse_args()
     kept_at = given.out / "scale.json"
-    if any(name in os.environ for name in early.LOCAL):
+    if ranks_started() > 1:
         alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
         cores = ahead.cores() if alone else os.cpu_count() or 1  # Open MPI gives each rank a few of them
         found = measure(given.seconds)

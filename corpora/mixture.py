@@ -63,11 +63,11 @@ def written(path: Path) -> Mixture:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    parse = json.loads if path.suffix.lower() == ".json" else sources.needed("yaml", path).safe_load
     try:
-        found = json.loads(text) if path.suffix.lower() == ".json" else sources.needed("yaml", path).safe_load(text)
+        found = parse(text)
     except Exception as error:  # YAML has its own
-        raise error if "pip install" in str(error) else ValueError(
-            f"{path} is no {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is no {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
     known(path, "the mixture", found, {"sources", "validation"})
     entries = found.get("sources")
     if isinstance(entries, dict):

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 SILENT = {"script", "style", "head", "nav", "header", "footer", "svg", "math", "button", "form", "select"}
 BLOCKS = {"p", "div", "section", "article", "table", "tr", "ul", "ol", "dl", "dt", "li", "dd", "pre", "blockquote",
           "br", "h1", "h2", "h3", "h4", "h5", "h6", "title", "hr", "page", "steps", "item", "note", "list", "terms"}
-VOID = {"br", "hr", "img", "meta", "link", "input", "col", "area", "base", "embed", "source", "track", "wbr"}
 DROPPED = ("TH", "if", "ie", "el", "de", "ds", "nr", "so", "hy", "ad", "in", "ta", "tr")  # requests without prose
 ENTRY = 20_000  # characters of a dictionary that make a document
 
@@ -55,7 +54,9 @@ class Page(HTMLParser):
         self.kept = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in SILENT and tag not in VOID:
+        if tag == "body":  # the end of a head may be left out
+            self.silent.clear()
+        if tag in SILENT:
             self.silent.append(tag)
         if tag in BLOCKS:
             self.parts.append("\n")
@@ -63,8 +64,9 @@ class Page(HTMLParser):
             self.kept += 1
 
     def handle_endtag(self, tag: str) -> None:
-        if self.silent and self.silent[-1] == tag:
-            self.silent.pop()
+        if tag in self.silent:  # and whatever in it was left open
+            while self.silent.pop() != tag:
+                pass
         if tag in BLOCKS:
             self.parts.append("\n")
         if tag == "pre":

@@ -28,7 +28,7 @@ def ask(loop: Any, types: tuple) -> None:
     global _helper
     if _helper:
         _here.append((loop, types))
-    elif cores() > 1:
+    elif cores() > 1 and sys.executable:  # a program that Python is a part of has none
         root = str(Path(__file__).parents[1])
         code = f"import sys; sys.path.insert(0, {root!r}); from kernels.ahead import serve; serve()"
         with contextlib.suppress(OSError):  # none can be started

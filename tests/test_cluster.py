@@ -12,20 +12,24 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from autograd import Tensor
+from autograd import Tensor, no_grad
 from cluster import elastic
 from cluster.fabric import Nccl
 from cluster.gradients import Gradients
 from cluster.weights import owners
+from config import PRESETS
+from hope import Hope
 from layers import Parameter
 from optimizers import OPTIMIZERS
 from tools.folder import read_log
+from tools.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -284,6 +288,38 @@ def test_an_elastic_run_is_found_in_whatever_words_its_folder_was_named(named, t
                        ["--resume", str(tmp_path), "--shard", "optimizer"]]
 
 
+def test_what_memories_hold_is_of_all_rows_however_they_are_shared_out():
+    pytest.importorskip("mpi4py")
+    from cluster.communicator import Shared
+    model = Hope(replace(PRESETS["tiny"][0], width=16, layers=1, hidden=16), np.random.default_rng(0))
+    with no_grad():
+        whole = model(np.random.default_rng(1).integers(0, 256, (4, 9)))[1]
+    told = []
+    ranks = SimpleNamespace(rank=0, gathered={}, rows=True,
+                            fabric=SimpleNamespace(all=lambda one: (told.append(one), told)[1]))
+    shared = Shared(ranks, model)
+    for rows in (slice(0, 1), slice(1, 4)):
+        found = shared.writes(whole.map(lambda t, rows=rows: Tensor(t.data[rows])))
+    assert found == pytest.approx(Telemetry(model).writes(whole), rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", 0)])
+def test_what_ends_an_elastic_run_is_passed_on_to_its_ranks_which_are_not_started_again(number, tmp_path):
+    (tmp_path / elastic.LAST).touch()
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)", encoding="utf-8")
+    command = [sys.executable, "-m", "cluster.elastic", "--launcher", f"{sys.executable} {launcher}", "--resume"]
+    with subprocess.Popen([*command, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                          ) as run:
+        ranks = int(run.stdout.readline())
+        run.send_signal(number)
+        out, err = run.communicate(timeout=30)
+    assert (run.returncode, out, err) == (128 + number, "", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(ranks, 0)
+
+
 # memory -----------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +486,17 @@ def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
     assert device(["--resume", str(tmp_path)]) == device(["--config", str(tmp_path / "config.json")]) == "cpu"
     assert device(["--resume", str(tmp_path), "--device", "cuda"]) == device(["device=cuda"]) == "cuda"
     assert device(["--preset", "tiny"]) == device(["--resume", str(tmp_path / "none")]) == "auto"
+
+
+def test_a_rank_alone_says_that_several_are_needed_to_measure(tmp_path, monkeypatch):
+    pytest.importorskip("mpi4py")
+    from cluster import scale
+    monkeypatch.setattr(sys, "argv", ["scale", "--out", str(tmp_path)])
+    for name in ("", "SLURM_NTASKS_PER_NODE"):
+        if name:
+            monkeypatch.setenv(name, "4")
+        with pytest.raises(SystemExit, match=r"scale.json: mpirun -n 4 python -m cluster.scale measures"):
+            scale.main()
 
 
 def test_the_model_of_communication_is_fitted_to_what_is_measured():

@@ -583,6 +583,7 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(corpus, words, tmp_path):
 @pytest.mark.parametrize("name, data, wanted", [
     ("a.html", "<head><title>no</title></head><nav>menu</nav><h1>Head</h1><p>One\n two &amp; three.</p>"
      "<pre>a\n  b</pre>", "Head\n\nOne two & three.\n\na\n  b"),
+    ("b.html", "<head><title>no</title><body><nav><form>menu</nav>All<svg><svg>a</svg>b</svg> of it", "All of it"),
     ("a.1", '.TH A 1\n.SH NAME\na \\- does \\fBit\\fP\n.\\" nothing\n.PP\nIt \\(bu works.\n.BR a (1)\n',
      "NAME\na - does it\n\nIt • works. a(1)"),
     ("a.pod", "=head1 NAME\n\na - does C<it> and B<I<more>>, a E<lt> b\n\n=cut\n",

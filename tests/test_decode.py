@@ -163,6 +163,8 @@ def test_bad_input_gets_the_models_own_words():
     for tokens, match in (([[300], [0]], "0..255"), ([[0.5], [0]], "whole numbers"), ([[0]], "2 sequences")):
         with pytest.raises(ValueError, match=match):
             made.step(np.array(tokens), state)
+    with pytest.raises(ValueError, match="must have shape"):
+        made.step(5)
 
 
 def test_generating_takes_the_plan_and_writes_what_the_model_writes():

@@ -239,6 +239,16 @@ def test_a_shard_that_shrinks_while_in_use_is_named_and_no_bus_error(tmp_path):
         next(segments)
 
 
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(b"no array" * 9999),
+                                   lambda path: np.save(path, np.zeros((9999, 2), np.float64))], ids=["text", "array"])
+def test_a_shard_that_is_another_file_while_in_use_is_named(tmp_path, write):
+    made = make(tmp_path, {"a": (1, lines(0, 40), lines(1, 4))}, size=10**6)
+    segments = Segments(Shards(made).split("train"), 2, 8)
+    write(made / "train-00000.npy")
+    with pytest.raises(Changed, match=r"train-00000.npy is another file than at the start"):
+        next(segments)
+
+
 # the vocabulary ---------------------------------------------------------------------------------------------
 
 def test_tokens_spell_bytes_and_are_counted_without_a_library(folder, monkeypatch):

@@ -381,7 +381,7 @@ def test_before_anything_has_begun_one_is_enough():
 
 
 @pytest.mark.parametrize(("arguments", "threads"), [(["--threads", "3"], "3"), (["--threads=4"], "4"), ([], None),
-                                                    (["--threads", "none"], None)])
+                                                    (["training.threads=2"], "2"), (["--threads", "none"], None)])
 def test_the_number_of_threads_is_known_before_numba_is_imported(monkeypatch, arguments, threads):
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     handler = signal.getsignal(signal.SIGINT)

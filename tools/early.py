@@ -19,5 +19,5 @@ def settle(arguments: Sequence[str]) -> None:
             signal.signal(signal.SIGINT, lambda number, frame: leave("stopped", 128 + number))
     words = itertools.chain(*(argument.split("=", 1) for argument in arguments))
     for word, n in itertools.pairwise(words):
-        if word in ("--threads", "threads", "train.threads") and n.isdigit() and int(n):
+        if (word in ("--threads", "threads") or word.endswith(".threads")) and n.isdigit() and int(n):
             os.environ["NUMBA_NUM_THREADS"] = n  # Numba reads this once, while it is imported

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,3 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str], 
             array = np.ascontiguousarray(read(name), "<f4")
             assert array.shape == shape, name
             file.write(array.data)
-
-
-def text_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The JSON files of these names that are in a folder."""
-    return {name: read_json(folder / name) for name in names if (folder / name).exists()}

@@ -26,7 +26,6 @@ import contextlib
 import os
 import re
 import select
-import shutil
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -329,8 +328,7 @@ def converse(chat: Chat, lines: Iterator[bytes], show: bool) -> int:
 
 
 def dim(text: str) -> str:
-    width = shutil.get_terminal_size().columns
-    return f"\x1b[2m{text[:width]}\x1b[0m"
+    return f"\x1b[2m{text[:console.columns()]}\x1b[0m"
 
 
 def parser() -> Parser:

@@ -79,6 +79,12 @@ def test_help_names_every_choice_and_every_option_at_any_width(capsys, monkeypat
     assert max(map(len, options)) <= max(columns, 40)
 
 
+@pytest.mark.parametrize(("says", "width"), [((0, 0), 72), ((132, 50), 132)])
+def test_a_screen_that_says_it_has_no_columns_has_as_many_as_one_that_is_not_there(monkeypatch, says, width):
+    monkeypatch.setattr(console.shutil, "get_terminal_size", lambda fallback: os.terminal_size(says))
+    assert console.columns(72) == width
+
+
 def test_every_heading_of_the_settings_holds_some_and_all_stand_under_one():
     for part in (Config, Training):
         found = dict(command.headings(part))

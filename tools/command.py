@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -22,6 +21,7 @@ from optimizers import OPTIMIZERS, Optimizer
 from shards import Words, is_shards
 from tools.aliases import ours
 from tools.checkpoint import find
+from tools.console import columns
 from tools.folder import read_json
 from tools.sections import from_sections
 
@@ -98,7 +98,7 @@ def headings(part: type) -> Iterator[tuple[str, dict[str, str]]]:
 
 def rungs() -> str:
     """The options of every optimiser with their defaults, and the learning rate it gets if it replaces a preset's."""
-    width, shared = shutil.get_terminal_size().columns - 2, Optimizer.defaults
+    width, shared = columns() - 2, Optimizer.defaults
     lines = [("all", {name: value for name, value in shared.items() if name == "accumulate"})]
     lines += [(name, {"lr": RATES[name]} | {key: value for key, value in rung.defaults.items() if key not in shared})
               for name, rung in OPTIMIZERS.items()]
@@ -143,7 +143,7 @@ def typed(value: Any) -> str:
 
 def described(parts: Sequence[Config | Training]) -> str:
     """All settings, a line or more per heading."""
-    width, lines = shutil.get_terminal_size((110, 24)).columns - 1, []
+    width, lines = columns(110) - 1, []
     for part in parts:
         for heading, notes in headings(type(part)):
             values = "  ".join(f"{FLAGS[name][2:]}={typed(getattr(part, name))}" for name in notes)

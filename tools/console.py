@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def ready() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))
         elif hasattr(stream, "reconfigure"):  # a notebook's and IDLE's have their own ways
             stream.reconfigure(errors="backslashreplace")
+
+
+def columns(unknown: int = 80) -> int:
+    """The width of the screen; `unknown` where it has none or says 0, which Python before 3.11 passes on."""
+    return shutil.get_terminal_size((unknown, 24)).columns or unknown
 
 
 def readable(text: str) -> str:

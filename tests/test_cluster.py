@@ -309,7 +309,10 @@ def test_what_ends_an_elastic_run_is_passed_on_to_its_ranks_which_are_not_starte
     (tmp_path / elastic.LAST).touch()
     launcher = tmp_path / "launcher.py"
     launcher.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)", encoding="utf-8")
-    command = [sys.executable, "-m", "cluster.elastic", "--launcher", f"{sys.executable} {launcher}", "--resume"]
+    heard = ("import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL); "
+             "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")  # in the background and under nohup, too
+    command = [sys.executable, "-c", heard, str(int(number)), "-m", "cluster.elastic", "--launcher",
+               f"{sys.executable} {launcher}", "--resume"]
     with subprocess.Popen([*command, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
                           ) as run:
         ranks = int(run.stdout.readline())

@@ -567,7 +567,8 @@ def test_results_of_what_came_before_an_error_come_before_it(processes):
 
 
 def test_stopped_by_a_signal_it_says_how_to_go_on(corpus, words, tmp_path):
-    code = ("import corpora.sources as s, time, sys\nreal = s.of_lines\n"
+    code = ("import corpora.sources as s, signal, time, sys\nreal = s.of_lines\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background, too
             "def slow(file):\n    for row in real(file):\n        time.sleep(0.1)\n        yield row\n"
             "s.of_lines = slow\nfrom corpora.__main__ import main\nsys.exit(main())")
     running = subprocess.Popen([sys.executable, "-c", code, "shard", str(corpus), "--tokenizer", str(words["bpe"]),

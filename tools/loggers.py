@@ -48,7 +48,8 @@ class Loggers:
         self.chunks, self.board, self.run = chunks, None, None
         made = {name: package(name) for name in dict.fromkeys(names) if name in PACKAGES}
         if "tensorboard" in made:
-            self.board = made["tensorboard"].SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self.board = made["tensorboard"].SummaryWriter(  # a file of its own
+                str(folder / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}")
         if "wandb" in made:
             known = folder / "wandb" / "id"  # the same run again where it goes on
             if not known.exists():

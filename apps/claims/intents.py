@@ -15,12 +15,24 @@ three first ones, which had left all of it not shown. Why three levels keep less
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from apps.claims.streams import LEVELS, RATES, SCALES, Family, answers, asked, frontier, known, learned, placed
-from apps.claims.study import SWEEP, Study, interval, looking_back, said, verdict
+from apps.claims.streams import (
+    LEVELS,
+    Family,
+    answers,
+    asked,
+    at_scales,
+    best_rate,
+    frontier,
+    learned,
+    placed,
+    pretrained,
+)
+from apps.claims.study import SWEEP, Study, interval, said, verdict
 from autograd import enable_grad, grad, no_grad, tree_flatten
 from hope import Hope, State, count, drifted
 from layers import cross_entropy
@@ -89,20 +101,16 @@ def prototypes(model: Hope, seed: int) -> np.ndarray:
 def measure(study: Study) -> dict[str, Any]:
     study.seeds = min(study.seeds, SEEDS)
     seeds = range(study.seeds)
-    first = {seed: learned(study, FAMILY, looking_back(FAMILY.config, seed), 3e-3, seed, study.steps(BEFORE))
-             for seed in (SWEEP, *seeds)}
+    first = pretrained(study, FAMILY, BEFORE)
 
     def model(chunks: Sequence[int], rate: float, seed: int) -> Hope:
         return learned(study, FAMILY, placed(first[seed], chunks, seed), rate, seed, study.steps(STEPS))
     ends: dict[str, np.ndarray] = {}  # (seeds,groups)
     old: dict[str, np.ndarray] = {}
     for name, chunks in MODELS.items():
-        rate = study.sweep(name, RATES, lambda r, seed, chunks=chunks: float(np.mean(  # type: ignore[misc]
-            known(FAMILY, model(chunks, r, seed), seed)[-1])))
-        study.bar.set_postfix_str(name)
+        rate = best_rate(study, FAMILY, name, partial(model, chunks))
         study.parameters[name] = count(first[0].config) + 4 * 4 * FAMILY.config.width  # with the filters
-        scaled = np.array([[known(FAMILY, model(chunks, rate, seed), seed, scale)[-1]
-                            for scale in (SCALES if chunks else (1.0,))] for seed in seeds])
+        scaled = np.array([at_scales(FAMILY, model(chunks, rate, seed), seed) for seed in seeds])
         ends[name] = scaled[:, len(scaled[0]) // 2]
         old[name] = np.array([frontier(one[:, -1], one[:, :-1].mean(axis=1), LEAST) for one in scaled])
     copies = {seed: model((), study.best["ICL"], seed) for seed in (SWEEP, *seeds)}

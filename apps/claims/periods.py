@@ -9,12 +9,13 @@ first six segments, the most where the last is known to 0.9 (among the scales of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from apps.claims.streams import NEVER, RATES, SCALES, Family, frontier, known, learned, placed
-from apps.claims.study import SWEEP, Study, interval, looking_back, said, verdict
+from apps.claims.streams import NEVER, Family, at_scales, best_rate, frontier, learned, placed, pretrained
+from apps.claims.study import Study, interval, said, verdict
 from hope import Hope, count
 
 PAPER = ("needles with several keys: every number of levels above in-context learning, more levels better, a longer "
@@ -26,19 +27,15 @@ MODELS = {"ICL": (), "1": (1, NEVER, NEVER, NEVER), "1, 2": (1, 2, NEVER, NEVER)
 
 def measure(study: Study) -> dict[str, Any]:
     study.seeds = min(study.seeds, SEEDS)
-    first = {seed: learned(study, FAMILY, looking_back(FAMILY.config, seed), 3e-3, seed, study.steps(BEFORE))
-             for seed in (SWEEP, *range(study.seeds))}
+    first = pretrained(study, FAMILY, BEFORE)
 
     def model(chunks: Sequence[int], rate: float, seed: int) -> Hope:
         return learned(study, FAMILY, placed(first[seed], chunks, seed), rate, seed, study.steps(STEPS))
     lines, old = {}, {}
     for name, chunks in MODELS.items():
-        rate = study.sweep(name, RATES, lambda r, seed, chunks=chunks: float(np.mean(  # type: ignore[misc]
-            known(FAMILY, model(chunks, r, seed), seed)[-1])))
-        study.bar.set_postfix_str(name)
+        rate = best_rate(study, FAMILY, name, partial(model, chunks))
         study.parameters[name] = count(first[0].config) + 4 * 4 * FAMILY.config.width  # with the filters
-        scaled = np.array([[known(FAMILY, model(chunks, rate, seed), seed, scale)[-1]
-                            for scale in (SCALES if chunks else (1.0,))] for seed in range(study.seeds)])
+        scaled = np.array([at_scales(FAMILY, model(chunks, rate, seed), seed) for seed in range(study.seeds)])
         lines[name] = scaled[:, len(scaled[0]) // 2]
         old[name] = np.array([frontier(one[:, -1], one[:, :-2].mean(axis=1), LEAST) for one in scaled])
     pairs = [("1", "ICL"), ("1, 2", "1"), ("1, 2, 4", "1, 2"), ("1, 1", "1, 2"), ("1, 2", "1, 4"), ("1, 1", "1, 4")]

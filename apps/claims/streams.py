@@ -13,13 +13,13 @@ Legend: B batch, T time; (seeds,points) what a model scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 import optimizers
-from apps.claims.study import Study, looking_back
+from apps.claims.study import SWEEP, Study, looking_back
 from apps.evaluate import fit
 from apps.tasks import Part, dictionaries
 from autograd import Tensor, enable_grad, grad, no_grad, tree_flatten
@@ -133,6 +133,19 @@ def learned(study: Study, family: Family, model: Hope, rate: float, seed: int, s
     return model
 
 
+def pretrained(study: Study, family: Family, steps: int) -> dict[int, Hope]:
+    """For every seed, that of the sweeps too, a model that has learned to read streams, its MLPs static."""
+    return {seed: learned(study, family, looking_back(family.config, seed), 3e-3, seed, study.steps(steps))
+            for seed in (SWEEP, *range(study.seeds))}
+
+
+def best_rate(study: Study, family: Family, name: str, train: Callable[[float, int], Hope]) -> float:
+    """The rate of training by which a model knows most of all groups at the end."""
+    rate = study.sweep(name, RATES, lambda r, seed: float(np.mean(known(family, train(r, seed), seed)[-1])))
+    study.bar.set_postfix_str(name)
+    return rate
+
+
 def placed(model: Hope, chunks: Sequence[int], seed: int) -> Hope:
     """A trained model with its MLPs in levels of these chunk sizes, one a block; without any as it is, a copy."""
     old = model.config
@@ -160,6 +173,12 @@ def known(family: Family, model: Hope, seed: int, scale: float = 1.0, order: Seq
         left = state.reset(without) if without else state
         found.append([asked(model, read, left, group) for group in range(family.groups)])
     return np.array(found)
+
+
+def at_scales(family: Family, model: Hope, seed: int, everything: bool = False) -> np.ndarray:
+    """What is known of every group at the end, by how the learned rates of its levels are scaled: (scales,groups)"""
+    return np.array([known(family, model, seed, scale, everything=everything)[-1]
+                     for scale in (SCALES if moving(model) else (1.0,))])
 
 
 def asked(model: Hope, read: Part, state: State, group: int) -> float:

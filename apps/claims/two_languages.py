@@ -14,12 +14,24 @@ what chance gives. How many clocks there are was not found to matter: three MLPs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from apps.claims.streams import LEVELS, NEVER, RATES, SCALES, Family, frontier, known, learned, placed
-from apps.claims.study import SWEEP, Study, interval, looking_back, said, verdict
+from apps.claims.streams import (
+    LEVELS,
+    NEVER,
+    Family,
+    at_scales,
+    best_rate,
+    frontier,
+    known,
+    learned,
+    placed,
+    pretrained,
+)
+from apps.claims.study import Study, interval, said, verdict
 from hope import Hope, count
 
 PAPER = ("two languages in turn: in-context learning over static MLPs falls to what pre-training knew; one, two, three "
@@ -31,25 +43,22 @@ MODELS: dict[str, tuple[int, ...]] = {**LEVELS, "3 MLPs, one clock": (1, 1, 1, N
 
 def measure(study: Study) -> dict[str, Any]:
     study.seeds = min(study.seeds, SEEDS)
-    first = {seed: learned(study, FAMILY, looking_back(FAMILY.config, seed), 3e-3, seed, study.steps(BEFORE))
-             for seed in (SWEEP, *range(study.seeds))}
+    first = pretrained(study, FAMILY, BEFORE)
 
     def model(chunks: Sequence[int], rate: float, seed: int, **options: Any) -> Hope:
         steps = study.steps(STEPS if chunks else LONGER * STEPS)
         return learned(study, FAMILY, placed(first[seed], chunks, seed), rate, seed, steps, **options)
 
-    def kept(made: Hope, seed: int, chunks: Sequence[int], **options: Any) -> float:
-        ends = np.array([known(FAMILY, made, seed, scale, **options)[-1] for scale in (SCALES if chunks else (1.0,))])
+    def kept(made: Hope, seed: int, everything: bool = False) -> float:
+        ends = at_scales(FAMILY, made, seed, everything)
         return frontier(ends[:, 1], ends[:, 0], LEAST)
     lines, old, alone, parts, made = {}, {}, {}, {}, {}
     for name, chunks in MODELS.items():
-        rate = study.sweep(name, RATES, lambda r, seed, chunks=chunks: float(np.mean(  # type: ignore[misc]
-            known(FAMILY, model(chunks, r, seed), seed)[-1])))
-        study.bar.set_postfix_str(name)
+        rate = best_rate(study, FAMILY, name, partial(model, chunks))
         made = {seed: model(chunks, rate, seed) for seed in range(study.seeds)}
         study.parameters[name] = count(made[0].config) + 4 * 4 * 32  # with the filters
         lines[name] = np.array([known(FAMILY, m, seed)[:, 0] for seed, m in made.items()])
-        old[name] = np.array([kept(m, seed, chunks) for seed, m in made.items()])
+        old[name] = np.array([kept(m, seed) for seed, m in made.items()])
         alone[name] = np.array([[known(FAMILY, m, seed, order=[g] * 3)[-1][g] for g in (0, 1)]
                                 for seed, m in made.items()])
         for what in ("levels", "memory") if chunks else ():
@@ -59,7 +68,7 @@ def measure(study: Study) -> dict[str, Any]:
     for once, options in (("training does not ask for the first again", {"asked": False}),
                           ("levels learn from all bytes, not from meanings alone", {"everything": True})):
         reading = {k: v for k, v in options.items() if k == "everything"}
-        again = np.array([kept(model(chunks, best, seed, **options), seed, chunks, **reading)
+        again = np.array([kept(model(chunks, best, seed, **options), seed, **reading)
                           for seed in range(study.seeds)])
         cause[once] = {"kept": {three: interval(again)}, "costs": verdict(old[three] - again)}
     for (name, what), share in parts.items():

@@ -107,16 +107,13 @@ class Ranks(Alone):
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        asked = stopping.current
-        if asked is None:
-            yield
-            return
-        asked.shields += 1
+        asked = None
         try:
-            yield
+            with stopping.shielded() as asked:
+                yield
         finally:
-            asked.shields -= 1
-            asked.held = False
+            if asked is not None:
+                asked.held = False
 
     def share(self, rows: int) -> slice:
         """The rows of a batch that this rank reads."""

@@ -125,18 +125,24 @@ def listening(asked: Asked) -> Iterator[None]:
 
 
 @contextmanager
+def shielded() -> Iterator[Asked | None]:
+    """A signal that comes meanwhile is held: gives whom it is held for, None where nobody heeds any."""
+    asked = current
+    if asked is not None:
+        asked.shields += 1
+    try:
+        yield asked
+    finally:
+        if asked is not None:
+            asked.shields -= 1
+
+
+@contextmanager
 def whole() -> Iterator[None]:
     """What stands within is done entirely: a signal that comes meanwhile is raised at its end."""
-    asked = current
-    if asked is None:
+    with shielded() as asked:
         yield
-        return
-    asked.shields += 1
-    try:
-        yield
-    finally:
-        asked.shields -= 1
-    if asked.held and not asked.shields:
+    if asked is not None and asked.held and not asked.shields:
         asked.held = False
         raise KeyboardInterrupt
 

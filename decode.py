@@ -77,17 +77,15 @@ class TitansToken:
                       *times(mixer.output.weight.data, merged.reshape(B, D), x)]
 
         feeds = [z.reshape(B, H, 1, d) for z in self.asked]
-        zero = c.retention == "zero"  # retention to zero is retention to an initial state of zeros
-        initial = {name: [np.zeros_like(M0.data) if zero else M0.data for M0 in layers]
-                   for name, layers in mixer.initial.items()}
+        initial = {name: [M0.data for M0 in layers] for name, layers in mixer.retained().items()}
         biases, readouts = ([w.data for w in ws.values()] for ws in (mixer.bias, mixer.readout))
         self.inputs, self.after, self.momentum_after = self.tables.inputs(  # of states, any: they are written anew
             [*feeds, self.o], biases, readouts, initial, initial, {}, initial if c.momentum else {}, ({}, {}),
             (initial, initial))
         self.moved = np.zeros((1, len(MEMORIES)), bool)
-        settings = (np.array([name in c.adaptive for name in MEMORIES]), c.objective == "l2", c.targets == "value",
-                    0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0, c.reads == "exact")
-        self.read = bound(read_token, B * H, WORK * self.o.size, settings, c.eta_max, self.moved, self.inputs,
+        l2, value_targets, eta_max, power, exact = mixer.kernel_settings()
+        settings = np.array([name in c.adaptive for name in MEMORIES]), l2, value_targets, power, exact
+        self.read = bound(read_token, B * H, WORK * self.o.size, settings, eta_max, self.moved, self.inputs,
                           self.after, self.momentum_after, self.o)
 
         # states are made in one array: rows of a table whose addresses count from its beginning, and where layers lie
@@ -158,14 +156,6 @@ class TitansToken:
         return TitansState(Tensor(heard[:, 1:].copy()), position, drift, start, momentum)
 
 
-def known_titans(mixer: Any) -> bool:
-    """Whether there is a kernel for what this mixer does, as SelfModifyingTitans.read asks"""
-    if type(mixer) is not SelfModifyingTitans:
-        return False
-    c = mixer.config
-    return (c.memory, c.through_writes, c.error_power, c.form) == ("mlp", True, 2.0, "fused")
-
-
 # A block, a model ---------------------------------------------------------------------------------------------
 
 
@@ -174,7 +164,8 @@ class BlockToken:
 
     def __init__(self, block: Any, h: Array, x: Array):
         self.block, self.h, self.x, self.norm = block, h, x, normed(block.norm, x, h)
-        self.mixer = TitansToken(block.mixer, h, x) if known_titans(block.mixer) else None
+        known = type(block.mixer) is SelfModifyingTitans and block.mixer.known_to_kernel()
+        self.mixer = TitansToken(block.mixer, h, x) if known else None
         self.levels: list[Step] | None = None  # None: the model's own
         layers = [layer for level in block.cms.levels for layer in vars(level).values()]
         plain = all(f.bias is None for f in layers if isinstance(f, Linear))

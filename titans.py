@@ -269,15 +269,29 @@ class SelfModifyingTitans(MemoryMixer):
         with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
         """
         c = self.config
-        known = (c.memory, c.through_writes, c.error_power, c.form) == ("mlp", True, 2.0, "fused")
         plain = (c.reads, c.step, c.momentum) == ("exact", "proximal", False)
-        if not (known and kernel.has_titans(asked["q"].data, plain)):
+        if not (self.known_to_kernel() and kernel.has_titans(asked["q"].data, plain)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
-        initial: Any = self.initial if c.retention == "initial" else {
-            name: [np.zeros_like(M0.data) for M0 in layers] for name, layers in self.initial.items()}
-        weights = {"bias": self.bias, "readout": self.readout, "initial": initial}
+        weights = {"bias": self.bias, "readout": self.readout, "initial": self.retained()}
         before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s == EARLIER}
         return fused_read(asked, weights, before, drift, momentum, mixer=self, spans=spans)
+
+    def known_to_kernel(self) -> bool:
+        """Whether the kernel computes what the settings say."""
+        c = self.config
+        return (c.memory, c.through_writes, c.error_power, c.form) == ("mlp", True, 2.0, "fused")
+
+    def retained(self) -> dict[str, list[Any]]:
+        """What retention pulls to, as the kernel has it: retention to zero is that to an initial state of zeros."""
+        if self.config.retention == "initial":
+            return self.initial  # type: ignore[return-value]
+        return {name: [Tensor(np.zeros_like(M0.data)) for M0 in layers] for name, layers in self.initial.items()}
+
+    def kernel_settings(self) -> tuple[bool, bool, float, float, bool]:
+        """Of `kernel.titans`: l2, value_targets, eta_max, power (0 for the proximal step) and exact."""
+        c = self.config
+        power = 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0
+        return c.objective == "l2", c.targets == "value", c.eta_max, power, c.reads == "exact"
 
     def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts,
                            momentum: Drifts) -> tuple[Tensor, Drifts, Drifts]:
@@ -339,12 +353,9 @@ def joined(reads: list[Tensor]) -> Tensor:
 @fused(reference=lambda asked, weights, *states, mixer, spans: mixer.read_in_operations(asked, spans, *states))
 def fused_read(asked, weights, chunk_start, drift, momentum, *, mixer, spans):
     """`read_in_operations` in one kernel; on its way back it is computed again, but for the states between spans."""
-    c = mixer.config
     inputs = (list(asked.values()), list(weights["bias"].values()), list(weights["readout"].values()),
               weights["initial"], drift, chunk_start, momentum)
-    settings = (c.adaptive, c.objective == "l2", c.targets == "value", c.eta_max,
-                0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0, c.reads == "exact",
-                [(span.tokens, span.seen) for span in spans])
+    settings = (mixer.config.adaptive, *mixer.kernel_settings(), [(span.tokens, span.seen) for span in spans])
     *results, boundaries = kernel.titans(*settings, *inputs, back=grad_enabled())
 
     def backward(*results_bar):

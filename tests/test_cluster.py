@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from left_behind import checkpoint, differing, numbers
 
 from autograd import Tensor, no_grad
 from cluster import elastic
@@ -70,25 +71,6 @@ def on_ranks(n, folder, cases):
         command["args"] = [sys.executable, str(ROOT / "tests" / "ranks.py"), str(plan)]
     done = subprocess.run(**command, capture_output=True, encoding="utf-8", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def checkpoint(folder):
-    with np.load(folder / "checkpoint.npz", allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def differing(one, other):
-    """The names in which two checkpoints differ, be it by a bit."""
-    def bits(array):
-        return array.dtype, array.shape, array.tobytes()
-    return [name for name in {*one, *other}
-            if name not in one or name not in other or bits(one[name]) != bits(other[name])]
-
-
-def numbers(folder):
-    """The log without what depends on the clock on the wall."""
-    return [{name: value for name, value in line.items() if name not in ("tokens_per_second", "seconds")}
-            for line in read_log(folder)]
 
 
 RUNGS = {name: ("", ("--optimizer", name, "--steps", "2")) for name in OPTIMIZERS if name not in ("adamw", "muon")}

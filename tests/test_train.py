@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from left_behind import checkpoint, differing, numbers
 
 import cms
 import hope
@@ -78,24 +79,6 @@ def small(text, folder, model=None, **changed):
     config = replace(config, layers=1, segment=32, width=16, hidden=16, **(model or {}))
     training = replace(training, batch=2, sample_tokens=4, quiet=True, data=(str(text),), **changed)
     return Run(folder, "tiny", config, training, Corpus.from_paths(str(text)))
-
-
-def checkpoint(folder):
-    with np.load(folder / "checkpoint.npz", allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def differing(a, b):
-    """The names in which two checkpoints differ, be it by a bit."""
-    def bits(array):
-        return array.dtype, array.shape, array.tobytes()
-    return [name for name in {*a, *b} if name not in a or name not in b or bits(a[name]) != bits(b[name])]
-
-
-def numbers(folder):
-    """The log without what depends on the clock on the wall."""
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"}
-            for line in read_log(folder)]
 
 
 # what a run leaves behind -----------------------------------------------------------------------------------

@@ -299,7 +299,7 @@ def readable(tokens: Any, words: Vocabulary) -> str:
 
 def begin(preset: str, config: Config, training: Training, ranks: Alone | None = None) -> Run:
     """A new run in a folder of its own."""
-    machine.expect_room(config)
+    machine.expect_room(config, training.batch if not ranks else 1)
     where = Path(training.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     words = folder.vocabulary(checkpoint.find(training.origin).parent) if training.origin else None
     training = ranks.spread(training) if ranks else training

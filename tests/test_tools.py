@@ -438,6 +438,17 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("typed", "words"), [
+    (["--width", "1000000"], "weights, gradients and two moments alone take"), (["--width", str(10**10)], "no machine"),
+    (["--batch", str(10**9)], "a batch of 1,000,000,000 alone takes 16.4 TB")])
+def test_what_no_machine_can_hold_is_refused_before_the_start(tmp_path, monkeypatch, capsys, typed, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "memory", lambda: 1e12)
+    assert train.main(["--preset", "tiny", *typed]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_the_doctor_says_what_there_is():
     done = python("train.py", "--doctor", "--threads=1")
     assert done.returncode == 0 and not done.stderr

@@ -1,5 +1,6 @@
 """The tools around the loop: what was asked for, the folder, what the machine has, how a program is stopped."""
 
+import ast
 import io
 import json
 import os
@@ -384,6 +385,26 @@ def test_before_anything_has_begun_one_is_enough():
     program.send_signal(signal.SIGINT)
     _, err = program.communicate(timeout=300)
     assert err == "\nstopped\n" and program.returncode == 130
+
+
+PROGRAMS = ["train.py", "apps/chat.py", "apps/serve.py", "apps/evaluate.py", "apps/adopt/__main__.py",
+            "apps/demonstration.py", "corpora/__main__.py", "benchmarks/__main__.py", "cluster/train.py"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_settles_who_answers_before_it_loads_anything_that_takes_time(program):
+    body = iter(ast.parse((ROOT / program).read_text(encoding="utf-8")).body)
+    loaded = []
+    for part in body:
+        if isinstance(part, ast.If):
+            assert "early.settle(sys.argv)" in ast.unparse(part) and "__main__" in ast.unparse(part.test)
+            break
+        loaded += [one.name for one in part.names] if isinstance(part, ast.Import) else []
+    assert set(loaded) <= {"os", "sys"}
+    found = python("-c", "import sys; before = {*sys.modules}; import tools.early; print(*{*sys.modules} - before)")
+    assert {*found.stdout.split()} <= {"tools", "tools.early", "itertools", "signal", "enum", "types", "operator",
+                                       "_operator", "functools", "collections", "reprlib", "keyword", "_collections",
+                                       "_functools", "__future__"}
 
 
 @pytest.mark.parametrize(("arguments", "threads"), [(["--threads", "3"], "3"), (["--threads=4"], "4"), ([], None),

@@ -1082,6 +1082,7 @@ def test_what_is_left_in_momentum_spoils_a_task_that_sgd_would_keep():
     assert loss["momentum"][-1] > 10 * loss["momentum"][0] and loss["muon"][-1] > 100 * loss["muon"][0]
 
 
+@pytest.mark.slow
 def test_the_trace_names_every_rung_and_the_picture_is_drawn(tmp_path, capsys):
     with np.errstate(all="ignore"):
         optimizers.trace(), optimizers.context()

@@ -154,6 +154,7 @@ def test_every_mixer_and_its_settings_are_on_their_page():
     assert named and named <= {field.name for field in fields(Config)}
 
 
+@pytest.mark.slow
 def test_the_numbers_and_pictures_of_a_run_find_their_way_into_the_pages(generator, tmp_path, monkeypatch):
     run(f"python train.py --preset nano --width 32 --layers 2 --heads 2 --segment 64 --hidden 32 {LESS} --out run",
         tmp_path)

@@ -1,0 +1,68 @@
+"""Ten minutes of one core, for the preset nano and for others of its size: who takes the fewest bits per byte then?
+
+All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
+many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
+takes nothing from anyone. The rate is the best of a sweep over a fifth of the time. Hope has nano's chain of three
+levels, the others one level. Three seeds. (Two hours of a core.)
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict
+from config import PRESETS, Config
+from hope import Hope, count
+
+PAPER = "nothing of the kind: the models of Table 2 are compared after equal tokens"
+MINUTES, RATES, BATCH = 10, (2.5e-2, 5e-2, 1e-1), 4
+NANO, TRAINING = PRESETS["nano"]
+SMALL = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs
+
+
+def models(nano: Config) -> dict[str, Config]:
+    """What is compared, of one size."""
+    found = {"Hope": nano, "gated delta": replace(nano, mixer="gated", chunks=(1,)),
+             "Transformer": replace(nano, mixer="attention", chunks=(1,))}
+    return {name: equal(config, count(nano)) for name, config in found.items()}
+
+
+def learned(study: Study, config: Config, rate: float, seed: int, steps: int) -> Hope:
+    return trained(study, config, rate, seed, steps, TRAINING.optimizer, BATCH, **TRAINING.rung())
+
+
+def seconds_per_step(study: Study, configs: dict[str, Config], rounds: int = 7, steps: int = 4) -> dict[str, float]:
+    """Processor time of a step of every model, the median of some rounds, in turns."""
+    found: dict[str, list[float]] = {name: [] for name in configs}
+    for _ in range(1 + rounds):  # the first compiles
+        for name, config in configs.items():
+            started = time.process_time()
+            learned(study, config, RATES[0], 0, steps)
+            found[name].append((time.process_time() - started) / steps)
+    return {name: float(np.median(seconds[1:])) for name, seconds in found.items()}
+
+
+def measure(study: Study) -> dict[str, Any]:
+    study.seeds, quick = min(study.seeds, 3), study.share < 1
+    configs = models(replace(NANO, **SMALL) if quick else NANO)
+    seconds, = study.each(lambda _: seconds_per_step(study, configs), [None])  # one for all, where several work
+    steps = {name: 4 if quick else round(60 * MINUTES / spent) for name, spent in seconds.items()}
+
+    def reached(name: str, rate: float, seed: int, share: int = 1) -> float:
+        return bits_per_byte(learned(study, configs[name], rate, seed, max(2, steps[name] // share)))
+    for name, config in configs.items():
+        study.parameters[name] = count(config)
+        study.sweep(name, RATES, lambda rate, seed, name=name: -reached(name, rate, seed, 5))  # type: ignore[misc]
+    jobs = [(name, study.best[name], seed) for seed in range(study.seeds) for name in configs]
+    found = dict(zip(jobs, study.each(lambda job: reached(*job), jobs), strict=True))
+    bits = {name: np.array([[b] for job, b in found.items() if job[0] == name]) for name in configs}
+    return {"x": ("", [0]), "y": f"bits per byte after {MINUTES} minutes of a core", "lines": bits, "steps": steps,
+            "milliseconds per step": {name: round(1000 * spent) for name, spent in seconds.items()},
+            "holds": "; ".join(f"Hope below {name}: {verdict((bits[name] - bits['Hope'])[:, 0])}"
+                               for name in bits if name != "Hope"),
+            "here": f"bits per byte after {MINUTES} minutes of a core: " + ", ".join(
+                f"{name} {said(interval(b), 3)} ({steps[name]} steps)" for name, b in bits.items())}

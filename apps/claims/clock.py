@@ -19,6 +19,7 @@ from config import PRESETS, Config
 from hope import Hope, count
 
 PAPER = "nothing of the kind: the models of Table 2 are compared after equal tokens"
+LONG = True  # more than ten minutes of a core
 MINUTES, RATES, BATCH = 10, (2.5e-2, 5e-2, 1e-1), 4
 NANO, TRAINING = PRESETS["nano"]
 SMALL = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs

@@ -1,9 +1,9 @@
-"""Ten minutes of one core, for the preset nano and for others of its size: who takes the fewest bits per byte then?
+"""Five minutes of one core, for the preset nano and for others of its size: who takes the fewest bits per byte then?
 
 All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
 many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
 takes nothing from anyone. The rate is the best of a sweep over a fifth of the time. Hope has nano's chain of three
-levels, the others one level. Three seeds. (Two hours of a core.)
+levels, the others one level. Three seeds. (An hour of a core.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hope import Hope, count
 
 PAPER = "nothing of the kind: the models of Table 2 are compared after equal tokens"
 LONG = True  # more than ten minutes of a core
-MINUTES, RATES, BATCH = 10, (2.5e-2, 5e-2, 1e-1), 4
+MINUTES, RATES, BATCH = 5, (2.5e-2, 5e-2, 1e-1), 4
 NANO, TRAINING = PRESETS["nano"]
 SMALL = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs
 

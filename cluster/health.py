@@ -104,10 +104,11 @@ class Watch:
                     self.lost(rank, f"nothing was heard of it for {self.silence:g} s")
             if self.rank == 0 and self.size > 1:
                 states = {**self.states, 0: state}
-                late = [r for r, s in states.items() if not s["waited"]]
-                longest = max((s["waited"] for s in states.values()), default=0.0)
-                if longest > self.patience and late and not self.gone:
+                late, times = [r for r, s in states.items() if not s["waited"]], [s["waited"] for s in states.values()]
+                if max(times) > self.patience and late and not self.gone:
                     self.lost(late[0], f"the others have been waiting for it for {self.patience:g} s")
+                if min(times) > self.patience:
+                    self.lost(0, f"all ranks have been waiting for each other for {self.patience:g} s")
             time.sleep(BEAT)
 
     def listen(self, rank: int) -> None:

@@ -372,7 +372,7 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         config = Config.from_dict(json.loads(str(arrays.pop("config"))))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "

@@ -59,7 +59,7 @@ from hope import Hope, State
 from layers import cross_entropy
 from tools import console
 from tools.command import Help, Parser, typed
-from tools.folder import vocabulary
+from tools.folder import expect_writable, vocabulary
 from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
@@ -465,14 +465,14 @@ def evaluate(given: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
     started = time.perf_counter()
     if given.task == "optimisers":
-        found = optimisers.compare(given, given.pool.map if given.pool else map)
+        expect_writable(out := Path(given.out or "runs/optimisers"))
+        found, about = optimisers.compare(given, given.pool.map if given.pool else map), {}
         title = f"optimisers: the preset {given.preset}, each at its best rate"
-        about, out = {}, Path(given.out or "runs/optimisers")
     else:
         model, run = opened(given)
+        expect_writable(out := Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate"))
         found, title = TASKS[given.task](given, model), f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
         about = {"config": asdict(model.config)}
-        out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
     if given.pool and given.pool.rank:
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ from apps.claims.study import interval, verdict  # noqa: E402
 from config import PRESETS, Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 from tools.command import typed  # noqa: E402
-from tools.folder import write_text  # noqa: E402
+from tools.console import reason  # noqa: E402
+from tools.folder import read_json, write_text  # noqa: E402
 from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
@@ -179,7 +180,7 @@ def clocks() -> str:
 
 def reached(folder: Path) -> dict[str, Any]:
     """What is kept of a finished run, from its config.json, log.jsonl and sample.txt."""
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "config.json")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, ends = [x for x in lines if "loss" in x], [x for x in lines if "seconds" in x]
     if not ends:
@@ -280,7 +281,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs of tiny or nano")
     for folder in parser.parse_args(arguments).runs:
-        keep(folder)
+        try:
+            keep(folder)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"docs/readme.py: error: {reason(error)}") from None
     for page, parts in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, made in parts.items():

@@ -84,6 +84,7 @@ def test_it_goes_on_from_any_place_in_a_chunk_with_any_number_of_sequences(
     follow(made, text(batch, time), state, exact=batch == 1)
 
 
+@pytest.mark.slow  # a kernel of its own
 def test_in_float64_too():
     follow(model().astype(np.float64), text(1, 5))
 

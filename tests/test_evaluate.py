@@ -233,6 +233,17 @@ def test_bad_input_gets_one_line(run, capsys, arguments, message):
     assert message in said and said.count("\n") == 1
 
 
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setitem(evaluate.TASKS, "text", None)
+    monkeypatch.setattr(evaluate.optimisers, "compare", None)
+    for task in ("text", "optimisers"):
+        for out in ("file", "file/below"):
+            assert main([task, "--run", str(run), "--quiet", "--out", str(tmp_path / out)]) == 2
+            said = capsys.readouterr().err
+            assert f"{tmp_path / 'file'} is a file; choose another --out" in said and said.count("\n") == 1
+
+
 def test_a_missing_run_is_said(tmp_path, capsys):
     assert main(["text", "--run", str(tmp_path)]) == 2
     assert "no checkpoint" in capsys.readouterr().err

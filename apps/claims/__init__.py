@@ -141,8 +141,10 @@ def draw(name: str, paper: str, found: dict[str, Any], path: Path) -> None:
         panel.set_xticks(range(len(names)), names, size=8)
     else:
         panel.legend(frameon=False, fontsize=8)
-        panel.set_xticks(xs, found.get("ticks", xs), size=8 if "ticks" not in found else 6)
+        panel.set_xticks(xs, found.get("ticks", xs), size=8 if "ticks" not in found else 6 if len(xs) < 12 else 5)
     panel.set(xlabel=label, ylabel=found["y"])
+    if found["y"].startswith(("share", "accuracy")):  # an interval may reach beyond what a share can be
+        panel.set_ylim(-0.03, 1.03)
     figure.savefig(path)
 
 

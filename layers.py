@@ -311,6 +311,7 @@ class CausalAttention(Mixer):
         self.heads, self.window, self.key_heads, self.size = heads, window, key_heads or heads, size or width // heads
         self.clocks = {"attention": 0}
         self.rotate = functools.partial(rotate, base=base, scaling=scaling) if base else lambda x, start: x
+        self.positions = (self.size, base, scaling)
         self.query, self.key, self.value = (Linear(rng, width, n * self.size, bias="qkv" in biases)
                                             for n in (heads, self.key_heads, self.key_heads))
         self.output = Linear(rng, heads * self.size, width, scale, bias="output" in biases)
@@ -334,6 +335,12 @@ class CausalAttention(Mixer):
         y = windowed_attention(q, self.rotate(k, start=0), v, self.window)
         kept = max(0, k.shape[2] - self.window + 1)
         return self.output(merge_heads(y)), AttentionState(k[:, :, kept:], v[:, :, kept:])
+
+    def turn(self, position: int, dtype: Any) -> Any:
+        """cos and sin, side by side, by which vectors at a position are turned: (d,), None if by nothing"""
+        size, base, scaling = self.positions
+        turn = turns(position, 1, size, base, scaling)[0].astype(np.result_type(dtype, np.complex64), copy=False)
+        return turn.view(dtype) if base else None
 
     def position(self, state: AttentionState) -> int:
         return state.key.shape[2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.lanes import LANES, exp, larger, load, minus, plus, scaled, store, transpose, zero
+from kernels.product import dot_rows
 from kernels.runtime import Kernel, check_shapes, constant, contiguous, inner, jit, prepare, split
 
 BLOCK, SPAN = 64, 128  # queries at a time forwards; keys, and queries, at a time backwards
@@ -95,6 +96,35 @@ def _divide(t, n, z, total):
         for i in range(t, t + n):
             for j in range(z.shape[2]):
                 z[head, i, j] /= total[head, i]
+
+
+# One query --------------------------------------------------------------------------------------------------
+
+
+@inner
+def attend(q, k, v, scale, z):
+    """z = Σ_i softmax_i(q·k_i·scale) v_i.  q, z (d,), k, v (P,d)"""
+    s, sum = np.zeros(len(k), q.dtype), q.dtype.type(0)
+    dot_rows(0, len(k), k, q, s)
+    most = s[0]
+    for i in range(len(s)):
+        most = max(most, s[i])
+    for i in range(len(s)):
+        s[i] = exp((s[i] - most) * scale)
+    for i in range(len(s)):
+        sum += s[i]
+    whole = len(q) - len(q) % LANES
+    for j in range(0, whole, LANES):
+        read = zero(q)
+        for i in range(len(s)):
+            read = plus(read, s[i], load(v[i], j))
+        store(z, j, read)
+    for j in range(whole, len(q)):
+        z[j] = 0
+        for i in range(len(s)):
+            z[j] += s[i] * v[i, j]
+    for j in range(len(z)):
+        z[j] /= sum
 
 
 # Some of the heads, and all of them -------------------------------------------------------------------------

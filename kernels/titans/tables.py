@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from kernels.lanes import pointer_to
 from kernels.runtime import JIT, if_given, inner
 from kernels.titans.products import accumulate, added
 
 if JIT:
     import numba
-    from numba.core import types
-    from numba.extending import intrinsic
-else:
-    from kernels.lanes import intrinsic
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # memory m has the layers 2m and 2m + 1
 SCALARS, MEMORY = (3, 4), 5  # those with one output; the main one
@@ -33,14 +30,6 @@ Inputs = namedtuple("Inputs", "feeds bias readout initial drift start momentum")
 Layer = namedtuple("Layer", "initial drift start momentum")  # matrices M₀, S₀, P, N₀ of one sequence
 
 # In compiled code --------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def pointer_to(typing, address, like):
-    """The address as a pointer to numbers like those of an array"""
-    pointer = types.CPointer(like.dtype)
-    return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], context.get_value_type(pointer))
 
 
 @inner

@@ -6,8 +6,8 @@ histories and addresses. A `Plan` has asked them once. What is left are compiled
 after another, over arrays that stay. Only the running state is made anew for every token, as the model does it: whoever
 holds on to an earlier one may go on from there.
 
-The model is the definition: of one sequence a plan gives the same bits, of a batch the same to rounding. What it has no
-loops for, such as mixers other than Titans or levels that have learned, it asks of the model's own parts.
+The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone. What it has
+no loops for, such as mixers other than Titans or levels that have learned, it asks of the model's own parts.
 
 Legend: B batch, D width, H heads, d head size, F hidden size, V vocabulary.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,69 +65,58 @@ class TitansToken:
             kernels.split, read_token, B * H, WORK * self.o.size, settings, eta_max, self.moved, self.inputs,
             self.after, self.momentum_after, self.o)
 
-        # states are made in one array: rows of a table whose addresses count from its beginning, and where layers lie
-        self.rows, self.size = np.zeros((2 * len(MEMORIES), 5), np.int64), 0
-        self.places: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {}
-        for name, layers in initial.items():
-            self.places[name] = []
-            for i, M0 in enumerate(layers, 2 * MEMORIES.index(name)):
-                size = B * M0.size
-                self.rows[i] = self.size * dtype.itemsize, B * H, M0[0].nbytes, *M0.shape[1:]
-                self.places[name].append((self.size, self.size + size, (B, *M0.shape)))
-                self.size += size
-        self.present = self.rows[:, 1] > 0
-        self.known: dict[int, tuple[Any, Any, Array]] = {}  # layers of the last states, their arrays, rows
+        # states are made at once, a field for every layer; rows of a table whose addresses count from where it begins
+        layers = {2 * MEMORIES.index(name) + i: M0 for name, pair in initial.items() for i, M0 in enumerate(pair)}
+        self.whole = np.dtype([(str(i), dtype, (B, *M0.shape)) for i, M0 in layers.items()])
+        self.fields = {name: [str(2 * MEMORIES.index(name) + i) for i in range(2)] for name in initial}
+        self.rows = np.zeros((2 * len(MEMORIES), 5), np.int64)
+        for i, M0 in layers.items():
+            self.rows[i] = self.whole.fields[str(i)][1], B * H, M0[0].nbytes, *M0.shape[1:]
+        self.begins = np.zeros_like(self.rows)
+        self.begins[list(layers), 0] = 1
+        self.given: TitansState | None = None  # the state that was given last, and what a state that lies otherwise
+        self.copied: list[Array] = []  # was copied to: addresses in tables are of these
 
-    def where(self, layers: list[Tensor]) -> tuple[Any, Any, Array]:
-        """Both layers of a memory, their arrays, and where they lie, as rows of a table"""
-        found = self.known.get(id(layers))
-        if found is None or found[0] is not layers:
-            arrays = [np.require(S.data, self.h.dtype, ["C", "A", "W"]) for S in layers]
-            found = layers, arrays, Tables(self.h.dtype, [(1, {})])(arrays)
-        return found
+    def find(self, state: TitansState) -> None:
+        """Put into the tables where a state lies that was not given last."""
+        self.copied = []
+        for table, layers_of in ((self.inputs.drift, state.drift), (self.inputs.momentum, state.momentum),
+                                 (self.inputs.start, state.chunk_start)):
+            for name, layers in layers_of.items():
+                arrays = [np.require(S.data, self.h.dtype, ["C", "A", "W"]) for S in layers]
+                self.copied += arrays
+                m = 2 * MEMORIES.index(name)
+                table[0, m:m + 2] = Tables(self.h.dtype, [(1, {})])(arrays)
 
-    def make(self, table: Any, names: Iterable[str], known: dict) -> dict[str, list[Tensor]]:
+    def make(self, table: Any) -> dict[str, list[Tensor]]:
         """States that are to be filled; their rows are put into the table."""
-        flat, made = np.empty(self.size, self.h.dtype), {}
-        rows = self.rows.copy()
-        rows[self.present, 0] += flat.ctypes.data
-        table[...] = rows
-        for name in names:
-            layers = made[name] = [Tensor(flat[i:j].reshape(shape)) for i, j, shape in self.places[name]]
-            m = 2 * MEMORIES.index(name)
-            known[id(layers)] = layers, flat, rows[m:m + 2]
-        return made
+        whole = np.empty((), self.whole)
+        np.multiply(self.begins, whole.__array_interface__["data"][0], out=table[0])
+        table += self.rows
+        return {name: [Tensor(whole[first]), Tensor(whole[second])] for name, (first, second) in self.fields.items()}
 
     def __call__(self, state: TitansState) -> TitansState:
         self.program.to(self.begin)
         heard = np.concatenate([state.tail.data, self.h[:, None]], axis=1)
         self.filter(heard, self.taps, self.filtered)
         self.program.to(self.merge)
-        known: dict[int, Any] = {}
-        read = []  # what has to stay while it is read: an array that lies otherwise is copied
-        for table, layers_of in ((self.inputs.drift, state.drift), (self.inputs.momentum, state.momentum)):
-            for name, layers in layers_of.items():
-                m = 2 * MEMORIES.index(name)
-                read.append(self.where(layers))
-                table[0, m:m + 2] = read[-1][2]
-        self.inputs.start[...] = self.inputs.drift
-        self.moved.fill(False)
-        for name, layers in state.chunk_start.items():
-            m = MEMORIES.index(name)
-            self.moved[0, m], found = True, self.where(layers)
-            self.inputs.start[0, 2 * m:2 * m + 2] = found[2]
-            known[id(layers)] = found
-        drift = self.make(self.after, state.drift, known)
-        momentum = self.make(self.momentum_after, state.momentum, known) if state.momentum else {}
+        if state is self.given:
+            self.inputs.drift[...] = self.after
+            if state.momentum:
+                self.inputs.momentum[...] = self.momentum_after
+        else:
+            self.find(state)
+        self.moved[0] = [name in state.chunk_start for name in MEMORIES]
+        np.copyto(self.inputs.start, self.inputs.drift, where=~np.repeat(self.moved, 2)[:, None])
+        drift = self.make(self.after)
+        momentum = self.make(self.momentum_after) if state.momentum else {}
         self.o.fill(0)
         self.read()
         position = state.position + 1
         start = {name: state.chunk_start.get(name, state.drift[name])
                  for name, size in self.mixer.chunk_size.items() if position % size}
-        for layers in start.values():
-            known.setdefault(id(layers), self.where(layers))
-        self.known = known
-        return TitansState(Tensor(heard[:, 1:].copy()), position, drift, start, momentum)
+        self.given = TitansState(Tensor(heard[:, 1:].copy()), position, drift, start, momentum)
+        return self.given
 
 
 # Attention ----------------------------------------------------------------------------------------------------

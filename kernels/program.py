@@ -5,7 +5,7 @@ next one, of this loop or, when all parts of this one are done, of the loop afte
 loops; one that sleeps longer or is sent away is missed by nobody, for the others take what it does not; and which
 thread has computed a part changes no bit of it.
 
-    product   z = start + W x                     z (n,), W (n,m), x (m,); start: a bias, z itself or nothing
+    product   z = start + x Wᵀ                    z (B,n), W (n,m), x (B,m); start (n,): a bias; z itself; or nothing
     norm      z = w·x·r,  r = 1/√(mean x² + ε)    x, z (n,m), w (m,)
     swiglu    z = y·x/(1 + e^−x)                  x, y, z (n,)
     gelu      z = ½x(1 + tanh s(x))               x, z (n,)
@@ -17,7 +17,6 @@ Legend: B batch, H heads, K heads of keys, d head size, t position.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy as np
 from kernels.attention import attend
 from kernels.gelu import gelu
 from kernels.lanes import count, look, pointer_to, step_aside
-from kernels.product import dot_rows, product
+from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
 from kernels.runtime import JIT, inner, jit, join_in, prepare
 from kernels.swiglu import swiglu
@@ -36,7 +35,7 @@ if JIT:
 PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND = range(6)
 LOOP, SIZE, PART, FIRST, WAIT, ARGUMENTS = range(6)  # columns; WAIT: so many parts are done before it begins
 COLUMNS = ARGUMENTS + 10
-TOGETHER = 2**21  # numbers of weights for which it pays to wake another thread
+TOGETHER = 2**21  # multiplications for which it pays to wake another thread
 BYTES = 2**15  # of a weight, in one part
 TAKEN, DONE = 0, 8  # counters, in lines of the cache that are not the same
 UNITS = 2**11  # of an activation, in one part
@@ -75,12 +74,12 @@ def until(counters, done):
 def compute_part(row, number, start, stop, like):
     loop, n, a = row[LOOP], row[SIZE], row[ARGUMENTS:]
     if loop == PRODUCT:
-        W, x, z = matrix(a[0], n, a[4], like), vector(a[1], a[4], like), vector(a[2], n, like)
+        W, x, z = matrix(a[0], n, a[4], like), matrix(a[1], a[5], a[4], like), matrix(a[2], a[5], n, like)
         if a[3] == 0:
-            z[start:stop] = 0
+            z[:, start:stop] = 0
         elif a[3] != a[2]:
-            z[start:stop] = vector(a[3], n, like)[start:stop]
-        dot_rows(start, stop, W, x, z)
+            z[:, start:stop] = vector(a[3], n, like)[start:stop]
+        dot_rows_of_each(start, stop, W, x, z)
     elif loop == NORM:
         norm_loop(start, stop, number, matrix(a[0], n, a[4], like), vector(a[1], a[4], like),
                   matrix(a[2], n, a[4], like), vector(a[3], n, like))
@@ -141,16 +140,15 @@ def matrix(address, n, m, like):
 
 
 class Program:
-    """Loops over arrays that stay, and what Python does between them, in the order in which they are added.
+    """Loops over arrays that stay, in the order in which they are added.
 
-    A loop that needs nothing of what the one before it makes may run `beside` it. Products of several rows are BLAS's.
+    A loop that needs nothing of what the one before it makes may run `beside` it.
     """
 
     def __init__(self, dtype: Any):
         self.like = np.empty(0, dtype)
         self.rows: list[list[int]] = []
         self.reals: list[float] = []
-        self.calls: list[tuple[int, Callable]] = []  # in rows of their own
         self.arrays: list[np.ndarray] = []  # whose addresses stand in the table
         self.parts = self.at = 0  # so far; the next row to be walked
 
@@ -164,17 +162,11 @@ class Program:
         self.reals.append(real)
         return len(self.rows) - 1
 
-    def call(self, step: Callable[[], Any]) -> None:
-        self.calls.append((self.add(PRODUCT, 0, 1), step))
-
     def product(self, W: np.ndarray, x: np.ndarray, z: np.ndarray, start: np.ndarray | None = None,
                 beside: bool = False) -> None:
         """z = start + x Wᵀ.  W (n,m), x (B,m), z (B,n), start like a row of z, or z"""
         n, m = W.shape
-        if len(x) == 1:
-            self.add(PRODUCT, n, max(4, BYTES // W[0].nbytes // 4 * 4), W, x, z, start, m, beside=beside)
-        else:
-            self.call(lambda: np.add(0 if start is None else start, product(x, W.T), out=z))
+        self.add(PRODUCT, n, max(4, BYTES // W[0].nbytes // 4 * 4), W, x, z, start, m, len(x), beside=beside)
 
     def norm(self, eps: float, x: np.ndarray, w: np.ndarray, z: np.ndarray) -> None:
         self.add(NORM, len(x), 1, x, w, z, np.empty(len(x), x.dtype), x.shape[1], real=eps)
@@ -202,21 +194,12 @@ class Program:
         """Nothing is added any more."""
         self.end = self.add(PRODUCT, 0, 1)
         self.table, self.numbers = np.array(self.rows), np.array(self.reals)
-        products = self.table[:, LOOP] == PRODUCT
-        self.work = np.cumsum(self.table[:, SIZE] * self.table[:, ARGUMENTS + 4] * products)
+        sizes = self.table[:, [SIZE, ARGUMENTS + 4, ARGUMENTS + 5]]  # n, m and B of a product
+        self.work = np.cumsum(np.where(self.table[:, LOOP] == PRODUCT, np.prod(sizes, axis=1), 0))
         prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like)
 
     def to(self, end: int) -> None:
         """Do all that comes before a row and is not yet done."""
-        for row, step in self.calls:
-            if self.at <= row < end:
-                self.walk(row)
-                step()
-                self.at = row + 1
-        self.walk(end)
-
-    def walk(self, end: int) -> None:
-        """… where it is nothing but loops"""
         if self.at < end:
             counters = np.zeros(16, np.int64)
             counters[[TAKEN, DONE]] = self.table[self.at, FIRST]

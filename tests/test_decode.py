@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import decode
 import kernels
+from apps.runs import stack
 from autograd import Tensor, no_grad
 from config import CHOICES, MEMORIES, MIXERS, PRESETS
 from hope import Hope, State
@@ -127,6 +128,19 @@ def test_it_goes_on_from_any_place_in_a_chunk_with_any_number_of_sequences(
         with no_grad():
             _, state = made(text(batch, prompt, 1), state)
     follow(made, text(batch, time), state, exact=batch == 1)
+
+
+@needs_jit
+@pytest.mark.parametrize("choices", [{}, {"activation": "swiglu", "width": 36, "heads": 3}, AS_PRINTED], ids=str)
+def test_a_row_of_a_batch_has_the_bits_of_that_sequence_alone(choices):
+    made, tokens = model(**choices), text(5, 7)
+    begun = [made.step(row[None, :1])[1] for row in tokens]
+    states = stack(begun)
+    for t in range(1, 7):
+        logits, states = made.step(tokens[:, t:t + 1], states)
+        for b, alone in enumerate(begun):
+            one, begun[b] = made.step(tokens[b:b + 1, t:t + 1], alone)
+            assert np.array_equal(logits.data[b], one.data[0])
 
 
 @pytest.mark.slow  # a kernel of its own

@@ -70,8 +70,9 @@ class TitansToken:
         self.whole = np.dtype([(str(i), dtype, (B, *M0.shape)) for i, M0 in layers.items()])
         self.fields = {name: [str(2 * MEMORIES.index(name) + i) for i in range(2)] for name in initial}
         self.rows = np.zeros((2 * len(MEMORIES), 5), np.int64)
+        places: Any = self.whole.fields
         for i, M0 in layers.items():
-            self.rows[i] = self.whole.fields[str(i)][1], B * H, M0[0].nbytes, *M0.shape[1:]
+            self.rows[i] = places[str(i)][1], B * H, M0[0].nbytes, *M0.shape[1:]
         self.begins = np.zeros_like(self.rows)
         self.begins[list(layers), 0] = 1
         self.given: TitansState | None = None  # the state that was given last, and what a state that lies otherwise
@@ -142,14 +143,14 @@ class AttentionToken:
     def __call__(self, past: AttentionState | None) -> AttentionState:
         position = 0 if past is None else past.key.shape[2]
         if past is not None and past is self.last() and position < past.key.data.base.shape[2]:
-            held = past.key.data.base, past.value.data.base
+            held = [past.key.data.base, past.value.data.base]
         else:
             held = [np.empty((*self.shape, position + max(ROOM, position // 4), self.mixer.size), self.dtype)
                     for _ in range(2)]
             for array, part in zip(held, (past.key, past.value) if past else (), strict=False):
                 array[:, :, :position] = part.data
         self.by = self.mixer.turn(position, self.dtype)
-        self.program.place(self.row, *held, position, self.by)
+        self.program.place(self.row, held[0], held[1], position, self.by)
         after = AttentionState(*(Tensor(array[:, :, :position + 1]) for array in held))
         self.last = weakref.ref(after)
         return after

@@ -74,7 +74,7 @@ def test_what_the_presets_are_made_of_is_planned_but_for_independent_levels():
         assert all(block.mixer and block.plain == (config.cms != "independent") for block in blocks), name
 
 
-ATTENTION = [{"window": 0}, {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
+ATTENTION: list[dict] = [{"window": 0}, {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
              {"window": 0, "heads": 6, "key_heads": 3, "head_size": 36, "rotary_base": 500.0, "rotary_scaling": (2.0,),
               "tied": False}, {"window": 0, "rotary_base": 0.0, "cms": "spread", "biases": ("output",)}]
 

@@ -22,7 +22,7 @@ PAPER = "nothing of the kind: the models of Table 2 are compared after equal tok
 LONG = True  # more than ten minutes of a core
 MINUTES, RATES, BATCH = 5, (2.5e-2, 5e-2, 1e-1), 4
 NANO, TRAINING = PRESETS["nano"]
-SMALL = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs
+SMALL: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs
 
 
 def models(nano: Config) -> dict[str, Config]:

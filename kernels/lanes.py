@@ -14,6 +14,7 @@ import numpy as np
 from kernels.runtime import JIT, inner
 
 if JIT:
+    from numba import carray
     from numba.core import config, types
     from numba.core.cgutils import get_or_insert_function, ir  # LLVM's instructions
     from numba.core.codegen import get_host_cpu_features
@@ -241,6 +242,12 @@ def pointer_to(typing, address, like):
     pointer = types.CPointer(like.dtype)
     return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
         args[0], context.get_value_type(pointer))
+
+
+@inner
+def array_at(address, shape, like):
+    """The array of this shape that begins at an address, of numbers like those of another"""
+    return carray(pointer_to(address, like), shape)
 
 
 @intrinsic

@@ -24,7 +24,7 @@ import numpy as np
 
 from kernels.attention import attend
 from kernels.gelu import gelu
-from kernels.lanes import count, look, array_at, step_aside
+from kernels.lanes import array_at, count, look, step_aside
 from kernels.product import dot_rows, product
 from kernels.rms_norm import rms_norm
 from kernels.runtime import inner, jit, join_in, prepare

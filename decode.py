@@ -2,12 +2,13 @@
 
 By the operations of a model on one more token, bound once to the arrays they work on.
 One token is little work: asked of tensors, most of its time goes into the same questions again, of shapes, types,
-histories and addresses. A `Plan` has asked them once. What is left are compiled loops with all their arguments, one
-after another, over arrays that stay. Only the running state is made anew for every token, as the model does it: whoever
-holds on to an earlier one may go on from there.
+histories and addresses. A `Plan` has asked them once. What is left is a program of compiled loops with all their
+arguments (kernels/program.py), over arrays that stay. Only the running state is made anew for every token, as the model
+does it: whoever holds on to an earlier one may go on from there.
 
-The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone. What it has
-no loops for, such as mixers other than Titans or levels that have learned, it asks of the model's own parts.
+The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone, but by
+attention over all that was read, where it is the same to rounding. What it has no loops for, such as attention in a
+window or levels that have learned, it asks of the model's own parts.
 
 Legend: B batch, D width, H heads, d head size, F hidden size, V vocabulary.
 """
@@ -143,12 +144,13 @@ class AttentionToken:
     def __call__(self, past: AttentionState | None) -> AttentionState:
         position = 0 if past is None else past.key.shape[2]
         if past is not None and past is self.last() and position < past.key.data.base.shape[2]:
-            held = [past.key.data.base, past.value.data.base]
+            held = past.key.data.base, past.value.data.base
         else:
-            held = [np.empty((*self.shape, position + max(ROOM, position // 4), self.mixer.size), self.dtype)
-                    for _ in range(2)]
-            for array, part in zip(held, (past.key, past.value) if past else (), strict=False):
-                array[:, :, :position] = part.data
+            room = *self.shape, position + max(ROOM, position // 4), self.mixer.size
+            held = np.empty(room, self.dtype), np.empty(room, self.dtype)
+            if past is not None:
+                for array, read in zip(held, (past.key, past.value), strict=True):
+                    array[:, :, :position] = read.data
         self.by = self.mixer.turn(position, self.dtype)
         self.program.place(self.row, held[0], held[1], position, self.by)
         after = AttentionState(*(Tensor(array[:, :, :position + 1]) for array in held))

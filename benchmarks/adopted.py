@@ -46,8 +46,8 @@ def ours(folder: str) -> Contender:
 
     def read() -> tuple[np.ndarray, State]:
         with no_grad():
-            x, state = model.read(prompt)
-            return model.unembed(x[:, -1:]).data, state
+            x, state = model.read(prompt, last=1)
+            return model.unembed(x).data, state
     first, state = read()
 
     def follow() -> np.ndarray:
@@ -74,11 +74,11 @@ def theirs(folder: str) -> Contender:
     def after(tokens: Any, cache: Any = None) -> tuple[np.ndarray, Any]:
         found = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return found.logits.numpy(), found.past_key_values
-    first, read = after(prompt)
+    first, cache = after(prompt)
 
     def follow() -> np.ndarray:
-        logits, _ = after(one, read)
-        read.crop(-1)  # the next token, too, comes right behind the prompt
+        nonlocal cache
+        logits, cache = after(one, cache)
         return logits
 
     def step(work: str) -> None:

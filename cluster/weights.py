@@ -74,14 +74,15 @@ class GatheredBlock(Block):
 
     gathered: Gathered
 
-    def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+    def __call__(self, x: Tensor, state: BlockState, last: int = 0) -> tuple[Tensor, BlockState]:
         past, after = tree_leaves((x, state)), None
 
         def compute(*leaves: Tensor) -> tuple[Tensor, ...]:
             nonlocal after
             self.gathered.fetch()
             given = {id(old): new for old, new in zip(past, leaves, strict=True)}
-            after = Block.__call__(self, *tree_map(lambda leaf: given[id(leaf)], (x, state)))
+            heard, begun = tree_map(lambda leaf: given[id(leaf)], (x, state))
+            after = Block.__call__(self, heard, begun, last)
             if not grad_enabled():
                 self.gathered.free()
             return tuple(tree_leaves(after))
@@ -96,9 +97,9 @@ class HeldBlock(Block):
 
     gathered: Gathered
 
-    def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+    def __call__(self, x: Tensor, state: BlockState, last: int = 0) -> tuple[Tensor, BlockState]:
         self.gathered.fetch()
-        found = super().__call__(x, state)
+        found = super().__call__(x, state, last)
         if not grad_enabled():
             self.gathered.free()
         return found

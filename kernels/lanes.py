@@ -1,4 +1,4 @@
-"""What LLVM has and Numba does not: LANES numbers computed together, eˣ without a call, transposes, atomic counters.
+"""What LLVM has and Numba does not: LANES numbers computed together, eˣ without a call, transposes.
 
 Numba has no type for LANES numbers side by side; this file makes one, and its verbs: the wide registers. A sum over a
 row is added up lane by lane, so that its order is ours and no compiler's.
@@ -6,7 +6,6 @@ row is added up lane by lane, so that its order is ours and no compiler's.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from kernels.runtime import JIT, inner
 
 if JIT:
     from numba.core import config, types
-    from numba.core.cgutils import get_or_insert_function, ir  # LLVM's instructions
+    from numba.core.cgutils import ir  # LLVM's instructions
     from numba.core.codegen import get_host_cpu_features
     from numba.core.imputils import impl_ret_borrowed
     from numba.extending import intrinsic, models, register_model
@@ -252,47 +251,6 @@ def _fold(builder, x, combine):
         halves = (ir.Constant(ir.VectorType(index, n), list(range(k, k + n))) for k in (0, n))
         x = combine(*(builder.shuffle_vector(x, x, half) for half in halves))
     return builder.extract_element(x, ir.Constant(index, 0))
-
-
-# Memory -----------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def pointer_to(typing, address, like):
-    """The address as a pointer to numbers like those of an array"""
-    pointer = types.CPointer(like.dtype)
-    return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], context.get_value_type(pointer))
-
-
-@intrinsic
-def look(typing, numbers, i):
-    """numbers[i], that other threads change"""
-    return numbers.dtype(numbers, i), lambda context, builder, signature, args: builder.load_atomic(
-        _at(context, builder, signature, args), "seq_cst", numbers.dtype.bitwidth // 8)
-
-
-@intrinsic
-def count(typing, numbers, i):
-    """numbers[i], which becomes one more; no other thread gets the same"""
-    def generate(context, builder, signature, args):
-        place = _at(context, builder, signature, args)
-        return builder.atomic_rmw("add", place, ir.Constant(place.type.pointee, 1), "seq_cst")
-    return numbers.dtype(numbers, i), generate
-
-
-def _at(context, builder, signature, args):
-    return builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, args[1:])
-
-
-@intrinsic
-def step_aside(typing):
-    """Let another thread have this core, if one waits for it."""
-    def generate(context, builder, signature, args):
-        kind, name = ir.FunctionType(ir.IntType(32), ()), "SwitchToThread" if os.name == "nt" else "sched_yield"
-        builder.call(get_or_insert_function(builder.module, kind, name), ())
-        return context.get_dummy_value()
-    return types.none(), generate
 
 
 # Squares ----------------------------------------------------------------------------------------------------

@@ -23,14 +23,11 @@ import numpy as np
 
 from kernels.attention import attend
 from kernels.gelu import gelu
-from kernels.lanes import count, look, pointer_to, step_aside
 from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
-from kernels.runtime import JIT, inner, jit, join_in, prepare
+from kernels.runtime import inner, jit, join_in, prepare
+from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
-
-if JIT:
-    from numba import carray
 
 PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND = range(6)
 LOOP, SIZE, PART, FIRST, WAIT, ARGUMENTS = range(6)  # columns; WAIT: so many parts are done before it begins
@@ -74,19 +71,19 @@ def until(counters, done):
 def compute_part(row, number, start, stop, like):
     loop, n, a = row[LOOP], row[SIZE], row[ARGUMENTS:]
     if loop == PRODUCT:
-        W, x, z = matrix(a[0], n, a[4], like), matrix(a[1], a[5], a[4], like), matrix(a[2], a[5], n, like)
+        W, x, z = array_at(a[0], (n, a[4]), like), array_at(a[1], (a[5], a[4]), like), array_at(a[2], (a[5], n), like)
         if a[3] == 0:
             z[:, start:stop] = 0
         elif a[3] != a[2]:
-            z[:, start:stop] = vector(a[3], n, like)[start:stop]
+            z[:, start:stop] = array_at(a[3], n, like)[start:stop]
         dot_rows_of_each(start, stop, W, x, z)
     elif loop == NORM:
-        norm_loop(start, stop, number, matrix(a[0], n, a[4], like), vector(a[1], a[4], like),
-                  matrix(a[2], n, a[4], like), vector(a[3], n, like))
+        norm_loop(start, stop, number, array_at(a[0], (n, a[4]), like), array_at(a[1], a[4], like),
+                  array_at(a[2], (n, a[4]), like), array_at(a[3], n, like))
     elif loop == SWIGLU:
-        swiglu_loop(start, stop, vector(a[0], n, like), vector(a[1], n, like), vector(a[2], n, like))
+        swiglu_loop(start, stop, array_at(a[0], n, like), array_at(a[1], n, like), array_at(a[2], n, like))
     elif loop == GELU:
-        gelu_loop(start, stop, vector(a[0], n, like), vector(a[1], n, like))
+        gelu_loop(start, stop, array_at(a[0], n, like), array_at(a[1], n, like))
     elif loop == TURN:
         turn_and_keep(a, start, stop, like)
     else:
@@ -96,14 +93,15 @@ def compute_part(row, number, start, stop, like):
 @inner
 def turn_and_keep(a, start, stop, like):
     q, k, v, keys, values, turn, t, room, d, queries = a
+    size = d * like.itemsize
     for i in range(start, stop):
         if i < queries:
-            turned(vector(q + i * d * like.itemsize, d, like), turn, vector(q + i * d * like.itemsize, d, like), like)
+            turned(array_at(q + i * size, d, like), turn, array_at(q + i * size, d, like), like)
         else:
             i -= queries
-            at, to = i * d * like.itemsize, (i * room + t) * d * like.itemsize
-            turned(vector(k + at, d, like), turn, vector(keys + to, d, like), like)
-            vector(values + to, d, like)[:] = vector(v + at, d, like)
+            at, to = i * size, (i * room + t) * size
+            turned(array_at(k + at, d, like), turn, array_at(keys + to, d, like), like)
+            array_at(values + to, d, like)[:] = array_at(v + at, d, like)
 
 
 @inner
@@ -112,7 +110,7 @@ def turned(x, turn, z, like):
     if turn == 0:
         z[:] = x
         return
-    w = vector(turn, len(x), like)
+    w = array_at(turn, len(x), like)
     for i in range(0, len(x), 2):
         z[i], z[i + 1] = x[i] * w[i] - x[i + 1] * w[i + 1], x[i] * w[i + 1] + x[i + 1] * w[i]
 
@@ -120,20 +118,11 @@ def turned(x, turn, z, like):
 @inner
 def attend_heads(a, scale, start, stop, like):
     q, keys, values, z, seen, room, group, d = a[:8]
+    size = d * like.itemsize
     for i in range(start, stop):
-        at, of = i * d * like.itemsize, i // group * room * d * like.itemsize
-        attend(vector(q + at, d, like), matrix(keys + of, seen, d, like), matrix(values + of, seen, d, like),
-               like.dtype.type(scale), vector(z + at, d, like))
-
-
-@inner
-def vector(address, n, like):
-    return carray(pointer_to(address, like), n)
-
-
-@inner
-def matrix(address, n, m, like):
-    return carray(pointer_to(address, like), (n, m))
+        at, of = i * size, i // group * room * size
+        attend(array_at(q + at, d, like), array_at(keys + of, (seen, d), like), array_at(values + of, (seen, d), like),
+               like.dtype.type(scale), array_at(z + at, d, like))
 
 
 # Writing one down -------------------------------------------------------------------------------------------

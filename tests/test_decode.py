@@ -1,6 +1,7 @@
 """A plan of one token gives what the model gives, and hands back the same running state."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,9 +75,12 @@ def test_what_the_presets_are_made_of_is_planned_but_for_independent_levels():
         assert all(block.mixer and block.plain == (config.cms != "independent") for block in blocks), name
 
 
-ATTENTION: list[dict] = [{"window": 0}, {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
-             {"window": 0, "heads": 6, "key_heads": 3, "head_size": 36, "rotary_base": 500.0, "rotary_scaling": (2.0,),
-              "tied": False}, {"window": 0, "rotary_base": 0.0, "cms": "spread", "biases": ("output",)}]
+ATTENTION: list[dict[str, Any]] = [
+    {"window": 0},
+    {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
+    {"window": 0, "heads": 6, "key_heads": 3, "head_size": 36, "rotary_base": 500.0, "rotary_scaling": (2.0,),
+     "tied": False},
+    {"window": 0, "rotary_base": 0.0, "cms": "spread", "biases": ("output",)}]
 
 
 @pytest.mark.parametrize("choices", ATTENTION, ids=str)
@@ -103,7 +107,7 @@ def test_attention_goes_on_from_an_earlier_state_as_from_the_last():
 
 
 @needs_jit
-@pytest.mark.parametrize("choices", [{}, *({"mixer": "attention"} | choices for choices in ATTENTION[:2])], ids=str)
+@pytest.mark.parametrize("choices", [{}, *({"mixer": "attention", **choices} for choices in ATTENTION[:2])], ids=str)
 def test_no_bit_depends_on_how_many_threads_walk_a_program(choices, monkeypatch):
     made, found = model(width=32, hidden=100, **choices), []
     monkeypatch.setattr(program, "TOGETHER", 0)

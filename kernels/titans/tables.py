@@ -16,12 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.lanes import pointer_to
-from kernels.runtime import JIT, if_given, inner
+from kernels.runtime import if_given, inner
+from kernels.shared import array_at
 from kernels.titans.products import accumulate, added
-
-if JIT:
-    import numba
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # memory m has the layers 2m and 2m + 1
 SCALARS, MEMORY = (3, 4), 5  # those with one output; the main one
@@ -36,7 +33,7 @@ Layer = namedtuple("Layer", "initial drift start momentum")  # matrices Mâ‚€, Sâ
 def matrix(table, row, i, like):
     """The matrix of sequence i"""
     address, matrices, step, m, n = table[row]
-    return numba.carray(pointer_to(address + i % matrices * step, like), (m, n))
+    return array_at(address + i % matrices * step, (m, n), like)
 
 
 @if_given

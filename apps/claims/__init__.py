@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from apps.claims import (
     ablation,
-    clock,
     context,
     intents,
     languages,
@@ -54,9 +53,9 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "clock": clock, "steps": steps, "recall": recall, "mad": mad, "languages": languages,
-    "ablation": ablation, "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles,
-    "reading": reading, "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
+    "modelling": modelling, "steps": steps, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
+    "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles, "reading": reading,
+    "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
 
 
 def long(name: str) -> bool:

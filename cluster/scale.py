@@ -63,16 +63,15 @@ def ranks_started() -> int:
 
 
 def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
-    """What exchange and spread take at least, for 2 ranks up to as many as there are; on rank 0, else nothing.
-
-    Each rank stays on one core, in turn, so that none has more of them than it needs. (As in Linux.)
-    """
+    """What exchange and spread take at least, for 2 ranks up to as many as there are; on rank 0, else nothing."""
     from mpi4py import MPI
 
     from cluster.fabric import Mpi
 
-    world, found, cores = MPI.COMM_WORLD, list[dict[str, Any]](), sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[world.Get_rank() % len(cores)]})
+    world, found = MPI.COMM_WORLD, list[dict[str, Any]]()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []  # Linux only
+    if cores:  # each rank stays on one, in turn
+        os.sched_setaffinity(0, {cores[world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank() % len(cores)]})
     for ranks in range(2, world.Get_size() + 1):
         part = world.Split(world.Get_rank() < ranks)
         if world.Get_rank() < ranks:
@@ -93,7 +92,8 @@ def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
         others = world.Ibarrier()
         while not others.Test():  # MPI's own wait would take turns with those that are measured
             time.sleep(0.01)
-    os.sched_setaffinity(0, cores)
+    if cores:
+        os.sched_setaffinity(0, cores)
     return found if world.Get_rank() == 0 else []
 
 
@@ -148,22 +148,22 @@ def efficiency(ranks: int, batches: int, seconds: float, size: float, fabric: Fa
     return batches / ranks * seconds / (rounds * (seconds + exchange - hidden) + spread)
 
 
-def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, speed: float, bucket: float
-          ) -> dict[str, Any]:
+def curve(preset: str, kept: dict[str, Any], fabric: Fabric, bandwidth: float, latency: float, speed: float,
+          bucket: float) -> dict[str, Any]:
     """Efficiency of a preset on 1 to 1,024 ranks, one batch or more for each in a step."""
     config, training = PRESETS[preset]
     size = 4.0 * hope.count(config)
     here = kept["seconds per token"][preset] * config.segment * training.batch
     flops = 3 * hope.flops_per_token(config) * config.segment * training.batch
     fabrics: dict[str, tuple[float, Fabric]] = {
-        f"this machine's fabric and processor (as measured, {here:.3g} s a batch)": (here, kept["fabric"]),
+        f"this machine's fabric and processor (as measured, {here:.3g} s a batch)": (here, fabric),
         f"a GPU of {speed / 1e12:.3g} TFLOP/s on a network of {bandwidth / 1e9:.3g} GB/s, {1e6 * latency:g} µs "
         f"(assumed; {flops / speed:.3g} s a batch)":
-            (flops / speed, {what: [[(0.0, latency, bandwidth)]] for what in kept["fabric"]})}
+            (flops / speed, {what: [[(0.0, latency, bandwidth)]] for what in fabric})}
     buckets, found = math.ceil(size / bucket), {}
-    for name, (seconds, fabric) in fabrics.items():
+    for name, (seconds, its) in fabrics.items():
         for label, overlap in (("", True), (", nothing overlapped", False)):
-            found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, fabric, overlap, buckets)
+            found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, its, overlap, buckets)
                                    for n in RANKS]
     return {"bytes": size, "batches": training.accumulate, "curves": found}
 
@@ -197,8 +197,8 @@ def main() -> None:
         found = measure(given.seconds)
         if not found:
             return
-        kept: dict[str, Any] = {"machine": machine.machine(), "cores": cores, "fabric": fit(found, cores),
-                                "measured": found, "seconds per token": {}}
+        kept: dict[str, Any] = {"machine": machine.machine(), "cores": cores, "measured": found,
+                                "seconds per token": {}}
     else:
         if not kept_at.exists():
             raise SystemExit(f"there is no {kept_at}: mpirun -n 4 python -m cluster.scale measures")
@@ -207,18 +207,18 @@ def main() -> None:
     if given.preset not in kept["seconds per token"]:
         kept["seconds per token"][given.preset] = machine.one_layer(config, training.batch)[1] * config.layers
         write_text(kept_at, json.dumps(kept, indent=1))
-    errors = []
+    errors, fabric = [], fit(kept["measured"], kept["cores"])
     print(f"{'ranks':>6}{'bytes':>12}{'what':>10}{'measured':>12}{'model':>12}")
     for x in kept["measured"]:
-        model = transfer(x["ranks"], x["bytes"], kept["fabric"][x["what"]], kept["cores"])
+        model = transfer(x["ranks"], x["bytes"], fabric[x["what"]], kept["cores"])
         errors.append(abs(math.log(model / x["seconds"])))
         print(f"{x['ranks']:>6}{x['bytes']:>12,}{x['what']:>10}{1e3 * x['seconds']:>9.3f} ms{1e3 * model:>9.3f} ms")
-    shown = curve(given.preset, kept, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12,
+    shown = curve(given.preset, kept, fabric, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12,
                   given.bucket * 2**20)
     report({f"{what}{', cores shared' * (i > 0)}": "; ".join(
                 f"from {start / 1e3:,.0f} kB " * (start > 0) + f"{1e6 * latency:.1f} µs, {bandwidth / 1e9:.2f} GB/s"
                 for start, latency, bandwidth in lines)
-            for what, both in kept["fabric"].items() for i, lines in enumerate(both)} | {
+            for what, both in fabric.items() for i, lines in enumerate(both)} | {
             "the model is off by": f"a factor of {math.exp(float(np.median(errors))):.2f} (median), "
                                    f"{math.exp(max(errors)):.2f} (most)",
             f"{given.preset}, gradients": f"{shown['bytes']:,.0f} bytes, sent and received once a round and, summed, "

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, ranks = ["--resume" if given.resume else "--out", folder, *rest], given.n
     while True:
         code, asked = start([*shlex.split(given.launcher), "-n", str(ranks)], command)
-        lost = code == LOST or (code > 128 and code not in STOPPED)
+        lost = code >= LOST and code not in STOPPED  # a rank that was killed is 128 and the signal, or it alone
         if not lost or asked or not (Path(folder) / LAST).exists():
             return code
         ranks -= 1

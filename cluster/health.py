@@ -127,7 +127,6 @@ class Watch:
                 elif "lost" in said:
                     leave("", self.lock, said["code"])
         if rank not in self.gone and not self.over:
-            time.sleep(0.05)  # the last word of another may explain it
             self.lost(rank, "it was killed, or its machine is gone")
 
     def lost(self, rank: int, why: str, code: int = LOST) -> None:

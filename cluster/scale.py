@@ -8,11 +8,12 @@ Each rank sends every other its part, one after another, and c cores that N rank
     T(N, n) = (N − 1) ⌈N/c⌉ t(n/N)
     t(m) = α₁ + m/β₁  if m < M,  else α₂ + m/β₂        α latency of a message, β bytes a second
 
-t is one for the exchange and one for the spread: MPI sends small messages by another way than large ones, and what
-fits into a cache sooner. All α, β and M are fitted to what 2, 3 and 4 ranks take. A step of K batches on N ranks has
-⌈K/N⌉ rounds, each of which exchanges the gradients, bucket by bucket; after the last, sums are spread. Of the
-exchange, what the way back (two thirds of a round) is long enough to hide costs nothing; the curve is drawn with this
-overlap, and without any.
+t is one for the exchange and one for the spread, and another where cores are shared, which takes turns of the system's:
+MPI sends small messages by another way than large ones, and what fits into a cache is sooner there. All α, β and M are
+fitted to what 2, 3 and 4 ranks take. A step of K batches on N ranks has ⌈K/N⌉ rounds, each of which exchanges the
+gradients, bucket by bucket; after the last, sums are spread. Of the exchange, what the way back (two thirds of a round)
+is long enough to hide costs nothing; the curve is drawn with this overlap, and without any, for ranks that have a core
+or a card each.
 
 Legend: N ranks, n bytes that all ranks have together, m = n/N bytes of a message.
 """
@@ -46,8 +47,10 @@ from tools.plots import COLOURS, canvas
 
 HERE = Path(__file__).resolve().parent
 SIZES = [1 << power for power in range(14, 25)]  # bytes
+PASSES = 4  # over all sizes: something else may have had the machine in one
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-Lines = Sequence[tuple[float, float, float]]  # the message t(m) of a fabric: (m from which on it holds, α, β)
+Lines = Sequence[tuple[float, float, float]]  # t(m): each with the m from which on it holds, α and β
+Fabric = dict[str, Sequence[Lines]]  # exchange and spread: t(m) where each rank has a core, and where some share one
 
 
 def ranks_started() -> int:
@@ -66,36 +69,54 @@ def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
     from cluster.fabric import Mpi
 
     world, found = MPI.COMM_WORLD, list[dict[str, Any]]()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []  # Linux only
+    if cores:  # each rank stays on one, in turn
+        os.sched_setaffinity(0, {cores[world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank() % len(cores)]})
     for ranks in range(2, world.Get_size() + 1):
-        world.Barrier()
         part = world.Split(world.Get_rank() < ranks)
         if world.Get_rank() < ranks:
-            fabric = Mpi(part)
-            for size in SIZES:
+            fabric, least = Mpi(part), dict[tuple[str, int], float]()
+            for what, size in [(what, size) for what in ("exchange", "spread") for size in SIZES] * PASSES:
                 counts = [size // 4 * (r + 1) // ranks - size // 4 * r // ranks for r in range(ranks)]
-                whole, own = np.ones(size // 4, np.float32), np.ones(counts[fabric.rank], np.float32)
-                for name, go in (("exchange", lambda: fabric.exchange(whole, counts).wait()),  # noqa: B023
-                                 ("spread", lambda: fabric.spread(own, counts).wait())):  # noqa: B023
-                    times: list[float] = []
-                    while fabric.first(len(times) < 20 or sum(times) < seconds):
-                        part.Barrier()
-                        started = time.perf_counter()
-                        go()
-                        times.append(max(fabric.all(time.perf_counter() - started)))
-                    found.append({"what": name, "ranks": ranks, "bytes": size, "seconds": min(times)})
+                sent = np.ones(size // 4 if what == "exchange" else counts[fabric.rank], np.float32)
+                times: list[float] = []
+                while fabric.first(len(times) < 9 or sum(times) < seconds / PASSES):
+                    part.Barrier()
+                    started = time.perf_counter()
+                    getattr(fabric, what)(sent, counts).wait()
+                    times.append(max(fabric.all(time.perf_counter() - started)))
+                least[what, size] = min(least.get((what, size), math.inf), *times)
+            found += [{"what": what, "ranks": ranks, "bytes": size, "seconds": took} for (what, size), took in
+                      least.items()]
         part.Free()
+        others = world.Ibarrier()
+        while not others.Test():  # MPI's own wait would take turns with those that are measured
+            time.sleep(0.01)
+    if cores:
+        os.sched_setaffinity(0, cores)
     return found if world.Get_rank() == 0 else []
 
 
-def fit(messages: Any, seconds: Any) -> Lines:
-    """t(m) of measurements, by least squares of relative errors: two lines of six or more, or one if that is nearer."""
+def fit(found: Sequence[dict[str, Any]], cores: int) -> Fabric:
+    """t(m) of exchange and spread, with cores of their own and shared, as far as that was measured."""
+    def lines(what: str, shared: bool) -> Lines:
+        its = [x for x in found if x["what"] == what and (x["ranks"] > cores) == shared]
+        return fit_lines([x["bytes"] / x["ranks"] for x in its],
+                         [x["seconds"] / (x["ranks"] - 1) / math.ceil(x["ranks"] / cores) for x in its])
+    kinds = sorted({x["ranks"] > cores for x in found})
+    return {what: [lines(what, shared) for shared in kinds] for what in ("exchange", "spread")}
+
+
+def fit_lines(messages: Sequence[float], seconds: Sequence[float]) -> Lines:
+    """t(m) by least squares of relative errors: two lines, each for messages up to 8 times as long or more; or one."""
     order = np.argsort(messages)
-    m, t = np.asarray(messages, float)[order], np.asarray(seconds, float)[order]
+    m, t = np.array(messages)[order], np.array(seconds)[order]
 
     def cut(*at: int) -> tuple[float, Lines]:
         found = [(float(m[i]) if i else 0.0, *line(m[i:j], t[i:j])) for i, j in itertools.pairwise((0, *at, len(m)))]
         return float(np.sum((np.array([message(x, found) for x in m]) / t - 1) ** 2)), found
-    return min([cut(), *(cut(i) for i in range(6, len(m) - 5) if m[i] > m[i - 1])], key=lambda one: one[0])[1]
+    between = [i for i in range(1, len(m)) if m[i - 1] < m[i] and m[i - 1] >= 8 * m[0] and m[-1] >= 8 * m[i]]
+    return min([cut(), *map(cut, between)], key=lambda one: one[0])[1]
 
 
 def line(m: np.ndarray, t: np.ndarray) -> tuple[float, float]:
@@ -113,24 +134,12 @@ def message(size: float, lines: Lines) -> float:
     return latency + size / bandwidth
 
 
-def turns(ranks: int, cores: float) -> int:
-    return max(1, math.ceil(ranks / cores))
-
-
-def transfer(ranks: int, size: float, lines: Lines, cores: float = math.inf) -> float:
+def transfer(ranks: int, size: float, lines: Sequence[Lines], cores: float = math.inf) -> float:
     """T(N, n) in seconds."""
-    return (ranks - 1) * turns(ranks, cores) * message(size / ranks, lines)
+    return (ranks - 1) * max(1, math.ceil(ranks / cores)) * message(size / ranks, lines[-1 if ranks > cores else 0])
 
 
-def fitted(found: Sequence[dict[str, Any]], cores: int) -> dict[str, Lines]:
-    """t(m) of exchange and spread."""
-    of = {what: [x for x in found if x["what"] == what] for what in ("exchange", "spread")}
-    return {what: fit([x["bytes"] / x["ranks"] for x in its],
-                      [x["seconds"] / (x["ranks"] - 1) / turns(x["ranks"], cores) for x in its])
-            for what, its in of.items()}
-
-
-def efficiency(ranks: int, batches: int, seconds: float, size: float, fabric: dict[str, Lines], overlap: bool = True,
+def efficiency(ranks: int, batches: int, seconds: float, size: float, fabric: Fabric, overlap: bool = True,
                buckets: int = 1) -> float:
     """The share of its time in which a rank computes: `seconds` for a batch, gradients of `size` bytes."""
     rounds = math.ceil(batches / ranks)
@@ -139,22 +148,22 @@ def efficiency(ranks: int, batches: int, seconds: float, size: float, fabric: di
     return batches / ranks * seconds / (rounds * (seconds + exchange - hidden) + spread)
 
 
-def curve(preset: str, kept: dict[str, Any], bandwidth: float, latency: float, speed: float, bucket: float
-          ) -> dict[str, Any]:
+def curve(preset: str, kept: dict[str, Any], fabric: Fabric, bandwidth: float, latency: float, speed: float,
+          bucket: float) -> dict[str, Any]:
     """Efficiency of a preset on 1 to 1,024 ranks, one batch or more for each in a step."""
     config, training = PRESETS[preset]
     size = 4.0 * hope.count(config)
     here = kept["seconds per token"][preset] * config.segment * training.batch
     flops = 3 * hope.flops_per_token(config) * config.segment * training.batch
-    fabrics: dict[str, tuple[float, dict[str, Lines]]] = {
-        f"this machine's fabric and processor (as measured, {here:.3g} s a batch)": (here, kept["fabric"]),
+    fabrics: dict[str, tuple[float, Fabric]] = {
+        f"this machine's fabric and processor (as measured, {here:.3g} s a batch)": (here, fabric),
         f"a GPU of {speed / 1e12:.3g} TFLOP/s on a network of {bandwidth / 1e9:.3g} GB/s, {1e6 * latency:g} µs "
         f"(assumed; {flops / speed:.3g} s a batch)":
-            (flops / speed, {what: [(0.0, latency, bandwidth)] for what in kept["fabric"]})}
+            (flops / speed, {what: [[(0.0, latency, bandwidth)]] for what in fabric})}
     buckets, found = math.ceil(size / bucket), {}
-    for name, (seconds, fabric) in fabrics.items():
+    for name, (seconds, its) in fabrics.items():
         for label, overlap in (("", True), (", nothing overlapped", False)):
-            found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, fabric, overlap, buckets)
+            found[name + label] = [efficiency(n, max(n, training.accumulate), seconds, size, its, overlap, buckets)
                                    for n in RANKS]
     return {"bytes": size, "batches": training.accumulate, "curves": found}
 
@@ -188,8 +197,8 @@ def main() -> None:
         found = measure(given.seconds)
         if not found:
             return
-        kept: dict[str, Any] = {"machine": machine.machine(), "cores": cores, "fabric": fitted(found, cores),
-                                "measured": found, "seconds per token": {}}
+        kept: dict[str, Any] = {"machine": machine.machine(), "cores": cores, "measured": found,
+                                "seconds per token": {}}
     else:
         if not kept_at.exists():
             raise SystemExit(f"there is no {kept_at}: mpirun -n 4 python -m cluster.scale measures")
@@ -198,17 +207,18 @@ def main() -> None:
     if given.preset not in kept["seconds per token"]:
         kept["seconds per token"][given.preset] = machine.one_layer(config, training.batch)[1] * config.layers
         write_text(kept_at, json.dumps(kept, indent=1))
-    errors = []
+    errors, fabric = [], fit(kept["measured"], kept["cores"])
     print(f"{'ranks':>6}{'bytes':>12}{'what':>10}{'measured':>12}{'model':>12}")
     for x in kept["measured"]:
-        model = transfer(x["ranks"], x["bytes"], kept["fabric"][x["what"]], kept["cores"])
+        model = transfer(x["ranks"], x["bytes"], fabric[x["what"]], kept["cores"])
         errors.append(abs(math.log(model / x["seconds"])))
         print(f"{x['ranks']:>6}{x['bytes']:>12,}{x['what']:>10}{1e3 * x['seconds']:>9.3f} ms{1e3 * model:>9.3f} ms")
-    shown = curve(given.preset, kept, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12,
+    shown = curve(given.preset, kept, fabric, given.bandwidth * 1e9, given.latency * 1e-6, given.speed * 1e12,
                   given.bucket * 2**20)
-    report({f"{what}, messages of {start / 1e3:,.0f} kB or more" if start else what:
-            f"{1e6 * latency:.1f} µs, {bandwidth / 1e9:.2f} GB/s"
-            for what, lines in kept["fabric"].items() for start, latency, bandwidth in lines} | {
+    report({f"{what}{', cores shared' * (i > 0)}": "; ".join(
+                f"from {start / 1e3:,.0f} kB " * (start > 0) + f"{1e6 * latency:.1f} µs, {bandwidth / 1e9:.2f} GB/s"
+                for start, latency, bandwidth in lines)
+            for what, both in fabric.items() for i, lines in enumerate(both)} | {
             "the model is off by": f"a factor of {math.exp(float(np.median(errors))):.2f} (median), "
                                    f"{math.exp(max(errors)):.2f} (most)",
             f"{given.preset}, gradients": f"{shown['bytes']:,.0f} bytes, sent and received once a round and, summed, "

@@ -68,7 +68,7 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
     for _ in range(5):
         x[...], counters = before, np.zeros(16, np.int64)
         walkers = [threading.Thread(target=walk, args=(
-            alone.table, alone.numbers, 0, alone.end, counters, alone.like)) for _ in range(threads)]
+            alone.table, alone.numbers, 0, alone.end, counters, alone.like, alone.attends)) for _ in range(threads)]
         for walker in walkers:
             walker.start()
         for walker in walkers:
@@ -80,7 +80,7 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
 def test_who_comes_late_finds_nothing_to_do():
     made, x = chain(3)
     counters = np.zeros(16, np.int64)
-    arguments = made.table, made.numbers, 0, made.end, counters, made.like
+    arguments = made.table, made.numbers, 0, made.end, counters, made.like, made.attends
     walk(*arguments)
     found = x.copy()
     walk(*arguments)

@@ -108,7 +108,7 @@ def _divide(t, n, z, total):
 def attend(q, k, v, scale, z):
     """z = Σ_i softmax_i(q·k_i·scale) v_i.  q, z (d,), k, v (P,d)"""
     s, sum = np.zeros(len(k), q.dtype), q.dtype.type(0)
-    dot_rows(0, len(k), k, q, s)
+    dot_rows(np.int64(0), len(k), k, q, s)  # not a constant, for which it would be compiled anew
     most = s[0]
     for i in range(len(s)):
         most = max(most, s[i])

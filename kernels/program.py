@@ -25,7 +25,7 @@ from kernels.attention import attend
 from kernels.gelu import gelu
 from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
-from kernels.runtime import inner, jit, join_in, prepare
+from kernels.runtime import if_given, inner, jit, join_in, prepare
 from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
 
@@ -43,8 +43,8 @@ norm_loop, swiglu_loop, gelu_loop = rms_norm.loop, swiglu.loop, gelu.loop
 
 
 @jit
-def walk(table, numbers, begin, end, counters, like):
-    """Take parts of the loops begin … end, until there are none left and all are done"""
+def walk(table, numbers, begin, end, counters, like, attends):
+    """Take parts of the loops begin … end, until none is left and all are done; `attends` is None if none does"""
     row, stop = begin, table[end, FIRST]
     part = count(counters, TAKEN)
     while part < stop:
@@ -52,7 +52,8 @@ def walk(table, numbers, begin, end, counters, like):
             row += 1
         until(counters, table[row, WAIT])
         i = (part - table[row, FIRST]) * table[row, PART]
-        compute_part(table[row], numbers[row], i, min(i + table[row, PART], table[row, SIZE]), like)
+        compute_part(table[row], numbers[row], i, min(i + table[row, PART], table[row, SIZE]), like,
+                     attends)
         count(counters, DONE)
         part = count(counters, TAKEN)
     until(counters, stop)
@@ -68,14 +69,14 @@ def until(counters, done):
 
 
 @inner
-def compute_part(row, number, start, stop, like):
+def compute_part(row, number, start, stop, like, attends):
     loop, n, a = row[LOOP], row[SIZE], row[ARGUMENTS:]
     if loop == PRODUCT:
         W, x, z = array_at(a[0], (n, a[4]), like), array_at(a[1], (a[5], a[4]), like), array_at(a[2], (a[5], n), like)
-        if a[3] == 0:
-            z[:, start:stop] = 0
-        elif a[3] != a[2]:
-            z[:, start:stop] = array_at(a[3], n, like)[start:stop]
+        begun = array_at(a[3], n, like)
+        for b in range(a[5] if a[3] != a[2] else 0):
+            for i in range(start, stop):
+                z[b, i] = 0 if a[3] == 0 else begun[i]
         dot_rows_of_each(start, stop, W, x, z)
     elif loop == NORM:
         norm_loop(start, stop, number, array_at(a[0], (n, a[4]), like), array_at(a[1], a[4], like),
@@ -85,13 +86,13 @@ def compute_part(row, number, start, stop, like):
     elif loop == GELU:
         gelu_loop(start, stop, array_at(a[0], n, like), array_at(a[1], n, like))
     elif loop == TURN:
-        turn_and_keep(a, start, stop, like)
+        turn_and_keep(attends, a, start, stop, like)
     else:
-        attend_heads(a, number, start, stop, like)
+        attend_heads(attends, a, number, start, stop, like)
 
 
-@inner
-def turn_and_keep(a, start, stop, like):
+@if_given
+def turn_and_keep(attends, a, start, stop, like):
     q, k, v, keys, values, turn, t, room, d, queries = a
     size = d * like.itemsize
     for i in range(start, stop):
@@ -101,22 +102,23 @@ def turn_and_keep(a, start, stop, like):
             i -= queries
             at, to = i * size, (i * room + t) * size
             turned(array_at(k + at, d, like), turn, array_at(keys + to, d, like), like)
-            array_at(values + to, d, like)[:] = array_at(v + at, d, like)
+            turned(array_at(v + at, d, like), 0, array_at(values + to, d, like), like)
 
 
 @inner
 def turned(x, turn, z, like):
     """z = x·turn of complex numbers, or x if there is no turn"""
-    if turn == 0:
-        z[:] = x
-        return
     w = array_at(turn, len(x), like)
-    for i in range(0, len(x), 2):
-        z[i], z[i + 1] = x[i] * w[i] - x[i + 1] * w[i + 1], x[i] * w[i + 1] + x[i + 1] * w[i]
+    if turn == 0:
+        for i in range(len(x)):
+            z[i] = x[i]
+    else:
+        for i in range(0, len(x), 2):
+            z[i], z[i + 1] = x[i] * w[i] - x[i + 1] * w[i + 1], x[i] * w[i + 1] + x[i + 1] * w[i]
 
 
-@inner
-def attend_heads(a, scale, start, stop, like):
+@if_given
+def attend_heads(attends, a, scale, start, stop, like):
     q, keys, values, z, seen, room, group, d = a[:8]
     size = d * like.itemsize
     for i in range(start, stop):
@@ -182,17 +184,18 @@ class Program:
     def ready(self) -> None:
         """Nothing is added any more."""
         self.end = self.add(PRODUCT, 0, 1)
+        self.attends = True if any(row[LOOP] == ATTEND for row in self.rows) else None
         self.table, self.numbers = np.array(self.rows), np.array(self.reals)
         sizes = self.table[:, [SIZE, ARGUMENTS + 4, ARGUMENTS + 5]]  # n, m and B of a product
         self.work = np.cumsum(np.where(self.table[:, LOOP] == PRODUCT, np.prod(sizes, axis=1), 0))
-        prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like)
+        prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like, self.attends)
 
     def to(self, end: int) -> None:
         """Do all that comes before a row and is not yet done."""
         if self.at < end:
             counters = np.zeros(16, np.int64)
             counters[[TAKEN, DONE]] = self.table[self.at, FIRST]
-            arguments = self.table, self.numbers, self.at, end, counters, self.like
+            arguments = self.table, self.numbers, self.at, end, counters, self.like, self.attends
             if self.work[end - 1] - self.work[self.at] >= TOGETHER:
                 join_in(walk, *arguments)
             walk(*arguments)

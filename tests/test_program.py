@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kernels
-from kernels import program, runtime
+from kernels import program
 from kernels.program import DONE, TAKEN, Program, walk
 
 pytestmark = pytest.mark.skipif(not kernels.JIT, reason="nothing is compiled")
@@ -68,7 +68,7 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
     for _ in range(5):
         x[...], counters = before, np.zeros(16, np.int64)
         walkers = [threading.Thread(target=walk, args=(
-            alone.table, alone.numbers, 0, alone.end, counters, alone.like)) for _ in range(threads)]
+            alone.table, alone.numbers, 0, alone.end, counters, alone.like, alone.attends)) for _ in range(threads)]
         for walker in walkers:
             walker.start()
         for walker in walkers:
@@ -80,29 +80,24 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
 def test_who_comes_late_finds_nothing_to_do():
     made, x = chain(3)
     counters = np.zeros(16, np.int64)
-    arguments = made.table, made.numbers, 0, made.end, counters, made.like
+    arguments = made.table, made.numbers, 0, made.end, counters, made.like, made.attends
     walk(*arguments)
     found = x.copy()
     walk(*arguments)
     assert np.array_equal(x, found)
 
 
-def test_what_python_does_between_loops_has_its_place(monkeypatch):
-    monkeypatch.setattr(program, "TOGETHER", 0)
-    monkeypatch.setattr(runtime, "_threads", 3)
-    x, y, W = random(1, 8), np.zeros((1, 8), np.float32), random(8, 8)
-    made, seen = Program(np.float32), []
-    made.product(W, x, y)
-    made.call(lambda: seen.append(y.copy()))
-    made.call(lambda: np.multiply(y, 2, out=y))
-    made.product(W, y, x)
-    made.call(lambda: seen.append(x.copy()))
-    made.ready()
-    once = x @ W.T
-    made.to(1)
-    assert not seen
-    made.to(made.end)
-    np.testing.assert_allclose(seen, [once, 2 * once @ W.T], rtol=1e-5)
-    made.at = made.end - 1
-    made.to(made.end)
-    assert len(seen) == 3
+@pytest.mark.parametrize("starts", ["nothing", "bias", "itself"])
+def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts):
+    W, x, bias, before = random(40, 37), random(3, 37), random(40), random(3, 40)
+
+    def product(x: np.ndarray, before: np.ndarray) -> np.ndarray:
+        made, z = Program(np.float32), before.copy()
+        made.product(W, x, z, {"nothing": None, "bias": bias, "itself": z}[starts])
+        made.ready()
+        made.to(made.end)
+        return z
+    found = product(x, before)
+    begun = {"nothing": 0, "bias": bias, "itself": before}[starts]
+    np.testing.assert_allclose(found, begun + x @ W.T, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(found, np.concatenate([product(x[b:b + 1], before[b:b + 1]) for b in range(3)]))

@@ -2,8 +2,8 @@
 
 A rank says every second that it is alive, and whether it waits for others; how it ended, if it fails; and goodbye.
 Rank 0 tells all others of the first that was lost: one that was killed (its connection is closed), one that is silent,
-one that keeps the others waiting, one that failed. Then every rank ends at once, and one of them says which it was, and
-why.
+one that keeps the others waiting (or all wait for each other), one that failed. Then every rank ends at once, and one
+of them says which it was, and why.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # which complains where there is no network of its kind
+
 import numpy as np
 from mpi4py import MPI
 

@@ -69,9 +69,6 @@ def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
     from cluster.fabric import Mpi
 
     world, found = MPI.COMM_WORLD, list[dict[str, Any]]()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []  # Linux only
-    if cores:  # each rank stays on one, in turn
-        os.sched_setaffinity(0, {cores[world.Split_type(MPI.COMM_TYPE_SHARED).Get_rank() % len(cores)]})
     for ranks in range(2, world.Get_size() + 1):
         part = world.Split(world.Get_rank() < ranks)
         if world.Get_rank() < ranks:
@@ -92,8 +89,6 @@ def measure(seconds: float = 0.3) -> list[dict[str, Any]]:
         others = world.Ibarrier()
         while not others.Test():  # MPI's own wait would take turns with those that are measured
             time.sleep(0.01)
-    if cores:
-        os.sched_setaffinity(0, cores)
     return found if world.Get_rank() == 0 else []
 
 

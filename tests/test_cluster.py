@@ -628,3 +628,21 @@ def test_the_model_of_communication_is_fitted_to_what_is_measured():
     assert scale.efficiency(4, 4, 1.0, 1e9, fabric, overlap=False) == pytest.approx(1 / 2.500006, rel=1e-4)
     assert scale.efficiency(4, 4, 1.0, 1e9, fabric) > scale.efficiency(4, 4, 1.0, 1e9, fabric, overlap=False)
     assert scale.efficiency(4, 4, 1.0, 1e9, fabric, buckets=1000) < scale.efficiency(4, 4, 1.0, 1e9, fabric)
+
+
+def test_the_page_has_the_model_of_what_was_measured_and_how_far_it_is_off():
+    from cluster import scale
+    page = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    kept = json.loads((ROOT / "cluster" / "scale.json").read_text(encoding="utf-8"))
+    fabric = scale.fit(kept["measured"], kept["cores"])
+    for what, both in fabric.items():
+        for shared, ((_, *short), (start, *long)) in enumerate(both):
+            ours = [f"{1e6 * latency:.1f} µs, {bandwidth / 1e9:.2f} GB/s" for latency, bandwidth in (short, long)]
+            assert f"| {what}{', cores shared' * shared} | {ours[0]} | from {start / 1e3:.0f} kB on {ours[1]} |" in page
+    off = np.exp([abs(np.log(scale.transfer(x["ranks"], x["bytes"], fabric[x["what"]], kept["cores"]) / x["seconds"]))
+                  for x in kept["measured"]])
+    assert f"a factor of {np.median(off):.2f} (median) and of {np.max(off):.2f} at most" in page and np.max(off) < 1.5
+    found = scale.curve("paper-1.3b", kept, fabric, 12.5e9, 5e-6, 50e12, 64 * 2**20)["curves"]
+    for name, values in zip(("that network, as drawn", "nothing overlapped"), list(found.values())[2:], strict=True):
+        shown = [f"{value:.0%}" for ranks, value in zip(scale.RANKS, values, strict=True) if ranks == 8 or ranks >= 64]
+        assert f"| {name} | {' | '.join(shown)} |" in page

@@ -264,7 +264,11 @@ def inner(function: Callable) -> Any:
     """A function that only compiled code calls."""
     if not JIT:
         return function
-    return numba.njit(**INNER)(function)
+    made = numba.njit(**INNER)(function)
+    template = made.get_call_template
+    made.get_call_template = lambda args, named: template(  # a constant has no type of its own: one version for all
+        tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in named.items()})  # type: ignore[attr-defined]
+    return made
 
 
 def if_given(function: Callable) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.records import record
 from kernels.runtime import if_given, inner
 from kernels.shared import array_at
 from kernels.titans.products import accumulate, added
@@ -24,7 +25,8 @@ MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # memory m has the layers 
 SCALARS, MEMORY = (3, 4), 5  # those with one output; the main one
 READ = 4  # where o, or its cotangent, stands behind the feeds q, k, v, gate
 Inputs = namedtuple("Inputs", "feeds bias readout initial drift start momentum")  # tables; start: of the chunk
-Layer = namedtuple("Layer", "initial drift start momentum")  # matrices M₀, S₀, P, N₀ of one sequence
+Span = record("Span", " ".join(Inputs._fields))  # the same of one span
+Layer = record("Layer", "initial drift start momentum")  # matrices M₀, S₀, P, N₀ of one sequence
 
 # In compiled code --------------------------------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ def span_if(tables, p):
 @inner
 def of_span(inputs, p):
     """The tables of span p: its feeds and states lie elsewhere."""
-    return Inputs(inputs.feeds[p], inputs.bias, inputs.readout, inputs.initial, inputs.drift[p], inputs.start[p],
+    return Span(inputs.feeds[p], inputs.bias, inputs.readout, inputs.initial, inputs.drift[p], inputs.start[p],
                   span_if(inputs.momentum, p))
 
 

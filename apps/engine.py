@@ -208,10 +208,10 @@ class Engine:
     def write(self) -> None:
         """The next token of every job that waits for one, in one batch for all that are alike."""
         groups: dict[Any, list[tuple[Turn, Place]]] = {}
-        for turn in self.turns:
-            if turn.asks is not None:
-                key = alike(self.run.model, turn.asks) if self.padding else id(turn)
-                groups.setdefault(key, []).append((turn, turn.asks))
+        asking = [(turn, turn.asks) for turn in self.turns if turn.asks is not None]
+        together = self.padding > 1 or (self.padding and len(asking) > 1)
+        for turn, place in asking:
+            groups.setdefault(alike(self.run.model, place) if together else id(turn), []).append((turn, place))
         for key, group in groups.items():
             places = [place for _, place in group]
             filled = 0 if isinstance(key, int) else -len(places) % self.padding  # a number goes alone

@@ -176,7 +176,7 @@ def predict(model: Hope, places: Sequence[Place]) -> list[tuple[np.ndarray, Stat
     """Logits (V,) for the token after each place, and the state then; the places must be `alike`."""
     states = [place.state for place in places]
     logits, after = model.step(np.array([[place.last] for place in places]), stack(states))
-    batch = Batch(after, len(states), layout(after))
+    batch = Batch(after, len(states))
     rows = [after] if batch.size == 1 else [Row(batch, i, past) for i, past in enumerate(states) if past]
     return list(zip(logits.data[:, -1], rows, strict=True))
 
@@ -187,7 +187,10 @@ class Batch:
 
     state: State
     size: int
-    layout: str
+
+    @cached_property
+    def layout(self) -> str:
+        return layout(self.state)
 
 
 class Row(State):
@@ -236,7 +239,15 @@ def counts(state: State) -> list[int]:
 
 def layout(state: State) -> str:
     """The shape of a state's tree, with the shapes of all arrays in it without the first axis, B."""
-    return str(branch(lambda t: t.shape[1:], lambda _: 0, state.blocks))
+    def form(tree: Any) -> Any:
+        if isinstance(tree, hope.Tensor):
+            return tree.shape[1:]
+        if isinstance(tree, dict):
+            return list(tree), [form(branch) for branch in tree.values()]
+        if isinstance(tree, (list, tuple)):
+            return [form(branch) for branch in tree]
+        return form(vars(tree)) if is_dataclass(tree) else 0 if isinstance(tree, int) else tree
+    return str(form(state.blocks))
 
 
 def alike(model: Hope, place: Place) -> Any:
@@ -263,8 +274,20 @@ def stack(states: Sequence[State | None]) -> State | None:
             isinstance(state, Row) and state.batch is first.batch and state.index in (0, i)
             for i, state in enumerate(states)):
         return first.batch.state  # the same rows as before; those that only fill it up may be anything
-    return State(branch(lambda *rows: hope.Tensor(np.concatenate([row.data for row in rows])), lambda n, *_: n,
-                        *(state.blocks for state in states if state)), first.clock)
+    sources: dict[int, tuple[Any, list[int], list[int]]] = {}  # where rows come from, where they go to, and which
+    for i, state in enumerate(states):
+        whole, row = (state.batch.state, state.index) if isinstance(state, Row) else (state, 0)
+        _, places, rows = sources.setdefault(id(whole), (whole, [], []))
+        places.append(i)
+        rows.append(row)
+
+    def gathered(*tensors: hope.Tensor) -> hope.Tensor:
+        made = np.empty((len(states), *tensors[0].shape[1:]), tensors[0].dtype)
+        for tensor, (_, places, rows) in zip(tensors, sources.values(), strict=True):
+            made[places] = tensor.data[rows]
+        return hope.Tensor(made)
+    own, trees = iter(counts(first)), [whole.blocks for whole, _, _ in sources.values()]
+    return State(branch(gathered, lambda *_: next(own), *trees), first.clock)
 
 
 def padding(model: Hope, places: int = 12) -> int:

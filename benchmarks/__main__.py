@@ -32,7 +32,7 @@ BENCHMARKS = {  # name → where it is
     "ceiling": "benchmarks.ceiling:run", "transformer": "benchmarks.training:transformer",
     "hope": "benchmarks.training:hope", "delta": "benchmarks.delta:run", "growth": "benchmarks.growth:run",
     "decode": "benchmarks.decode:run", "start": "benchmarks.start:run", "loss": "benchmarks.loss:run",
-    "adopted": "benchmarks.adopted:run"}
+    "adopted": "benchmarks.adopted:run", "felt": "benchmarks.felt:run"}
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ optimizer.step()
 """
 
 
-def seconds(command: list[str], **env: str) -> float:
-    """How long a command runs; Failed if it does."""
+def seconds(command: list[str], said: str = "", **env: str) -> float:
+    """How long a command runs to which this is said; Failed if it fails."""
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, encoding="utf-8",
-                          check=False)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | env, input=said, capture_output=True,
+                          encoding="utf-8", check=False)
     if done.returncode:
         raise Failed(f"{command[1]}: {(done.stderr.strip().splitlines() or ['no word of why'])[-1]}")
     return time.perf_counter() - started

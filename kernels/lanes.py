@@ -138,6 +138,28 @@ def total(typing, x):
 
 
 @intrinsic
+def totals(typing, a, b, c, d):
+    """`total` of each of four, in a lane for each: halves on halves, those of two added up at once"""
+    def generate(context, builder, signature, args):
+        rows, n, index = list(args), LANES, ir.IntType(32)
+        while n > 1:
+            pairs = list(zip(rows[::2], rows[1::2], strict=True)) if len(rows) > 1 else [(rows[0], rows[0])]
+            lanes = range(0, rows[0].type.count * min(len(rows), 2), n)
+            n //= 2
+            halves = [[first + k for first in lanes for k in range(half, half + n)] for half in (0, n)]
+            rows = [builder.fadd(*(builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(index, len(half)), half))
+                                   for half in halves)) for x, y in pairs]
+        return rows[0]
+    return Lanes(a.dtype, 4)(a, b, c, d), generate
+
+
+@intrinsic
+def lane(typing, x, i):
+    """One of the lanes"""
+    return x.dtype(x, i), lambda context, builder, signature, args: builder.extract_element(*args)
+
+
+@intrinsic
 def highest(typing, x):
     """The largest of the lanes"""
     return x.dtype(x), lambda context, builder, signature, args: _fold(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.lanes import LANES, dot, lane_sums, total
+from kernels.lanes import LANES, dot, lane, lane_sums, load_like, plus, store, totals
 from kernels.runtime import JIT, jit, split
 
 LARGE = 2**24  # multiplications
+NEAR = 16  # rows of a weight that stay in the nearest cache while rows of a batch go by
 
 
 def product(a, b):
@@ -36,11 +37,22 @@ def dot_rows(start, stop, A, x, z):
     whole = len(x) - len(x) % LANES
     for i in range(start, stop - 3, 4):
         s0, s1, s2, s3 = lane_sums(A[i], x), lane_sums(A[i + 1], x), lane_sums(A[i + 2], x), lane_sums(A[i + 3], x)
-        t0, t1, t2, t3 = total(s0), total(s1), total(s2), total(s3)
+        t, one = totals(s0, s1, s2, s3), z.dtype.type(1)
         if whole < len(x):  # most rows have nothing left over, and need not be asked
+            t0, t1, t2, t3 = lane(t, 0), lane(t, 1), lane(t, 2), lane(t, 3)
             for j in range(whole, len(x)):
                 t0, t1 = t0 + A[i, j] * x[j], t1 + A[i + 1, j] * x[j]
                 t2, t3 = t2 + A[i + 2, j] * x[j], t3 + A[i + 3, j] * x[j]
-        z[i], z[i + 1], z[i + 2], z[i + 3] = z[i] + t0, z[i + 1] + t1, z[i + 2] + t2, z[i + 3] + t3
+            z[i], z[i + 1], z[i + 2], z[i + 3] = z[i] + t0, z[i + 1] + t1, z[i + 2] + t2, z[i + 3] + t3
+        else:
+            store(z, i, plus(t, one, load_like(t, z, i)))
     for i in range(stop - (stop - start) % 4, stop):
         z[i] += dot(A[i], x)
+
+
+@jit
+def dot_rows_of_each(start, stop, A, X, Z):
+    """Z += X Aᵀ, some of its columns: what `dot_rows` gives for every row of X, bit by bit"""
+    for i in range(start, stop, NEAR):
+        for b in range(len(X)):
+            dot_rows(i, min(i + NEAR, stop), A, X[b], Z[b])

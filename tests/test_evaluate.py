@@ -441,6 +441,19 @@ def test_the_list_of_claims_tells_the_minutes_of_those_measured(capsys):
             assert f"{found[name]['processor seconds'] / 60:.1f} min" in line
 
 
+def test_all_claims_are_those_of_at_most_ten_minutes_unless_the_long_ones_are_asked_for(tmp_path, monkeypatch, capsys):
+    def claim(name: str, **more: bool) -> SimpleNamespace:
+        def measure(study: Study) -> None:
+            raise ImportError(f"{name} would run")  # which leaves it out, with a line
+        return SimpleNamespace(measure=measure, PAPER="", __doc__="", **more)
+    monkeypatch.setattr(claims, "CLAIMS", {"short": claim("short"), "endless": claim("endless", LONG=True)})
+    for given, wanted in (((), {"short"}), (("--long",), {"short", "endless"})):
+        assert main(["claims", "--out", str(tmp_path), "--quiet", *given]) == 0
+        assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == wanted
+    assert main(["claims", "--list"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["?", "--long"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two-languages", "writes", "variants"])
 def test_a_claim_is_measured_drawn_and_entered_in_the_table(tmp_path, capsys, name):

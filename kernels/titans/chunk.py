@@ -10,10 +10,10 @@ state at its beginning.
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 
 import numpy as np
 
+from kernels.records import record
 from kernels.runtime import if_given, inner, jit
 from kernels.titans.decays import momentum_bars, momentum_decays, momentum_decays_backward, retain, zeros_if
 from kernels.titans.learn import learn, learn_backward, write
@@ -33,9 +33,9 @@ from kernels.titans.reads import apply, apply_backward, read, read_backward
 from kernels.titans.systems import triangular_system, triangular_system_backward
 from kernels.titans.tables import MEMORY, READ, SCALARS, layers_of, matrix, matrix_if, of_span, span_if
 
-Projection = namedtuple("Projection", "x x_T y s hidden")  # a feed, what the memory answers; s and σ(W₂ x)
-Chunk = namedtuple("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system momentum")
-Bars = namedtuple("Bars", "eta before g k v momentum")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
+Projection = record("Projection", "x x_T y s hidden")  # a feed, what the memory answers; s and σ(W₂ x)
+Chunk = record("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system momentum")
+Bars = record("Bars", "eta before g k v momentum")  # cotangents of η, log g_{t−1}, log g, k, v: all memories add
 
 
 @inner
@@ -71,10 +71,9 @@ def betas_backward(momentum, i, x, x_T, x_bar, inputs, inputs_bar, bars, n):
 @inner
 def chunk(i, inputs, adaptive, eta_max, power, like):
     """What is asked of the memories, and what they are all written with."""
-    projections = (  # a number that has a type of its own would be compiled for each
-        project(np.int64(0), i, inputs, adaptive, like), project(np.int64(1), i, inputs, adaptive, like),
-        project(np.int64(2), i, inputs, adaptive, like), project(np.int64(3), i, inputs, adaptive, like),
-        project(np.int64(4), i, inputs, adaptive, like))
+    projections = (project(0, i, inputs, adaptive, like), project(1, i, inputs, adaptive, like),
+                   project(2, i, inputs, adaptive, like), project(3, i, inputs, adaptive, like),
+                   project(4, i, inputs, adaptive, like))
     (d, width), n, gates = projections[0].x.shape, inputs.feeds[0, 3], (projections[3].y, projections[4].y)
     eta, log_alpha = np.zeros(width), np.zeros(width)
     bias = matrix(inputs.bias, 0, i, like), matrix(inputs.bias, 1, i, like)
@@ -82,8 +81,8 @@ def chunk(i, inputs, adaptive, eta_max, power, like):
         eta[t] = eta_max / (1 + math.exp(-gates[0][0, t] - bias[0][0, 0]))
         x = float(gates[1][0, t] + bias[1][0, 0])
         log_alpha[t] = min(x, 0.0) - math.log1p(math.exp(-abs(x)))  # log σ(x)
-    q, q_r = normalized(projections[0].y, 1, 1e-12)
-    k, k_r = normalized(projections[1].y, 1, 1e-12)
+    q, q_r = normalized(projections[0].y, 1.0, 1e-12)
+    k, k_r = normalized(projections[1].y, 1.0, 1e-12)
     v, v_r = normalized(projections[2].y, 1 / d, 1e-6)
     retention = retain(log_alpha, like)
     momentum = momentum_decays(betas(inputs.momentum, i, inputs, projections[3].x, n), log_alpha, n, like)
@@ -104,8 +103,8 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
     if exact:
         accumulate(q_bar, read_bar)
     else:
-        _, s, hidden = apply(np.int64(MEMORY), i, inputs, True, c.q)
-        apply_backward(np.int64(MEMORY), i, inputs, True, c.q, transposed(c.q), s, hidden, read_bar, q_bar, inputs_bar)
+        _, s, hidden = apply(MEMORY, i, inputs, True, c.q)
+        apply_backward(MEMORY, i, inputs, True, c.q, transposed(c.q), s, hidden, read_bar, q_bar, inputs_bar)
     for m in range(MEMORY + 1):
         if adaptive[m]:
             L, (layer1, layer2) = learn(m, i, inputs, c, options), layers_of(inputs, m, i, like)
@@ -129,8 +128,8 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
     betas_backward(c.momentum, i, projections[3].x, projections[3].x_T, gate_bar, inputs, inputs_bar, bars, n)
 
     y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
-    accumulate(y_bar[0], normalized_backward(c.q, c.q_r, 1, q_bar))
-    accumulate(y_bar[1], normalized_backward(c.k, c.k_r, 1, bars.k))
+    accumulate(y_bar[0], normalized_backward(c.q, c.q_r, 1.0, q_bar))
+    accumulate(y_bar[1], normalized_backward(c.k, c.k_r, 1.0, bars.k))
     accumulate(y_bar[2], normalized_backward(c.v, c.v_r, 1 / d, bars.v))
     eta, log_alpha, eta_bar, before_bar, g_bar = c.eta, c.log_alpha, bars.eta, bars.before, bars.g
     bias_bar = matrix(inputs_bar.bias, 0, i, like), matrix(inputs_bar.bias, 1, i, like)
@@ -156,21 +155,21 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
     for i in range(first, last):
         for p in range(len(moved)):
             inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
-            c, o = chunk(i, inputs, adaptive, eta_max, power, like)[1], matrix(inputs.feeds, READ, i, like)
+            c, o = chunk(i, inputs, adaptive, eta_max, power, like[i])[1], matrix(inputs.feeds, READ, i, like[i])
             for m in range(MEMORY + 1):
                 if adaptive[m]:
                     L = learn(m, i, inputs, c, (adaptive, moved[p], l2, value_targets, power, exact))
-                    layer1, layer2 = layers_of(inputs, m, i, like)
-                    write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, like),
-                          matrix_if(momenta, 2 * m, i, like))
-                    write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, like),
-                          matrix_if(momenta, 2 * m + 1, i, like))
+                    layer1, layer2 = layers_of(inputs, m, i, c.k)
+                    write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, c.k),
+                          matrix_if(momenta, 2 * m, i, c.k))
+                    write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, c.k),
+                          matrix_if(momenta, 2 * m + 1, i, c.k))
                     if m == MEMORY and exact:
                         x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
                         y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
                         accumulate(o, transposed(added(c.q, y))[:len(o)])
             if not exact:
-                accumulate(o, transposed(apply(np.int64(MEMORY), i, inputs, True, c.q)[0])[:len(o)])
+                accumulate(o, transposed(apply(MEMORY, i, inputs, True, c.q)[0])[:len(o)])
 
 
 @jit
@@ -181,4 +180,4 @@ def read_spans_backward(first, last, options, eta_max, moved, tables, after_bar,
         for p in range(len(moved) - 1, -1, -1):
             of_this = adaptive, moved[p], l2, value_targets, power, exact
             chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), of_this,
-                           eta_max, like)
+                           eta_max, like[i])

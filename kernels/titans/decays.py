@@ -9,17 +9,17 @@ Definition: `memory.py::written`, and with momentum `memory.py::ratios` and `mom
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 
 import numpy as np
 
 from kernels.lanes import exp
+from kernels.records import record
 from kernels.runtime import if_given, inner
 from kernels.titans.products import transposed
 
-Retention = namedtuple("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
-Momentum = namedtuple("Momentum", "alpha beta B B_0 K K_T K_0 K_C K_C0 written")  # _0: of N₀; _C: in S_C
-MomentumBars = namedtuple("MomentumBars", "B_C K K_0 K_C ends")  # cotangents; of B's last row, and of B_C0 and K_C0
+Retention = record("Retention", "ratio ratio_T before after whole")  # g_{t−1}/g_i, its ᵀ, g_{t−1}, g_C/g_i, g_C
+Momentum = record("Momentum", "alpha beta B B_0 K K_T K_0 K_C K_C0 written")  # _0: of N₀; _C: in S_C
+MomentumBars = record("MomentumBars", "B_C K K_0 K_C ends")  # cotangents; of B's last row, and of B_C0 and K_C0
 
 
 @inner
@@ -67,26 +67,28 @@ def momentum_decays(beta, log_alpha, written, like):
 @if_given
 def momentum_decays_backward(momentum, bars, beta_bar):
     """K̄_t = α_t K̄_{t+1}, B̄_t = β_{t+1} B̄_{t+1} + K̄_{t+1}, beside what reads, errors and N_C ask; to log α and log β"""
-    c, K_bar, B_bar = momentum, bars.momentum.K_C, bars.momentum.B_C
+    K, B, alpha, beta, K_bar, B_bar = (momentum.K, momentum.B, momentum.alpha, momentum.beta, bars.momentum.K_C,
+                                       bars.momentum.B_C)
+    K_asked, c = bars.momentum.K, momentum
     B_0_bar, K_0_bar = bars.momentum.ends[0], bars.momentum.ends[1]
-    for t in range(len(c.beta) - 1, -1, -1):
+    for t in range(len(beta) - 1, -1, -1):
         if t < c.written:  # K_bar is of what stands in S_t
             along = K_0_bar * c.K_0[t]
             for i in range(t):
-                along += K_bar[i] * c.K[t, i]
-            add_to_log_alpha(bars, t, along * c.alpha[t])
+                along += K_bar[i] * K[t, i]
+            add_to_log_alpha(bars, t, along * alpha[t])
             B_0_bar += K_0_bar
-            K_0_bar = c.alpha[t] * K_0_bar + bars.momentum.K_0[t]
+            K_0_bar = alpha[t] * K_0_bar + bars.momentum.K_0[t]
             for i in range(t + 1):
                 B_bar[i] += K_bar[i]
-                K_bar[i] = c.alpha[t] * K_bar[i] + bars.momentum.K[t, i]
+                K_bar[i] = alpha[t] * K_bar[i] + K_asked[t, i]
         along = B_0_bar * c.B_0[t]
         for i in range(t):
-            along += B_bar[i] * c.B[t, i]
+            along += B_bar[i] * B[t, i]
         beta_bar[t] = along
         for i in range(t):
-            B_bar[i] *= c.beta[t]
-        B_0_bar *= c.beta[t]
+            B_bar[i] *= beta[t]
+        B_0_bar *= beta[t]
 
 
 @if_given

@@ -12,11 +12,11 @@ Suffixes count layers in the order of computing: 1 is W₂, 2 is W₁. G = S̄_C
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 
 import numpy as np
 
 from kernels.lanes import dot
+from kernels.records import record
 from kernels.runtime import if_given, inner
 from kernels.titans.decays import zeros_if
 from kernels.titans.products import (
@@ -41,9 +41,9 @@ from kernels.titans.reads import apply, apply_backward, skip_backward
 from kernels.titans.systems import triangular_system, triangular_system_backward
 from kernels.titans.tables import MEMORY, SCALARS, add_to_weights, layers_of, matrix, matrix_if, weights
 
-Learned = namedtuple("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
+Learned = record("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
                                 "SZ1 E1 U1 SZ2 E2 U2 system writes1 writes2")
-MomentumWrites = namedtuple("MomentumWrites", "c w NZ")  # of a layer with momentum
+MomentumWrites = record("MomentumWrites", "c w NZ")  # of a layer with momentum
 
 
 @inner
@@ -149,10 +149,10 @@ def errors(delta, limit, MZ, SZ, before, system, writes, momentum):
     """E; with momentum −(M₀z + g_{t−1} S₀z + K_t0 N₀z + Σ_{i<t} K_ti (z_i·z_t) w_i)"""
     if momentum is None:
         return surprise(delta, limit, MZ, SZ, before)
-    E = product(writes.w, masked(system.plain, momentum.K_T), 1)
+    E, K_0, NZ = product(writes.w, masked(system.plain, momentum.K_T), 1), momentum.K_0, writes.NZ
     for i in range(E.shape[0]):
         for t in range(E.shape[1]):
-            E[i, t] = -(E[i, t] + MZ[i, t] + before[t] * SZ[i, t] + momentum.K_0[t] * writes.NZ[i, t])
+            E[i, t] = -(E[i, t] + MZ[i, t] + before[t] * SZ[i, t] + K_0[t] * NZ[i, t])
     return E
 
 
@@ -209,9 +209,10 @@ def momentum_writes_backward(layer, G, Q, z, z_T, GZ, E_bar, W_bar, EW, writes, 
     add_product(EW, E_bar.T, w)
     NZ_bar = by_token(minus_E_bar, momentum.K_0)
     add_dots(to.K_0, minus_E_bar, writes.NZ)
+    K_C0, B_C0 = momentum.K_C0, momentum.B_0[-1]
     for j in range(N.shape[0]):
         for p in range(N.shape[1]):
-            N_bar[j, p] += momentum.K_C0 * G[j, p] + momentum.B_0[-1] * Q[j, p]
+            N_bar[j, p] += K_C0 * G[j, p] + B_C0 * Q[j, p]
     add_product(N_bar, NZ_bar, z_T)
     add_product(z_bar, N.T, NZ_bar)
     add_product(z_bar, Q.T, by_token(w, momentum.B[-1]))
@@ -231,10 +232,10 @@ def onward(U, retention, writes, momentum):
 @inner
 def write(layer, U, writes, z_T, c, S_C, N_C):
     """S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ"""
-    S = layer.drift
+    S, whole = layer.drift, c.retention.whole
     for j in range(S.shape[0]):
         for p in range(S.shape[1]):
-            S_C[j, p] = c.retention.whole * S[j, p]
+            S_C[j, p] = whole * S[j, p]
     write_momentum(c.momentum, layer, writes, z_T, S_C, N_C)
     add_product(S_C, onward(U, c.retention, writes, c.momentum), z_T)
 
@@ -242,11 +243,11 @@ def write(layer, U, writes, z_T, c, S_C, N_C):
 @if_given
 def write_momentum(momentum, layer, writes, z_T, S_C, N_C):
     """N_C = B_C0 N₀ + Σ_i B_Ci w_i z_iᵀ, and S_C += K_C0 N₀"""
-    N = layer.momentum
+    N, K_C0, B_C0 = layer.momentum, momentum.K_C0, momentum.B_0[-1]
     for j in range(N.shape[0]):
         for p in range(N.shape[1]):
-            N_C[j, p] = momentum.B_0[-1] * N[j, p]
-            S_C[j, p] += momentum.K_C0 * N[j, p]
+            N_C[j, p] = B_C0 * N[j, p]
+            S_C[j, p] += K_C0 * N[j, p]
     add_product(N_C, by_token(writes.w, momentum.B[-1]), z_T)
 
 
@@ -255,10 +256,10 @@ def solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
     """From S̄_C = G and what reads ask of U to R̄ = Ū(I + L)⁻¹, of R = E diag(η′), and to Ē; and Gz."""
     plain = product(G, z)
     GZ = by_token(plain, retention.after)
-    written = dots_of(GZ, U)
+    written, g_bar = dots_of(GZ, U), bars.g
     for t in range(len(written)):
-        bars.g[t] -= written[t]
-        bars.g[-1] += written[t]
+        g_bar[t] -= written[t]
+        g_bar[-1] += written[t]
     accumulate(U_bar, GZ)
     R_bar = product(U_bar, system.inverse, -1)
     add_product(RU, R_bar.T, U)
@@ -278,10 +279,11 @@ def write_backward(layer, G, z, z_T, onward, SZ, E_bar, made_bar, moved, retenti
         add_product(layer_bar.start, made_bar, z_T)
     else:
         accumulate(SZ_bar, made_bar)
+    whole = retention.whole
     for j in range(S.shape[0]):
         for p in range(S.shape[1]):
-            S_bar[j, p] += retention.whole * G[j, p]
-    bars.g[-1] += retention.whole * dot(G.reshape(-1), S.reshape(-1))
+            S_bar[j, p] += whole * G[j, p]
+    bars.g[-1] += whole * dot(G.reshape(-1), S.reshape(-1))
     add_product(z_bar, layer.initial.T, MZ_bar)
     add_product(z_bar, S.T, SZ_bar)
     add_product(z_bar, G.T, onward)

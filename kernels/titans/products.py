@@ -64,14 +64,14 @@ def columns(C, A, B, fresh, triangle, j, width, zeros):
 @inner
 def add_product(C, A, B, triangle=0):
     """C += A B"""
-    matmul(any_layout(C), any_layout(A), any_layout(B), np.int64(0), np.int64(triangle))
+    matmul(any_layout(C), any_layout(A), any_layout(B), 0, np.int64(triangle))
 
 
 @inner
 def product(A, B, triangle=0):
     """A B"""
     C = np.empty((A.shape[0], B.shape[1]), B.dtype)
-    matmul(any_layout(C), any_layout(A), any_layout(B), np.int64(1), np.int64(triangle))
+    matmul(any_layout(C), any_layout(A), any_layout(B), 1, np.int64(triangle))
     return C
 
 

@@ -88,10 +88,11 @@ def read_backward(layer, U, writes, z, x, read, retention, momentum, y_bar, U_ba
     _, SX, mix, NX, plain = read
     mix, mix_bar, x_T = transposed(mix), product(y_bar.T, U), transposed(x)  # (t,i)
     add_product(U_bar, y_bar, mix, -1)
+    before_bar, g_bar = bars.before, bars.g
     for t in range(len(mix)):
-        bars.before[t] += dot(mix_bar[t], mix[t])
+        before_bar[t] += dot(mix_bar[t], mix[t])
         for j in range(len(mix)):  # from t on mix is 0
-            bars.g[j] -= mix_bar[t, j] * mix[t, j]
+            g_bar[j] -= mix_bar[t, j] * mix[t, j]
     mask(mix_bar, retention.ratio)
     read_momentum_backward(momentum, layer, writes, x, x_T, y_bar, NX, plain, mix_bar, W_bar, x_bar, bars,
                            layer_bar)
@@ -111,10 +112,11 @@ def read_momentum_backward(momentum, layer, writes, x, x_T, y_bar, NX, plain, mi
     """From ȳ to w, K, N₀, x and zᵀx"""
     to, mix, along = bars.momentum, transposed(plain), product(y_bar.T, writes.w)  # (t,i)
     add_product(W_bar, y_bar, masked(mix, momentum.K), -1)
+    K, K_bar = momentum.K, to.K
     for t in range(len(along)):
         for j in range(t):
-            to.K[t, j] += along[t, j] * mix[t, j]
-            mix_bar[t, j] += along[t, j] * momentum.K[t, j]
+            K_bar[t, j] += along[t, j] * mix[t, j]
+            mix_bar[t, j] += along[t, j] * K[t, j]
     add_dots(to.K_0, y_bar, NX)
     NX_bar = by_token(y_bar, momentum.K_0)
     add_product(x_bar, layer.momentum.T, NX_bar)

@@ -10,17 +10,17 @@ A layer's inputs z (F,n) make the system; what is written, U (F,n), is E, what i
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 
 import numpy as np
 
 from kernels.lanes import TILE, dot, load_like, plus, store, zero_half
+from kernels.records import record
 from kernels.runtime import if_given, inner
 from kernels.titans.decays import add_to_log_alpha
 from kernels.titans.products import add_product, added, dots_of, mask, product, transposed
 
 # ‖z‖², η′, ratio·zᵀz, (I + L)⁻¹, diag(η′)(I + L)⁻ᵀ; with momentum zᵀz
-System = namedtuple("System", "square rate gram inverse solve plain")
+System = record("System", "square rate gram inverse solve plain")
 
 
 @if_given
@@ -72,13 +72,13 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
 @inner
 def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_bar):
     """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
-    retention = c.retention
     n, rate, to_z, g_bar = z.shape[1], system.rate, np.empty_like(RU), np.zeros_like(system.rate)
+    gram, ratio, g = system.gram, c.retention.ratio, bars.g
     for t in range(n):
-        total, rate_t = dot(RU[t], system.gram[t]), rate[t]
+        total, rate_t = dot(RU[t], gram[t]), rate[t]
         for i in range(n):  # from t on the Gram matrix and the ratio are 0
-            g_bar[i] += RU[t, i] * system.gram[t, i] * rate_t
-            to_z[t, i] = -RU[t, i] * rate_t * retention.ratio[t, i]
+            g_bar[i] += RU[t, i] * gram[t, i] * rate_t
+            to_z[t, i] = -RU[t, i] * rate_t * ratio[t, i]
         rate_bar[t] -= total
         bars.before[t] -= total * rate_t
         if power:
@@ -87,7 +87,7 @@ def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_ba
             bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
             to_z[t, t] = -rate_bar[t] * rate_t ** 2
     for t in range(n):
-        bars.g[t] += g_bar[t]
+        g[t] += g_bar[t]
     forgotten_momentum_backward(c.momentum, EW, system.plain, bars.momentum, to_z)
     add_product(z_bar, z, added(to_z, transposed(to_z)))
 
@@ -107,7 +107,8 @@ def printed_step_backward(t, c, square, power, rate_bar, bars, to_z):
 @if_given
 def forgotten_momentum_backward(momentum, EW, plain, bars, to_z):
     """Of what is forgotten of momentum, −W (K·zᵀz)ᵀ, to K and to the Gram matrix; EW = ĒᵀW"""
+    K, K_bar = momentum.K, bars.K
     for t in range(len(EW)):
         for i in range(t):
-            bars.K[t, i] -= EW[t, i] * plain[t, i]
-            to_z[t, i] -= EW[t, i] * momentum.K[t, i]
+            K_bar[t, i] -= EW[t, i] * plain[t, i]
+            to_z[t, i] -= EW[t, i] * K[t, i]

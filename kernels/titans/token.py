@@ -122,4 +122,4 @@ def read_token(first, last, options, eta_max, moved, tables, after, momentum_aft
                     accumulate(o[i], times_row(layer2.initial, x))
                     accumulate(o[i], times_row(layer2.drift, x))
         if not exact:
-            accumulate(o[i], apply_to_row(np.int64(MEMORY), i, inputs, True, q))
+            accumulate(o[i], apply_to_row(MEMORY, i, inputs, True, q))

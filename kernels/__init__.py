@@ -7,8 +7,8 @@
 
 The definition is the reference: every twin equals it forwards, and backwards its derivative (tests/test_kernels.py).
 `runtime` decides which version runs, compiles, caches and deals out to threads; `lanes` has what LLVM is needed for,
-`shared` what threads share.
-The largest kernel, `titans`, is a package; its definition is SelfModifyingTitans in the root's titans.py.
+`shared` what threads share. The largest kernel, `titans`, is a package; its definition is SelfModifyingTitans in the
+root's titans.py. `program` puts loops in a row, as one token needs them (decode.py).
 
 Legend: B batch, T time, N sequences (batch × heads), D width, V vocabulary; x̄ is the cotangent of x, in code x_bar.
 """

@@ -28,6 +28,7 @@ import math
 import operator
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,8 @@ class Tensor:
         """
         _expect_history(self)
         start = _cotangent(self, cotangent)
-        taken = {id(start.data)}  # leaves share no array, not even the caller's: somebody may clip in place
+        # leaves share no array, not even the caller's: somebody may clip in place
+        taken = {id(start.data): weakref.ref(start.data)}  # one that is gone leaves its id to another
 
         def arrive(leaf: Tensor, g: Tensor | None) -> None:
             if g is None:  # a rule said that nothing arrives here
@@ -183,8 +185,9 @@ class Tensor:
             if leaf.grad is not None:
                 leaf.grad += g.data
             else:
-                leaf.grad = g.data.copy() if g.data.base is not None or id(g.data) in taken else g.data
-                taken.add(id(leaf.grad))
+                known = taken.get(id(g.data))
+                leaf.grad = g.data.copy() if g.data.base is not None or (known and known() is g.data) else g.data
+                taken[id(leaf.grad)] = weakref.ref(leaf.grad)
             if ready is not None:
                 ready(leaf)
         for leaf, g in _pull_back([self], [start], None, False, retain_graph, arrive=arrive if ready else None):

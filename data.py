@@ -298,10 +298,18 @@ class Search:
         return "; ".join(f"{why}: {some(names)}" for why, names in self.left.items())
 
 
+def _exists(path: str) -> bool:
+    """Whether something is there; OSError where one may not look."""
+    try:
+        return bool(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+
+
 def _no_text(folder: Path) -> str:
     """Why a folder is left out that nobody named: what programs write, and read again as their own text."""
     def has(*names: str) -> bool:
-        return all((folder / name).is_file() for name in names)
+        return all(os.path.isfile(folder / name) for name in names)  # False, too, where one may not look
     if folder.name in ("__pycache__", "node_modules") or has("CACHEDIR.TAG") or has("pyvenv.cfg"):
         return "left out, as they are caches"
     run = has("config.json", "checkpoint.npz") or has("config.json", "stories.json")
@@ -398,7 +406,7 @@ class Corpus:
         for given in map(str, [paths] if isinstance(paths, str | Path) else paths):
             path, before = str(Path(given).expanduser()), len(documents)
             try:
-                named = os.path.exists(path)
+                named = _exists(path)
                 if not named and "**" in Path(path).parts:
                     documents += search.documents(search.matching(path), named=False)
                 else:

@@ -2,12 +2,13 @@
 
 By the operations of a model on one more token, bound once to the arrays they work on.
 One token is little work: asked of tensors, most of its time goes into the same questions again, of shapes, types,
-histories and addresses. A `Plan` has asked them once. What is left are compiled loops with all their arguments, one
-after another, over arrays that stay. Only the running state is made anew for every token, as the model does it: whoever
-holds on to an earlier one may go on from there.
+histories and addresses. A `Plan` has asked them once. What is left is a program of compiled loops with all their
+arguments (kernels/program.py), over arrays that stay. Only the running state is made anew for every token, as the model
+does it: whoever holds on to an earlier one may go on from there.
 
-The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone. What it has
-no loops for, such as mixers other than Titans or levels that have learned, it asks of the model's own parts.
+The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone, but by
+attention over all that was read, where it is the same to rounding. What it has no loops for, such as attention in a
+window or levels that have learned, it asks of the model's own parts.
 
 Legend: B batch, D width, H heads, d head size, F hidden size, V vocabulary.
 """
@@ -24,36 +25,14 @@ import numpy as np
 
 import kernels
 from autograd import Tensor
-from kernels.product import dot_rows, dot_rows_of_each
+from kernels.program import Program
 from kernels.titans import MEMORIES, WORK, Tables, read_token
-from layers import Linear, RMSNorm
+from layers import AttentionState, CausalAttention, Linear, RMSNorm
 from state import BlockState, State
 from titans import SelfModifyingTitans, TitansState
 
 Array = np.ndarray
-Step = Callable[[], Any]  # a loop with all its arguments
-
-# Loops with their arguments -----------------------------------------------------------------------------------
-
-
-def bound(loop: Callable, n: int, work: int, *args: Any) -> Step:
-    """`kernels.split(loop, n, work, *args)`, to be called again and again."""
-    return functools.partial(loop, 0, n, *args) if work < kernels.GRAIN else functools.partial(
-        kernels.split, loop, n, work, *args)
-
-
-def times(W: Array, x: Array, z: Array) -> list[Step]:
-    """z += x Wᵀ, as `layers.linear` computes it for one sequence.  W (out,in), x (B,in), z (B,out)"""
-    if len(x) == 1:
-        return [bound(dot_rows, len(W), W.size // 16, W, x[0], z[0])]
-    return [bound(dot_rows_of_each, len(W), x.size * len(W) // 16, W, x, z)]
-
-
-def normed(norm: RMSNorm, x: Array, z: Array) -> Step:
-    """z = norm(x), row by row"""
-    w = np.ones(x.shape[1], x.dtype) if norm.weight is None else norm.weight.data
-    return bound(kernels.rms_norm.loop, len(x), x.size, norm.eps, x, w, z, np.empty(len(x), x.dtype))
-
+ROOM = 64  # tokens for which there is room behind those that attention has read, or a quarter of those
 
 # Titans -------------------------------------------------------------------------------------------------------
 
@@ -61,19 +40,20 @@ def normed(norm: RMSNorm, x: Array, z: Array) -> Step:
 class TitansToken:
     """x += mixer(h) of self-modifying Titans, for one token.  h, x (B,D)"""
 
-    def __init__(self, mixer: SelfModifyingTitans, h: Array, x: Array):
+    def __init__(self, program: Program, mixer: SelfModifyingTitans, h: Array, x: Array):
         (B, D), H, d, c, dtype = h.shape, mixer.heads, mixer.head_size, mixer.config, h.dtype
-        self.mixer, self.h, self.tables = mixer, h, Tables(dtype, [(1, {})])
-        self.taps, filtered, self.asked = mixer.conv.weight.data, np.empty((B, 1, D), dtype), np.zeros((4, B, D), dtype)
+        self.mixer, self.h, self.tables, self.program = mixer, h, Tables(dtype, [(1, {})]), program
+        self.taps, self.filtered, asked = mixer.conv.weight.data, np.empty((B, 1, D), dtype), np.empty((4, B, D), dtype)
         self.filter = functools.partial(kernels.causal_conv.loop, 0, B)
-        self.filtered = filtered
-        self.project = [step for f, z in zip(mixer.projection.values(), self.asked, strict=True)
-                        for step in times(f.weight.data, filtered[:, 0], z)]
+        self.begin = len(program.rows)
+        for f, z in zip(mixer.projection.values(), asked, strict=True):
+            program.product(f.weight.data, self.filtered[:, 0], z)
+        self.merge = len(program.rows)
         self.o, merged = np.zeros((B * H, 1, d), dtype), np.empty((B * H, d), dtype)
-        self.merge = [normed(RMSNorm(d, learned=False), self.o[:, 0], merged),
-                      *times(mixer.output.weight.data, merged.reshape(B, D), x)]
+        normed(program, RMSNorm(d, learned=False), self.o[:, 0], merged)
+        program.product(mixer.output.weight.data, merged.reshape(B, D), x, x)
 
-        feeds = [z.reshape(B, H, 1, d) for z in self.asked]
+        feeds = [z.reshape(B, H, 1, d) for z in asked]
         initial = {name: [M0.data for M0 in layers] for name, layers in mixer.retained().items()}
         biases, readouts = ([w.data for w in ws.values()] for ws in (mixer.bias, mixer.readout))
         self.inputs, self.after, self.momentum_after = self.tables.inputs(  # of states, any: they are written anew
@@ -82,16 +62,18 @@ class TitansToken:
         self.moved = np.zeros((1, len(MEMORIES)), bool)
         l2, value_targets, eta_max, power, exact = mixer.kernel_settings()
         settings = np.array([name in c.adaptive for name in MEMORIES]), l2, value_targets, power, exact
-        self.read = bound(read_token, B * H, WORK * self.o.size, settings, eta_max, self.moved, self.inputs,
-                          self.after, self.momentum_after, self.o)
+        self.read = functools.partial(
+            kernels.split, read_token, B * H, WORK * self.o.size, settings, eta_max, self.moved, self.inputs,
+            self.after, self.momentum_after, self.o)
 
         # states are made at once, a field for every layer; rows of a table whose addresses count from where it begins
         layers = {2 * MEMORIES.index(name) + i: M0 for name, pair in initial.items() for i, M0 in enumerate(pair)}
         self.whole = np.dtype([(str(i), dtype, (B, *M0.shape)) for i, M0 in layers.items()])
         self.fields = {name: [str(2 * MEMORIES.index(name) + i) for i in range(2)] for name in initial}
         self.rows = np.zeros((2 * len(MEMORIES), 5), np.int64)
+        places: Any = self.whole.fields
         for i, M0 in layers.items():
-            self.rows[i] = self.whole.fields[str(i)][1], B * H, M0[0].nbytes, *M0.shape[1:]
+            self.rows[i] = places[str(i)][1], B * H, M0[0].nbytes, *M0.shape[1:]
         self.begins = np.zeros_like(self.rows)
         self.begins[list(layers), 0] = 1
         self.given: TitansState | None = None  # the state that was given last, and what a state that lies otherwise
@@ -116,11 +98,10 @@ class TitansToken:
         return {name: [Tensor(whole[first]), Tensor(whole[second])] for name, (first, second) in self.fields.items()}
 
     def __call__(self, state: TitansState) -> TitansState:
+        self.program.to(self.begin)
         heard = np.concatenate([state.tail.data, self.h[:, None]], axis=1)
         self.filter(heard, self.taps, self.filtered)
-        self.asked.fill(0)
-        for step in self.project:
-            step()
+        self.program.to(self.merge)
         if state is self.given:
             self.inputs.drift[...] = self.after
             if state.momentum:
@@ -133,8 +114,6 @@ class TitansToken:
         momentum = self.make(self.momentum_after) if state.momentum else {}
         self.o.fill(0)
         self.read()
-        for step in self.merge:
-            step()
         position = state.position + 1
         start = {name: state.chunk_start.get(name, state.drift[name])
                  for name, size in self.mixer.chunk_size.items() if position % size}
@@ -142,48 +121,99 @@ class TitansToken:
         return self.given
 
 
+# Attention ----------------------------------------------------------------------------------------------------
+
+
+class AttentionToken:
+    """x += mixer(h) of attention over all that was read, for one token.  h, x (B,D)
+
+    Keys and values lie in arrays with room for further ones, and a state is as much of them as it has read: whoever
+    goes on from the last one writes behind it. From any other, they are copied.
+    """
+
+    def __init__(self, program: Program, mixer: CausalAttention, h: Array, x: Array):
+        self.mixer, self.program, self.shape, self.dtype = mixer, program, (len(h), mixer.key_heads), h.dtype
+        B, H, K, d = len(h), mixer.heads, mixer.key_heads, mixer.size
+        q, k, v, read = (np.empty((B, n * d), h.dtype) for n in (H, K, K, H))
+        for i, (f, z) in enumerate(((mixer.query, q), (mixer.key, k), (mixer.value, v))):
+            program.product(f.weight.data, h, z, None if f.bias is None else f.bias.data, beside=i > 0)
+        self.row = program.attention(q, k, v, read, d)
+        program.product(mixer.output.weight.data, read, x, x)
+        self.last: Callable = lambda: None  # the state that it gave last, as long as anybody has it
+
+    def __call__(self, past: AttentionState | None) -> AttentionState:
+        position = 0 if past is None else past.key.shape[2]
+        if past is not None and past is self.last() and position < past.key.data.base.shape[2]:
+            held = past.key.data.base, past.value.data.base
+        else:
+            room = *self.shape, position + max(ROOM, position // 4), self.mixer.size
+            held = np.empty(room, self.dtype), np.empty(room, self.dtype)
+            if past is not None:
+                for array, read in zip(held, (past.key, past.value), strict=True):
+                    array[:, :, :position] = read.data
+        self.by = self.mixer.turn(position, self.dtype)
+        self.program.place(self.row, held[0], held[1], position, self.by)
+        after = AttentionState(*(Tensor(array[:, :, :position + 1]) for array in held))
+        self.last = weakref.ref(after)
+        return after
+
+
 # A block, a model ---------------------------------------------------------------------------------------------
+
+
+def normed(program: Program, norm: RMSNorm, x: Array, z: Array) -> None:
+    """z = norm(x), row by row"""
+    program.norm(norm.eps, x, np.ones(x.shape[1], x.dtype) if norm.weight is None else norm.weight.data, z)
 
 
 class BlockToken:
     """x ← x + mixer(norm x);  x ← cms(x), for one token.  x (B,D), h (B,D) is scratch"""
 
-    def __init__(self, block: Any, h: Array, x: Array):
-        self.block, self.h, self.x, self.norm = block, h, x, normed(block.norm, x, h)
-        known = type(block.mixer) is SelfModifyingTitans and block.mixer.known_to_kernel()
-        self.mixer = TitansToken(block.mixer, h, x) if known else None
-        self.levels: list[Step] | None = None  # None: the model's own
+    def __init__(self, program: Program, block: Any, h: Array, x: Array):
+        self.program, self.block, self.h, self.x = program, block, h, x
+        normed(program, block.norm, x, h)
+        self.begin = len(program.rows)
+        self.mixer: Any = None  # the model's own
+        if type(block.mixer) is SelfModifyingTitans and block.mixer.known_to_kernel():
+            self.mixer = TitansToken(program, block.mixer, h, x)
+        elif type(block.mixer) is CausalAttention and not block.mixer.window and block.mixer.output.bias is None:
+            self.mixer = AttentionToken(program, block.mixer, h, x)
+        self.mixed = len(program.rows)
         layers = [layer for level in block.cms.levels for layer in vars(level).values()]
         plain = all(f.bias is None for f in layers if isinstance(f, Linear))
-        if plain and block.cms.variant != "independent" and all(type(n.norm) is RMSNorm for n in block.cms.levels):
-            self.levels = [step for level in block.cms.levels for step in self.level(level)]
+        self.plain = plain and block.cms.variant != "independent" and all(
+            type(level.norm) is RMSNorm for level in block.cms.levels)
+        if self.plain:
+            for level in block.cms.levels:
+                self.level(level)
+        self.end = len(program.rows)
 
-    def level(self, level: Any) -> list[Step]:
+    def level(self, level: Any) -> None:
         """x += MLP(norm x)"""
-        h, x, shape = self.h, self.x, (len(self.h), len(level.up.weight))
-        up, gate, made = hidden = [np.empty(shape, h.dtype) for _ in range(3)]
-        steps: list[Step] = [normed(level.norm, x, h), functools.partial(up.fill, 0),
-                             *times(level.up.weight.data, h, up)]
-        flat = [z.reshape(-1) for z in hidden]
+        program, h, x = self.program, self.h, self.x
+        up, gate, made = (np.empty((len(h), len(level.up.weight)), h.dtype) for _ in range(3))
+        normed(program, level.norm, x, h)
+        program.product(level.up.weight.data, h, up)
         if hasattr(level, "gate"):
-            steps += [functools.partial(gate.fill, 0), *times(level.gate.weight.data, h, gate),
-                      bound(kernels.swiglu.loop, up.size, up.size, flat[1], flat[0], flat[2])]
+            program.product(level.gate.weight.data, h, gate, beside=True)
+            program.swiglu(gate, up, made)
         else:
-            steps.append(bound(kernels.gelu.loop, up.size, up.size, flat[0], flat[2]))
-        return [*steps, *times(level.down.weight.data, made, x)]
+            program.gelu(up, made)
+        program.product(level.down.weight.data, made, x, x)
 
     def __call__(self, past: BlockState) -> BlockState:
-        self.norm()
-        if self.mixer and past.mixer:
+        """What of it is a loop is done by the program, no later than when something needs it."""
+        if self.mixer and (past.mixer or type(self.mixer) is AttentionToken):
             mixed = self.mixer(past.mixer)
         else:
+            self.program.to(self.begin)
             y, mixed = self.block.mixer(Tensor(self.h[:, None].copy()), past.mixer)
             self.x += y.data[:, 0]
-        if self.levels is None or any(level.drift for level in past.levels):
+            self.program.at = self.mixed
+        if not self.plain or any(level.drift for level in past.levels):
+            self.program.to(self.mixed)
             self.x[...] = self.block.cms(Tensor(self.x[:, None].copy()), past.levels).data[:, 0]
-        else:
-            for step in self.levels:
-                step()
+            self.program.at = self.end
         return BlockState(mixed, past.levels)
 
 
@@ -197,10 +227,13 @@ class Plan:
         self.fits = all(w.data.flags.carray and w.dtype == self.table.dtype for w in self.weights)
         if self.fits:
             self.scale = self.table.dtype.type(c.width ** 0.5 if c.scaled else 1)
-            self.x, self.h = (np.empty((B, c.width), self.table.dtype) for _ in range(2))
-            self.blocks = [BlockToken(block, self.h, self.x) for block in model.blocks]
-            self.norm = normed(model.norm, self.x, self.h)
-            self.unembedding = (model.embedding if c.tied else model.unembedding).data
+            self.x, h = (np.empty((B, c.width), self.table.dtype) for _ in range(2))
+            self.program = Program(self.table.dtype)
+            self.blocks = [BlockToken(self.program, block, h, self.x) for block in model.blocks]
+            normed(self.program, model.norm, self.x, h)
+            self.logits = np.empty((B, c.vocabulary), self.table.dtype)
+            self.program.product((model.embedding if c.tied else model.unembedding).data, h, self.logits)
+            self.program.ready()
         self.last: Any = None  # the state that it gave last, as long as anybody has it
 
     def versions(self) -> list[Any]:
@@ -215,13 +248,11 @@ class Plan:
     def __call__(self, tokens: Array, state: State) -> tuple[Tensor, State]:
         """Logits (B,1,V) after tokens (B,1), and the state then."""
         np.multiply(self.table[tokens[:, 0]], self.scale, out=self.x)
+        self.program.at = 0
         after = State([block(past) for block, past in zip(self.blocks, state.blocks, strict=True)], state.clock)
         self.last = weakref.ref(after)
-        self.norm()
-        logits = np.zeros((len(self.x), len(self.unembedding)), self.x.dtype)
-        for step in times(self.unembedding, self.h, logits):
-            step()
-        return Tensor(logits[:, None]), after
+        self.program.to(self.program.end)
+        return Tensor(self.logits[:, None].copy()), after
 
 
 KEPT = 4  # plans of one model, for as many sizes of a batch

@@ -46,6 +46,7 @@ from layers import (
     RMSNorm,
     Rng,
     cross_entropy,
+    each_token,
     linear,
     normal,
 )
@@ -84,9 +85,13 @@ class Block(Module):
         self.mixer: Any = make_mixer(rng, config)
         self.cms = cms.CMS(rng, config, index)
 
-    def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+    def __call__(self, x: Tensor, state: BlockState, last: int = 0) -> tuple[Tensor, BlockState]:
+        """x of all tokens, or of the last few, and the state after all."""
         y, mixed = self.mixer(self.norm(x), state.mixer)
-        return self.cms(x + y, state.levels), BlockState(mixed, state.levels)
+        if last:
+            x, y = x[:, -last:], y[:, -last:]
+        (x,) = each_token(lambda _, x, y: [self.cms(x + y, state.levels)], x, y)
+        return x, BlockState(mixed, state.levels)
 
 
 def drifted(state: State, drifts: Sequence[Sequence[cms.Drift]]) -> State:
@@ -122,12 +127,12 @@ class Hope(Module):
         x, state = self.read(tokens, state)
         return self.unembed(x), state
 
-    def read(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
-        """What the last block makes of tokens (B,T), and the state after them: x (B,T,D)."""
+    def read(self, tokens: Any, state: State | None = None, last: int = 0) -> tuple[Tensor, State]:
+        """What the last block makes of tokens (B,T), or of the last few, and the state after them: x (B,T,D)."""
         state = state or State.start(self.config)
         x, blocks = self.embed(tokens, state), []
         for block, past in zip(self.blocks, state.blocks, strict=True):
-            x, present = block(x, past)
+            x, present = block(x, past, last if block is self.blocks[-1] else 0)
             blocks.append(present)
         return x, State(blocks, state.clock)
 
@@ -269,8 +274,8 @@ class Hope(Module):
             else:
                 with no_grad():
                     for t in range(0, tokens.shape[1], self.config.segment):
-                        x, state = self.read(tokens[:, t:t + self.config.segment], state)
-                    logits = self.unembed(x[:, -1:])
+                        x, state = self.read(tokens[:, t:t + self.config.segment], state, last=1)
+                    logits = self.unembed(x)
             token = sample(host(logits.data[0, -1]), rng, temperature, top_k, top_p)
             yield token, state
             if token in stop:
@@ -372,7 +377,7 @@ def load(path: str | Path) -> tuple[Hope, State | None, dict[str, np.ndarray]]:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         config = Config.from_dict(json.loads(str(arrays.pop("config"))))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "

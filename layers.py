@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,22 @@ import numpy as np
 
 import functions  # noqa: F401  (gives tensors the methods and functions that NumPy's users know)
 import kernels
-from autograd import Leaf, Tensor, broadcast_to, concatenate, fused, op, reshape, softmax, tensor, where
+from autograd import (
+    Leaf,
+    Tensor,
+    concatenate,
+    fused,
+    grad_enabled,
+    no_grad,
+    op,
+    reshape,
+    softmax,
+    tensor,
+    where,
+)
 
 Rng = np.random.Generator
+TOKENS, WORK = 2**8, 2**26  # and multiplications by a weight, from which on they are dealt out to threads
 BASE = 10000.0  # of the angles of rotary positions [Su 2021]
 
 
@@ -222,6 +236,31 @@ class CausalConv(Module):
         return causal_conv(x, self.start(x) if tail is None else tail, self.weight)
 
 
+def each_token(f: Callable, *xs: Tensor) -> list[Tensor]:
+    """f(0, *xs), of an f(start, *xs) that takes every token from `start` on by itself, and gives a list.  xs (…,T,·)
+
+    Where nothing is recorded, threads have some of the tokens each: they meet once, not at every operation.
+    """
+    T, work = xs[0].shape[-2], xs[0].size * xs[0].shape[-1]
+    if grad_enabled() or not isinstance(xs[0].data, np.ndarray) or T < TOKENS or work < WORK:
+        return f(0, *xs)
+    made: list[Tensor] = []
+    first = threading.Lock()
+
+    def some(start: int, stop: int) -> None:
+        with no_grad():
+            parts = f(start, *(x[..., start:stop, :] for x in xs))
+        with first:
+            if not made:
+                made.extend(parts if stop - start == T else [
+                    Tensor(np.empty((*y.shape[:-2], T, y.shape[-1]), y.dtype)) for y in parts])
+        for y, part in zip(made, parts, strict=True):
+            if y is not part:
+                y.data[..., start:stop, :] = part.data
+    kernels.split(some, T, work)
+    return made
+
+
 @dataclass(frozen=True)
 class Cost:
     """What remembering takes, for one sequence and one mixer (its projections are counted with all weights)."""
@@ -271,21 +310,6 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return reads[0] if len(reads) == 1 else concatenate(reads, axis=2)
 
 
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attention` in which every head of keys and values serves several of queries [Ainslie 2023].
-
-    q (B,H,T,d), k, v (B,K,P,d), H a multiple of K → (B,H,T,d)
-    """
-    (B, H, T, d), (K, P) = q.shape, k.shape[1:3]
-    if K == H:
-        return attention(q, k, v)
-    if T == 1:  # nothing lies ahead of the last token: the queries of a group read together
-        scores = (reshape(q, shape=(B, K, H // K, d)) @ k.mT) * d ** -0.5  # (B,K,H/K,P)
-        return reshape(softmax(scores) @ v, shape=q.shape)
-    k, v = (reshape(broadcast_to(x[:, :, None], shape=(B, K, H // K, P, d)), shape=(B, H, P, d)) for x in (k, v))
-    return attention(q, k, v)
-
-
 @dataclass(frozen=True)
 class AttentionState:
     """All that attention has read, or what lies in its window."""
@@ -301,8 +325,9 @@ class CausalAttention(Mixer):
 
     The read is argmin_m Σ_i exp(q_t·k_i/√d) ‖v_i − m‖² [A 62]: a memory without weights, fitted anew for every query.
 
-    `key_heads` K: heads of keys and values, if fewer than of queries; `size`: d, if not D/H; `base` and `scaling` of
-    rotary positions as in `frequencies`, base 0 for none; `biases`: of "qkv", "output".  x (B,T,D) → (B,T,D).
+    `key_heads` K: heads of keys and values, if fewer than of queries, of which each then serves several; `size`: d, if
+    not D/H; `base` and `scaling` of rotary positions as in `frequencies`, base 0 for none; `biases`: of "qkv",
+    "output".  x (B,T,D) → (B,T,D).
     """
 
     def __init__(self, rng: Rng | None, width: int, heads: int, scale: float = 1.0, window: int = 0, *,
@@ -311,6 +336,7 @@ class CausalAttention(Mixer):
         self.heads, self.window, self.key_heads, self.size = heads, window, key_heads or heads, size or width // heads
         self.clocks = {"attention": 0}
         self.rotate = functools.partial(rotate, base=base, scaling=scaling) if base else lambda x, start: x
+        self.positions = (self.size, base, scaling)
         self.query, self.key, self.value = (Linear(rng, width, n * self.size, bias="qkv" in biases)
                                             for n in (heads, self.key_heads, self.key_heads))
         self.output = Linear(rng, heads * self.size, width, scale, bias="output" in biases)
@@ -321,19 +347,27 @@ class CausalAttention(Mixer):
 
     def __call__(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
         past = 0 if state is None else state.key.shape[2]
-        q = split_heads(self.query(x), heads=self.heads)  # (B,H,T,d)
-        k, v = (split_heads(f(x), heads=self.key_heads) for f in (self.key, self.value))  # (B,K,T,d)
-        q = self.rotate(q, start=past)
-        if not self.window:
-            k = self.rotate(k, start=past)
+
+        def asked(start: int, x: Tensor) -> list[Tensor]:
+            q = split_heads(self.query(x), heads=self.heads)  # (B,H,T,d)
+            k, v = (split_heads(f(x), heads=self.key_heads) for f in (self.key, self.value))  # (B,K,T,d)
+            return [self.rotate(q, start=past + start), k if self.window else self.rotate(k, start=past + start), v]
+        q, k, v = each_token(asked, x)
         if state is not None and past:
             k, v = concatenate([state.key, k], axis=2), concatenate([state.value, v], axis=2)
         if not self.window:
-            return self.output(merge_heads(grouped_attention(q, k, v))), AttentionState(k, v)
+            (y,) = each_token(lambda _, y: [self.output(merge_heads(y))], attention(q, k, v))
+            return y, AttentionState(k, v)
         # only distances count: positions begin anew with every window
         y = windowed_attention(q, self.rotate(k, start=0), v, self.window)
         kept = max(0, k.shape[2] - self.window + 1)
         return self.output(merge_heads(y)), AttentionState(k[:, :, kept:], v[:, :, kept:])
+
+    def turn(self, position: int, dtype: Any) -> Any:
+        """cos and sin, side by side, by which vectors at a position are turned: (d,), None if by nothing"""
+        size, base, scaling = self.positions
+        turn = turns(position, 1, size, base, scaling)[0].astype(np.result_type(dtype, np.complex64), copy=False)
+        return turn.view(dtype) if base else None
 
     def position(self, state: AttentionState) -> int:
         return state.key.shape[2]

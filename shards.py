@@ -38,11 +38,12 @@ PLAIN = {"file": str, "split": str, "source": str, "tokens": int, "bytes": int, 
 
 def is_shards(path: str | Path) -> bool:
     """Whether a path is a folder of shards, be it damaged."""
-    index, vocabulary = Path(path) / INDEX, Path(path) / VOCABULARY
-    if not index.is_file():
-        return vocabulary.is_file() and any(Path(path).glob("*.npy"))
-    with open(index, "rb") as file:
-        return FORMAT.encode() in file.read(PART) or (vocabulary.is_file() and any(Path(path).glob("*.npy")))
+    index = Path(path) / INDEX
+    if os.path.isfile(index):  # False, too, where one may not look
+        with open(index, "rb") as file:
+            if FORMAT.encode() in file.read(PART):
+                return True
+    return os.path.isfile(Path(path) / VOCABULARY) and any(Path(path).glob("*.npy"))
 
 
 # --- the vocabulary -----------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ class Run:
         loggers.expect(training.log)
         self.text = corpus.split("validation").encoded(self.words)
         self.text.require(1, config.segment)
+        measured = fixed(self.text, training.batch, config.segment, training.validation)
+        if not any(self.words.count(tokens[:, 1:]) for tokens in measured):
+            raise ValueError("the validation text spells nothing, so no bits per byte can be told: give other text")
         self.segments = Segments(corpus.split("train").encoded(self.words), training.batch, config.segment,
                                  training.order, training.seed)
         self.model = Hope(config, np.random.default_rng(training.seed))
@@ -296,7 +299,7 @@ def readable(tokens: Any, words: Vocabulary) -> str:
 
 def begin(preset: str, config: Config, training: Training, ranks: Alone | None = None) -> Run:
     """A new run in a folder of its own."""
-    machine.expect_room(config)
+    machine.expect_room(config, training.batch if not ranks else 1)
     where = Path(training.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     words = folder.vocabulary(checkpoint.find(training.origin).parent) if training.origin else None
     training = ranks.spread(training) if ranks else training

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import argparse
 import codecs
 import contextlib
+import math
 import os
 import re
 import select
@@ -44,6 +45,8 @@ from tools.console import amount
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
 UNSAVED = "unsaved"
+RANGES = (("max_tokens", 1, math.inf), ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("top_p", 0, 1),
+          ("seed", 0, math.inf))
 COMMANDS = ("complete", "learn", "undo", "reset", "sessions", "save", "load", "surprise", "help", "quit")
 
 
@@ -351,8 +354,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.ready()
     try:
         given = parser().parse_args(arguments)
-        if given.max_tokens < 1:
-            raise ValueError(f"--max-tokens is {given.max_tokens}; an answer has at least 1")
+        for name, least, most in RANGES:
+            if (value := getattr(given, name)) is not None and not least <= value <= most:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}"
+                                 + (f", and at most {most}" if most < math.inf else ""))
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         chat = Chat(Run.open(given.run), given, colours=terminal and "NO_COLOR" not in os.environ)
         if given.load:

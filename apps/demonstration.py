@@ -9,10 +9,16 @@ about it: settings, the last lines of the log, the last sample.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
 import json
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,18 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                   formatter_class=Help)
     made.add_argument("--run", default="", help="keep this run instead of a new one")
     made.add_argument("--out", default=str(DEMO), help="where [apps/demo]")
-    scratch = Path(tempfile.mkdtemp())
+    scratch, unfinished = Path(tempfile.mkdtemp()), None
     try:
         given = made.parse_args(arguments)
         run = Path(given.run or scratch / "run")
         if not given.run and (code := train.main([*FLAGS, str(run)])):
+            if (run / "checkpoint.npz").exists():
+                unfinished = run
+                print(f"and then: python -m apps.demonstration --run {run}")
             return code
         print(keep(run, Path(given.out)))
     except (ValueError, OSError) as error:
         print(f"apps.demonstration: error: {console.reason(error)}", file=sys.stderr)
         return 2
     finally:
-        shutil.rmtree(scratch)
+        if not unfinished:
+            shutil.rmtree(scratch)
     return 0
 
 

@@ -59,7 +59,7 @@ from hope import Hope, State
 from layers import cross_entropy
 from tools import console
 from tools.command import Help, Parser, typed
-from tools.folder import vocabulary
+from tools.folder import expect_writable, vocabulary
 from tools.plots import COLOURS, canvas
 
 LEARN = ("off", "memory", "levels", "all")
@@ -411,7 +411,7 @@ def parser() -> Parser:
     made = Parser(prog="python -m apps.evaluate", description=__doc__, allow_abbrev=False,
                   formatter_class=Help)
     made.add_argument("task", nargs="?", choices=[*TASKS, "optimisers", "claims"])
-    made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all")
+    made.add_argument("names", nargs="*", metavar="CLAIM", help="with claims: which ones; none = all but the long")
     for name, default, meaning in (
         ("run", "", "the folder of a run; none = the newest, else the demonstration"),
         ("out", "", "folder for TASK.json and TASK.png [the run's own; claims: docs/claims]"),
@@ -444,6 +444,7 @@ def parser() -> Parser:
     made.add_argument("--list", action="store_true", help="what can be evaluated, and how long each takes")
     made.add_argument("--quick", action="store_true", help="claims: two seeds, few steps; shows that it runs")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    made.add_argument("--long", action="store_true", help="claims: those that take more than ten minutes, too")
     made.add_argument("--mpi", action="store_true", help="claims, optimisers: share the work, under mpirun (cluster/)")
     return made
 
@@ -464,14 +465,14 @@ def evaluate(given: argparse.Namespace) -> None:
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
     started = time.perf_counter()
     if given.task == "optimisers":
-        found = optimisers.compare(given, given.pool.map if given.pool else map)
+        expect_writable(out := Path(given.out or "runs/optimisers"))
+        found, about = optimisers.compare(given, given.pool.map if given.pool else map), {}
         title = f"optimisers: the preset {given.preset}, each at its best rate"
-        about, out = {}, Path(given.out or "runs/optimisers")
     else:
         model, run = opened(given)
+        expect_writable(out := Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate"))
         found, title = TASKS[given.task](given, model), f"{given.task}: {TASKS[given.task].__doc__}".split(".")[0]
         about = {"config": asdict(model.config)}
-        out = Path(given.out or (Path("runs/demo") if run == DEMO else run) / "evaluate")
     if given.pool and given.pool.rank:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -545,7 +546,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.list:
                 print(claims.listed())
                 return 0
-            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet, given.pool)
+            claims.run(given.names, Path(given.out) if given.out else None, given.quick, given.quiet, given.pool,
+                       given.long)
         else:
             evaluate(given)
     except KeyboardInterrupt:

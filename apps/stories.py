@@ -70,16 +70,16 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"the story {short[0]!r} has sentences of one word only: nothing follows")
     vocabulary = sorted({word for name in given.stories for words in found[name] for word in words})
     tasks = [next_words(found[name], vocabulary) for name in given.stories]
+    configs = {name: Config(width=given.width, layers=1, heads=2, segment=max(t.shape[1] for t, _ in tasks),
+                            vocabulary=len(vocabulary), mixer=TELLERS[name], chunks=chunks,
+                            hidden=max(1, 2 * given.width // max(len(chunks), 1)), memory_chunk=4, projection_chunk=4)
+               for name in given.models for chunks in [getattr(given, f"{name}_chunks")]}
     paths = {}
     with (made(Path(given.out or f"runs/stories-{time.strftime('%Y%m%d-%H%M%S')}"), bool(given.out)) as folder,
           tqdm(total=len(given.models) * given.seeds * len(tasks) * given.steps, unit="step") as bar):
-        for name in given.models:
-            own = {key: getattr(given, f"{name}_{key}") for key in ("lr", "optimizer", "chunks")}
-            config = Config(width=given.width, layers=1, heads=2, segment=max(t.shape[1] for t, _ in tasks),
-                            vocabulary=len(vocabulary), mixer=TELLERS[name], chunks=own["chunks"],
-                            hidden=max(1, 2 * given.width // len(own["chunks"])), memory_chunk=4,
-                            projection_chunk=4)
-            paths[name] = np.array([tell(config, own["optimizer"], own["lr"], tasks, given.steps, seed, bar)
+        for name, config in configs.items():
+            optimizer, lr = getattr(given, f"{name}_optimizer"), getattr(given, f"{name}_lr")
+            paths[name] = np.array([tell(config, optimizer, lr, tasks, given.steps, seed, bar)
                                     for seed in range(given.seeds)])  # (seeds,stories·steps+1,stories)
         write_text(folder / "config.json", json.dumps({"preset": "stories", "settings": vars(given)}, indent=1))
         write_text(folder / "stories.json", json.dumps({name: path.tolist() for name, path in paths.items()}))

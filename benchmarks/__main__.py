@@ -8,11 +8,17 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
 import argparse
 import importlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +26,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.harness import Disagreement, Failed
+from tools import stopping
 
 BENCHMARKS = {  # name → where it is
     "ceiling": "benchmarks.ceiling:run", "transformer": "benchmarks.training:transformer",
@@ -86,7 +93,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Options, argparse.Namesp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 if something that was to be compared disagrees or fails, 2 for bad input."""
+    """Returns 0, 1 if something that was to be compared disagrees or fails, 2 for bad input, 130 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     names, options, given = parse(arguments)
     failed = False
@@ -96,7 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if given.json:
                 report.read(given.json)  # before hours are spent
-            result = getattr(importlib.import_module(module), function)(options)
+            with stopping.heeded(lambda: "what was measured before is kept"):
+                result = getattr(importlib.import_module(module), function)(options)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
         except (Disagreement, Failed) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True

@@ -42,17 +42,22 @@ def ours(folder: str) -> Contender:
     from autograd import no_grad
     from hope import State
 
-    model, prompt = models.read(Path(folder)), np.load(Path(folder) / "prompt.npy")
+    model, prompt, one = models.read(Path(folder)), np.load(Path(folder) / "prompt.npy"), np.zeros((1, 1), np.int64)
 
-    @no_grad()
-    def after(tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
-        x, state = model.read(tokens, state)
-        return model.unembed(x[:, -1:]).data, state
-    first, read = after(prompt)
+    def read() -> tuple[np.ndarray, State]:
+        with no_grad():
+            x, state = model.read(prompt, last=1)
+            return model.unembed(x).data, state
+    first, state = read()
+
+    def follow() -> np.ndarray:
+        nonlocal state
+        logits, state = model.step(one, state)
+        return logits.data
 
     def step(work: str) -> None:
-        after(prompt) if work == "prompt" else after(np.zeros((1, 1), np.int64), read)
-    return Contender(step, lambda: {"prompt": first, "next": after(np.zeros((1, 1), np.int64), read)[0]})
+        read() if work == "prompt" else follow()
+    return Contender(step, lambda: {"prompt": first, "next": follow()})
 
 
 def theirs(folder: str) -> Contender:
@@ -69,11 +74,11 @@ def theirs(folder: str) -> Contender:
     def after(tokens: Any, cache: Any = None) -> tuple[np.ndarray, Any]:
         found = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return found.logits.numpy(), found.past_key_values
-    first, read = after(prompt)
+    first, cache = after(prompt)
 
     def follow() -> np.ndarray:
-        logits, _ = after(one, read)
-        read.crop(-1)  # the next token, too, comes right behind the prompt
+        nonlocal cache
+        logits, cache = after(one, cache)
         return logits
 
     def step(work: str) -> None:

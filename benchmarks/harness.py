@@ -67,7 +67,7 @@ class Process:
         self.reader.start()
         try:
             self.about = self.ask({"build": job.make, "arguments": job.arguments})["about"]
-        except Failed:
+        except BaseException:
             self.close()
             raise
 
@@ -81,8 +81,9 @@ class Process:
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        late = not timer.is_alive()
-        timer.cancel()
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
         if not line:
             self.process.wait()
             self.reader.join()

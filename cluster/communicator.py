@@ -64,8 +64,6 @@ class Ranks(Alone):
         if self.rows and run.training.batch < self.size:
             raise ValueError(f"a batch of {run.training.batch} rows is too few for {self.size} ranks: each reads one "
                              "or more")
-        if self.shard == "weights" and run.config.in_context:
-            raise ValueError("levels that move in the context need their weights throughout: --shard optimizer")
         self.params = run.optimizer.params
         self.owner = weights.owners(self.params, self.size) if self.shard else None
         self.gathered = {}

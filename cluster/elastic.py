@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, ranks = ["--resume" if given.resume else "--out", folder, *rest], given.n
     while True:
         code, asked = start([*shlex.split(given.launcher), "-n", str(ranks)], command)
-        lost = code == LOST or (code > 128 and code not in STOPPED)
+        lost = code >= LOST and code not in STOPPED  # a rank that was killed is 128 and the signal, or it alone
         if not lost or asked or not (Path(folder) / LAST).exists():
             return code
         ranks -= 1
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                   "checkpoint", file=sys.stderr)
             return 1
         print(f"cluster.elastic: going on with {ranks} rank{'s' * (ranks > 1)}", file=sys.stderr, flush=True)
-        command = ["--resume", folder, *kept(rest)]
+        command = ["--resume", folder, *(rest if given.resume else kept(rest))]
 
 
 def kept(flags: Sequence[str]) -> list[str]:
-    """Those of the flags that are not in the run's own settings: how the ranks share it."""
+    """Those of a new run's flags that are not in its own settings: how the ranks share it."""
     own = ("--shard", "--bucket", "--silence", "--patience")
     return [word for i, word in enumerate(flags) if word.split("=")[0] in own or (i and flags[i - 1] in own)]
 

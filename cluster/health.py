@@ -2,8 +2,8 @@
 
 A rank says every second that it is alive, and whether it waits for others; how it ended, if it fails; and goodbye.
 Rank 0 tells all others of the first that was lost: one that was killed (its connection is closed), one that is silent,
-one that keeps the others waiting, one that failed. Then every rank ends at once, and one of them says which it was, and
-why.
+one that keeps the others waiting (or all wait for each other), one that failed. Then every rank ends at once, and one
+of them says which it was, and why.
 """
 
 from __future__ import annotations
@@ -104,10 +104,11 @@ class Watch:
                     self.lost(rank, f"nothing was heard of it for {self.silence:g} s")
             if self.rank == 0 and self.size > 1:
                 states = {**self.states, 0: state}
-                late = [r for r, s in states.items() if not s["waited"]]
-                longest = max((s["waited"] for s in states.values()), default=0.0)
-                if longest > self.patience and late and not self.gone:
+                late, times = [r for r, s in states.items() if not s["waited"]], [s["waited"] for s in states.values()]
+                if max(times) > self.patience and late and not self.gone:
                     self.lost(late[0], f"the others have been waiting for it for {self.patience:g} s")
+                if min(times) > self.patience:
+                    self.lost(0, f"all ranks have been waiting for each other for {self.patience:g} s")
             time.sleep(BEAT)
 
     def listen(self, rank: int) -> None:
@@ -126,7 +127,6 @@ class Watch:
                 elif "lost" in said:
                     leave("", self.lock, said["code"])
         if rank not in self.gone and not self.over:
-            time.sleep(0.05)  # the last word of another may explain it
             self.lost(rank, "it was killed, or its machine is gone")
 
     def lost(self, rank: int, why: str, code: int = LOST) -> None:

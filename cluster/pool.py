@@ -16,15 +16,20 @@ if __name__ == "__main__":
     early.threads()
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+os.environ.setdefault("OMPI_MCA_osc", "^ucx")  # which complains where there is no network of its kind
+
 import numpy as np
 from mpi4py import MPI
 
 import hope
+from data import Vocabulary
+from tools import console
 from tools.checkpoint import find
 from tools.folder import vocabulary
 
@@ -77,8 +82,8 @@ class Pool:
         return int(drawn[0])
 
 
-def main() -> None:
-    """Let a model go on from every line of a file."""
+def main() -> int:
+    """Let a model go on from every line of a file; returns 0, or 2 for bad input."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("run", help="a run's folder, or a checkpoint")
     made.add_argument("prompts", help="a file with a prompt in each line")
@@ -86,21 +91,34 @@ def main() -> None:
     made.add_argument("--temperature", type=float, default=0.8)
     made.add_argument("--seed", type=int, default=0)
     given = made.parse_args()
-    pool, path = Pool(), find(given.run)
+    pool = Pool()
     pool.silent()
-    model, words = hope.load(path)[0], vocabulary(path.parent)
+
+    @functools.cache
+    def opened() -> tuple[hope.Hope, Vocabulary]:
+        path = find(given.run)
+        return hope.load(path)[0], vocabulary(path.parent)
+
+    def lines(path: str) -> list[str]:
+        with open(path, encoding="utf-8") as file:
+            return [line.rstrip("\n") for line in file if line.strip()]
 
     def go_on(item: tuple[int, str]) -> str:
-        i, prompt = item
+        (i, prompt), (model, words) = item, opened()
         written = [token for token, _ in model.generate(
             words.encode(prompt.encode("utf-8")), given.tokens, temperature=given.temperature,
             seed=np.random.default_rng([given.seed, i]), stop=words.ends)]
         return words.spell(written).decode("utf-8", "replace")
-    with open(given.prompts, encoding="utf-8") as file:
-        prompts = [line.rstrip("\n") for line in file if line.strip()]
-    for prompt, text in zip(prompts, pool.map(go_on, enumerate(prompts)), strict=True):
-        print(f"{prompt} ▶ {text}\n")
+    try:  # only within a job one rank alone may fail
+        (prompts,) = pool.map(lines, [given.prompts])
+        for prompt, text in zip(prompts, pool.map(go_on, enumerate(prompts)), strict=True):
+            print(f"{prompt} ▶ {text}\n")
+    except (ValueError, OSError) as error:
+        if pool.rank == 0:
+            print(f"cluster.pool: error: {console.reason(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,9 @@
 
 A block is computed under a checkpoint (autograd.checkpoint): forwards its matrices are gathered, used and let go; on
 the way back they are gathered again, the block is computed again, and once its gradients are on their way they are let
-go.
+go. Where levels move in the context, gradients are differentiated again, and with the weights that they were computed
+with: those stay from the beginning of a window until the way back has passed their last use, and nothing is computed
+twice.
 What has no two axes, and what stands outside of blocks (embedding, the last norm), is on every rank.
 """
 
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, checkpoint, grad_enabled, tree_leaves, tree_map
+from autograd import Tensor, checkpoint, grad_enabled, no_grad, tree_leaves, tree_map
 from cluster.fabric import Mpi
 from cluster.gradients import Layout
 from hope import Block, Hope
@@ -72,14 +74,15 @@ class GatheredBlock(Block):
 
     gathered: Gathered
 
-    def __call__(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+    def __call__(self, x: Tensor, state: BlockState, last: int = 0) -> tuple[Tensor, BlockState]:
         past, after = tree_leaves((x, state)), None
 
         def compute(*leaves: Tensor) -> tuple[Tensor, ...]:
             nonlocal after
             self.gathered.fetch()
             given = {id(old): new for old, new in zip(past, leaves, strict=True)}
-            after = Block.__call__(self, *tree_map(lambda leaf: given[id(leaf)], (x, state)))
+            heard, begun = tree_map(lambda leaf: given[id(leaf)], (x, state))
+            after = Block.__call__(self, heard, begun, last)
             if not grad_enabled():
                 self.gathered.free()
             return tuple(tree_leaves(after))
@@ -89,13 +92,33 @@ class GatheredBlock(Block):
         return read
 
 
+class HeldBlock(Block):
+    """A block whose matrices are there from its first use until the way back has passed it."""
+
+    gathered: Gathered
+
+    def __call__(self, x: Tensor, state: BlockState, last: int = 0) -> tuple[Tensor, BlockState]:
+        self.gathered.fetch()
+        found = super().__call__(x, state, last)
+        if not grad_enabled():
+            self.gathered.free()
+        return found
+
+
+class GatheredHope(Hope):
+    """A model of such blocks: all ranks ask them for every token, whatever one of them owns."""
+
+    step = no_grad()(Hope.__call__)
+
+
 def shard(model: Hope, owner: dict[int, int], fabric: Mpi) -> dict[int, Gathered]:
     """Let every block keep only what is owned here; of each matrix of a block, what gathers it."""
     found: dict[int, Gathered] = {}
+    model.__class__ = GatheredHope
     for block in model.blocks:
         matrices = [p for p in block.parameters() if p.ndim >= 2]
         gathered = Gathered(matrices, owner, fabric)
-        block.__class__ = GatheredBlock
+        block.__class__ = HeldBlock if model.config.in_context else GatheredBlock
         block.gathered = gathered  # type: ignore[attr-defined]
         gathered.free()
         found |= {id(p): gathered for p in matrices}

@@ -13,11 +13,17 @@ Sources are files, folders, globs, dataset:NAME[:CONFIG[:SPLIT]], or one mixture
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
 import argparse
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import fields

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
@@ -27,11 +29,13 @@ import block  # noqa: E402
 import index  # noqa: E402
 
 import hope  # noqa: E402
-from apps.claims import CLAIMS, measured  # noqa: E402
+from apps.claims import measured  # noqa: E402
+from apps.claims.study import interval, verdict  # noqa: E402
 from config import PRESETS, Config  # noqa: E402
 from optimizers import OPTIMIZERS  # noqa: E402
 from tools.command import typed  # noqa: E402
-from tools.folder import write_text  # noqa: E402
+from tools.console import reason  # noqa: E402
+from tools.folder import read_json, write_text  # noqa: E402
 from tools.timetable import timetable  # noqa: E402
 
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
@@ -43,6 +47,24 @@ FORMULAS = {  # what the block does: equations, and where each is computed
         "A 88": "titans.py::SelfModifyingTitans.write", "A 84": "titans.py::SelfModifyingTitans.target"},
     "the levels are a chain": {"A 70": "cms.py::CMS"},
     "each on its own clock": {"A 71": "cms.py::move"},
+}
+LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a claim: the paper's numbers; what stands
+    # beside what, at which points (none: what is kept is judged in words); −1 where less is better
+    "modelling": ("14.4, 17.9", ("Hope", "Transformer"), (0,), -1),
+    "steps": ("", ("Hope", "gated delta"), (1,), -1),
+    "recall": ("65.9, 60.8", ("Hope", "plain Titans"), (3,), 1),
+    "mad": ("77.6, 76.5", ("Hope", "plain Titans"), (0, 1, 2, 3, 4), 1),
+    "languages": ("100, 25", ("Hope", "attention"), (1, 3, 5, 7), 1),
+    "ablation": ("12.2, 13.0", ("Hope", "without CMS"), (0,), -1),
+    "two-languages": ("", ("3 additional levels", "ICL"), (), 1),
+    "intents": ("", ("3 additional levels", "ICL"), (), 1),
+    "periods": ("", ("1, 2, 4", "1, 2"), (), 1),
+    "needles": ("100, 79.8", ("Hope", "attention"), (2,), 1),
+    "reading": ("", ("all levels", "off"), (0,), -1),
+    "writes": ("", ("through writes", "stopped"), (0,), -1),
+    "optimisers": ("", ("M3, f = 128", "Muon"), (0,), -1),
+    "context": ("", ("Hope", "attention, window"), (5,), 1),
+    "variants": ("", ("sequential", "one level"), (0,), -1),
 }
 
 
@@ -69,16 +91,16 @@ def formulas() -> str:
 
 
 def files() -> str:
-    """The reading order: what each file asks and answers, in the first line of its docstring; its length."""
+    """The reading order: what each file asks, in the first sentence of its docstring; its length."""
     rows = []
     for name in ORDER:
         package = sorted((ROOT / name).rglob("*.py"))
         first = ROOT / name / "__init__.py" if package else ROOT / f"{name}.py"
-        asked = " ".join(first.read_text(encoding="utf-8").splitlines()[0].strip('"').split())
+        asked = first.read_text(encoding="utf-8").splitlines()[0].strip('"').split("  ")[0]
         length = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in package or [first])
         shown = f"{name}/" if package else f"{name}.py"
         rows.append((f"[{shown}]({shown})", asked, length))
-    return table("file · what it asks, and what it is · lines", rows)
+    return table("file · what it asks · lines", rows)
 
 
 def presets() -> str:
@@ -123,15 +145,23 @@ def trained() -> str:
 
 
 def claims() -> str:
-    """What became of each claim, in a word or a count of them, from docs/claims/."""
-    found, said = measured(HERE / "claims"), []
-    for name in CLAIMS:
-        words = Counter(re.findall(r"not shown|yes|no", found[name]["holds"] if name in found else ""))
-        verdict = ", ".join(f"{words[word]} {word}" if words[word] > 1 else word
-                            for word in ("yes", "no", "not shown") if words[word])
-        said += [f"[{name}](docs/claims/{name}.png): {verdict}"] if name in found else []
-    unknown = [name for name in CLAIMS if name not in found]
-    return "; ".join(said) + (f". Not measured: {', '.join(unknown)}." if unknown else ".")
+    """A line for each claim: the paper's two numbers, ours, and whether it holds; from docs/claims/."""
+    found, rows = measured(HERE / "claims"), []
+    for name, (paper, (one, other), points, sign) in LINES.items():
+        if not (kept := found.get(name)):
+            rows.append((name, paper, "", "not measured"))
+            continue
+        if points:
+            seeds = {which: np.mean(np.array(kept["scores"][which])[:, points], axis=1) for which in (one, other)}
+            here = {which: interval(scores) for which, scores in seeds.items()}
+            holds = verdict(sign * (seeds[one] - seeds[other]))
+        else:
+            here, words = kept["kept"], re.search(f"{one} over {other}: (not shown|yes|no)", kept["holds"])
+            assert words, f"{name} does not judge {one} over {other}"
+            holds = words[1]
+        ours = ", ".join(f"{which} {here[which][0]:.2f}±{here[which][1]:.2f}" for which in (one, other))
+        rows.append((f"[{name}](docs/claims/{name}.png)", paper, ours, holds))
+    return table("claim · paper · here · holds", rows)
 
 
 def clocks() -> str:
@@ -149,7 +179,7 @@ def clocks() -> str:
 
 def reached(folder: Path) -> dict[str, Any]:
     """What is kept of a finished run, from its config.json, log.jsonl and sample.txt."""
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "config.json")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, ends = [x for x in lines if "loss" in x], [x for x in lines if "seconds" in x]
     if not ends:
@@ -250,7 +280,10 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs of tiny or nano")
     for folder in parser.parse_args(arguments).runs:
-        keep(folder)
+        try:
+            keep(folder)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"docs/readme.py: error: {reason(error)}") from None
     for page, parts in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, made in parts.items():

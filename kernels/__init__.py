@@ -6,7 +6,8 @@
     gelu = autograd.fused(kernels.gelu)            # the operation, with derivatives of any order
 
 The definition is the reference: every twin equals it forwards, and backwards its derivative (tests/test_kernels.py).
-`runtime` decides which version runs, compiles, caches and deals out to threads; `lanes` has what LLVM is needed for.
+`runtime` decides which version runs, compiles, caches and deals out to threads; `lanes` has what LLVM is needed for,
+`shared` what threads share.
 The largest kernel, `titans`, is a package; its definition is SelfModifyingTitans in the root's titans.py.
 
 Legend: B batch, T time, N sequences (batch × heads), D width, V vocabulary; x̄ is the cotangent of x, in code x_bar.

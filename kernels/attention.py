@@ -2,7 +2,8 @@
 
 The products are BLAS's, of many heads in one call; what lies between them is compiled. A thread has some of the heads.
 
-Legend: B batch, H heads, T queries, P keys of the past, d head size; N = B·H.
+Legend: B batch, H heads, K heads of keys, of which each serves H/K of queries [Ainslie 2023], T queries, P keys of the
+past, d head size; N = B·H.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.lanes import LANES, exp, larger, load, minus, plus, scaled, store, transpose, zero
+from kernels.product import dot_rows
 from kernels.runtime import Kernel, check_shapes, constant, contiguous, inner, jit, prepare, split
 
 BLOCK, SPAN = 64, 128  # queries at a time forwards; keys, and queries, at a time backwards
@@ -18,19 +20,21 @@ FEW = 8  # queries for whose scores no block is filled
 
 
 def definition(q, k, v):
-    """z_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,H,P+T,d) → like q"""
+    """z_t = Σ_{i≤P+t} softmax_i(q_t·k_i/√d) v_i, P keys being of the past.  q (B,H,T,d), k, v (B,K,P+T,d) → like q"""
     check(q, k, v)
-    s = (q @ k.mT) * q.shape[-1] ** -0.5  # (B,H,T,P+T)
-    if q.shape[2] > 1:  # nothing lies ahead of the last token
-        seen = np.tril(np.ones_like(s, shape=s.shape[2:], dtype=bool), k.shape[2] - q.shape[2])
+    (B, H, T, d), (K, keys) = q.shape, k.shape[1:3]
+    together = B, K, H // K * T  # queries that one head of keys serves
+    s = np.reshape(np.reshape(q, (*together, d)) @ k.mT, (B, H, T, keys)) * d ** -0.5
+    if T > 1:  # nothing lies ahead of the last token
+        seen = np.tril(np.ones_like(s, shape=s.shape[2:], dtype=bool), keys - T)
         s = np.where(seen, s, -np.inf)
     p = np.exp(s - constant(np.max(s, axis=-1, keepdims=True)))
-    return p @ v / np.sum(p, axis=-1, keepdims=True)
+    return np.reshape(np.reshape(p, (*together, keys)) @ v, q.shape) / np.sum(p, axis=-1, keepdims=True)
 
 
 def check(q, k, v):
-    (B, H, T, d), keys = q.shape, k.shape[2]
-    check_shapes(k=(k, (B, H, max(keys, T), d)), v=(v, (B, H, keys, d)))
+    (B, H, T, d), (K, keys) = q.shape, k.shape[1:3]
+    check_shapes(k=(k, (B, K if H % max(K, 1) == 0 else H, max(keys, T), d)), v=(v, (B, K, keys, d)))
 
 
 # Between the products: s (heads,keys,queries) stands in a larger array; queries lie side by side, LANES at a time ---
@@ -97,6 +101,35 @@ def _divide(t, n, z, total):
                 z[head, i, j] /= total[head, i]
 
 
+# One query --------------------------------------------------------------------------------------------------
+
+
+@inner
+def attend(q, k, v, scale, z):
+    """z = Σ_i softmax_i(q·k_i·scale) v_i.  q, z (d,), k, v (P,d)"""
+    s, sum = np.zeros(len(k), q.dtype), q.dtype.type(0)
+    dot_rows(np.int64(0), len(k), k, q, s)  # not a constant, for which it would be compiled anew
+    most = s[0]
+    for i in range(len(s)):
+        most = max(most, s[i])
+    for i in range(len(s)):
+        s[i] = exp((s[i] - most) * scale)
+    for i in range(len(s)):
+        sum += s[i]
+    whole = len(q) - len(q) % LANES
+    for j in range(0, whole, LANES):
+        read = zero(q)
+        for i in range(len(s)):
+            read = plus(read, s[i], load(v[i], j))
+        store(z, j, read)
+    for j in range(whole, len(q)):
+        z[j] = 0
+        for i in range(len(s)):
+            z[j] += s[i] * v[i, j]
+    for j in range(len(z)):
+        z[j] /= sum
+
+
 # Some of the heads, and all of them -------------------------------------------------------------------------
 
 
@@ -105,13 +138,13 @@ def _forward(start, stop, past, q, k, v, z, top, total):
     """Block of queries after block of queries, with the keys that they see"""
     (_, T, d), keys = q.shape, k.shape[1]
     for heads, room in _groups(start, stop, q, (keys, BLOCK)):
-        q_T = _transposed(q[heads])
+        q_T, k_its, v_its = _transposed(q[heads]), _for(k, heads, len(q)), _for(v, heads, len(q))
         for t in range(0, T, BLOCK):
             queries, seen = slice(t, min(t + BLOCK, T)), min(past + t + BLOCK, keys)
             n = queries.stop - t
-            s = np.matmul(k[heads, :seen], q_T[..., queries], out=room[:, :seen, :n])
+            s = np.matmul(k_its[:, :seen], q_T[..., queries], out=room[:, :seen, :n])
             _softmax(t, past + t + 1, seen, n, q.dtype.type(d ** -0.5), room, top[heads], total[heads])
-            np.matmul(s.mT, v[heads, :seen], out=z[heads, queries])
+            np.matmul(s.mT, v_its[:, :seen], out=z[heads, queries])
             _divide(t, n, z[heads], total[heads])
 
 
@@ -124,18 +157,19 @@ def _backward(start, stop, past, q, k, v, z, z_bar, top, total, q_bar, k_bar, v_
     (_, T, d), keys = q.shape, k.shape[1]
     for heads, room in _groups(start, stop, q, (BLOCK, min(T, SPAN))):
         q_T, z_bar_T, room_bar = _transposed(q[heads]), _transposed(z_bar[heads]), np.empty_like(room)
+        k_its, v_its = _for(k, heads, len(q)), _for(v, heads, len(q))
         numbers = top[heads], 1 / total[heads], np.einsum("ntd,ntd->nt", z[heads], z_bar[heads])
         for span in range(0, T, SPAN):
             end = min(span + SPAN, T)
             for i in range(0, min(past + end, keys), BLOCK):
                 block, t = slice(i, min(i + BLOCK, keys)), max(span, (i - past) // LANES * LANES)
                 m, n, queries = block.stop - i, end - t, slice(t, end)
-                s = np.matmul(k[heads, block], q_T[..., queries], out=room[:, :m, :n])
-                s_bar = np.matmul(v[heads, block], z_bar_T[..., queries], out=room_bar[:, :m, :n])
+                s = np.matmul(k_its[:, block], q_T[..., queries], out=room[:, :m, :n])
+                s_bar = np.matmul(v_its[:, block], z_bar_T[..., queries], out=room_bar[:, :m, :n])
                 _softmax_backward(t, past + t + 1 - i, m, n, q.dtype.type(d ** -0.5), *numbers, room, room_bar)
                 v_bar[heads, block] += s @ z_bar[heads, queries]
                 k_bar[heads, block] += s_bar @ q[heads, queries]
-                q_bar[heads, queries] += s_bar.mT @ k[heads, block]
+                q_bar[heads, queries] += s_bar.mT @ k_its[:, block]
 
 
 def _groups(start, stop, q, scores):
@@ -144,6 +178,11 @@ def _groups(start, stop, q, scores):
     for h in range(start, stop, together):
         heads = slice(h, min(h + together, stop))
         yield heads, _room(q, heads.stop - h, *scores)
+
+
+def _for(keys, heads, N):
+    """The keys, or values, that heads of queries read"""
+    return keys[heads] if len(keys) == N else keys[np.arange(heads.start, heads.stop) // (N // len(keys))]
 
 
 def _room(like, *shape):
@@ -185,16 +224,25 @@ def backward(kept, z_bar):
     if z is None:
         z, top, total = _all(*arrays)
     q, k, v, z_bar = _flat(*arrays, z_bar)
-    past, bars = arrays[1].shape[2] - arrays[0].shape[2], (np.zeros_like(q), np.zeros_like(k), np.zeros_like(v))
+    past, every = arrays[1].shape[2] - arrays[0].shape[2], (len(q), *k.shape[1:])  # k̄, v̄ of every head of queries
+    bars = np.zeros_like(q), np.zeros_like(k, shape=every), np.zeros_like(v, shape=every)
     prepare(_softmax_backward, *[0] * 4, q.dtype.type(1), *[top[:0]] * 3, q[:0], q[:0])
     split(_backward, len(q), q.size * k.shape[1], past, q, k, v, z, z_bar, top, total, *bars)
-    return [bar[:, :x.shape[2]].reshape(x.shape) for bar, x in zip(bars, arrays, strict=True)]
+    q_bar, *others = (bar[:, :x.shape[2]] for bar, x in zip(bars, arrays, strict=True))
+    return [q_bar.reshape(arrays[0].shape), *map(_together, others, arrays[1:])]
+
+
+def _together(bar, x):
+    """x̄, from x̄ of every head of queries: the sum over those that share a head of keys"""
+    if bar.size == x.size:
+        return bar.reshape(x.shape)
+    return bar.reshape(*x.shape[:2], -1, *x.shape[2:]).sum(2)
 
 
 def _flat(q, k, v, *more):
     """The arrays with batch and heads in one axis; those of queries filled up with zeros, which no key gets to know"""
-    (B, H, _, d), fill = q.shape, -q.shape[2] % LANES
-    arrays = contiguous(*(np.reshape(x, (B * H, x.shape[2], d)) for x in (q, k, v, *more)))
+    fill = -q.shape[2] % LANES
+    arrays = contiguous(*(np.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])) for x in (q, k, v, *more)))
     return [np.pad(x, ((0, 0), (0, fill), (0, 0))) if fill and i not in (1, 2) else x for i, x in enumerate(arrays)]
 
 

@@ -158,6 +158,12 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
         other.result()  # raises what went wrong there
 
 
+def join_in(loop: Callable, *args: Any) -> None:
+    """Let every other thread call a loop that this one is about to call, too: as soon as it wakes, and nobody waits."""
+    for _ in range(1, 1 if _shared.get() else _threads):
+        _pool.submit(loop, *args)
+
+
 def need_soon(loop: Any, *args: Any) -> None:
     """Let a loop be compiled for such arguments by a second process, if there can be one, unless it is or was."""
     if not JIT or loop in _considered:

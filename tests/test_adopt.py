@@ -614,6 +614,23 @@ def test_commands_that_cannot_be_carried_out_leave_nothing_behind(tmp_path, monk
     assert said.count("\n") == 1 and message in said and not Path("x").exists()
 
 
+def test_ctrl_c_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.chdir(tmp_path)
+    with_tokenizer(Path("theirs"), LLAMA)
+    monkeypatch.setattr(program.hope, "save", interrupted)
+    assert program.main(["theirs", "--out", "x"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["theirs", "--out", "x"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(program.words, "give_back", interrupted)
+    assert program.main(["--export", "x", "--out", "y"]) == 130
+    said = capsys.readouterr()
+    assert said.err == "apps.adopt: stopped; nothing was written\n" and not said.out and not Path("y").exists()
+
+
 def test_a_tokenizer_that_does_not_fit_or_is_none_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     about = with_tokenizer(Path("theirs"), LLAMA)

@@ -28,6 +28,8 @@ def asked(line):
     ("train.checkpoint.dir=runs/x train.checkpoint.save_interval=7", "--out runs/x --checkpoint-every 7"),
     ("--optimizer m3 --options slow_period=8 lr=3", "--optimizer m3 --options slow_period=8 --lr 3"),
     ("--data README.md steps=3", "--data README.md --steps 3"), ("--d-model 64 --max-steps 5", "--width 64 --steps 5"),
+    ("data=[README.md,tests]", "--data README.md tests"), ("data.data_dir=[tests]", "--data tests"),
+    ("""'data=["my notes, old.txt", my notes.txt]' steps=3""", "--data 'my notes, old.txt' 'my notes.txt' --steps 3"),
     ("out=a=b", "--out a=b"), ("'out=runs/my run' 'chunks=[1, 2]'", "--out 'runs/my run' --chunks 1,2")])
 def test_what_is_typed_elsewhere_means_the_same_here(typed, ours):
     assert asked(typed) == asked(ours)
@@ -54,6 +56,12 @@ def test_a_file_goes_before_a_preset_and_before_a_key(tmp_path, monkeypatch):
     (tmp_path / "steps=3").write_text("a text", encoding="utf-8")
     assert asked("--config small")[1].width == 64
     assert asked("--data steps=3")[2].data == (str(tmp_path / "steps=3"),)
+
+
+def test_what_is_typed_is_translated_once(monkeypatch):
+    found = []
+    monkeypatch.setattr(command, "ours", lambda words: found.append(words) or aliases.ours(words))
+    assert command.parse(["batch_size=3", "config=small"])[1] == {"batch": 3} and len(found) == 1
 
 
 def test_every_alias_means_a_setting_or_a_command_and_hides_none():

@@ -4,8 +4,10 @@ import importlib
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
+from subprocess import Popen
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import report
+from benchmarks import harness, report
 from benchmarks.__main__ import BENCHMARKS, Options, main, parse
 from benchmarks.harness import Disagreement, Failed, Job, Others, agree, race, ratio, take_turns
 from benchmarks.report import Result, Table, Target, cell, page, rewrite
@@ -178,6 +180,24 @@ def test_programs_that_disagree_give_no_numbers_and_exit_code_1(monkeypatch, cap
     assert main(["ceiling", "--json", str(file)]) == 1
     out, err = capsys.readouterr()
     assert not out and "differ in loss" in err and not file.exists()
+
+
+def begins(options):
+    with race({"ours": Job(HERE + "says", {"answer": 1.0})}, 1):
+        pass
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_program_and_no_timer_behind(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+    started = []
+    monkeypatch.setitem(BENCHMARKS, "ceiling", HERE + "begins")
+    monkeypatch.setattr(harness.subprocess, "Popen", lambda *a, **k: started.append(Popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(harness, "print", interrupted, raising=False)  # as the first question is asked
+    threads = threading.active_count()
+    assert main(["ceiling"]) == 130
+    assert capsys.readouterr().err == "stopped\n" and threading.active_count() == threads
+    assert started[0].poll() is not None
 
 
 def test_results_are_kept_beside_those_of_other_benchmarks(monkeypatch, capsys, tmp_path):

@@ -337,6 +337,16 @@ def talk(run: Run, text: bytes, *flags: str) -> subprocess.CompletedProcess:
                           input=text, capture_output=True, cwd=ROOT, timeout=300, check=False)
 
 
+@pytest.mark.parametrize("given", [
+    "--temperature -1", "--temperature nan", "--top-p 1.5", "--top-p nan", "--top-k -1", "--seed -1",
+    "--max-tokens 0"])
+def test_a_number_out_of_its_range_is_one_line_that_names_it(run, capsys, given):
+    name, value = given.split()
+    assert chat.main([str(run.folder), *given.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"apps.chat: error: {name} is {float(value):g}") and said.count("\n") == 1
+
+
 def test_a_pipe_gets_answers_without_prompt_or_colours_and_bytes_that_are_no_text_are_read(run):
     weights = (run.folder / "checkpoint.npz").read_bytes()
     found = talk(run, b"hello \xff\xfe\n" + SENTENCE * 10 + b"\n/surprise\n/learn on\nlearn this\n/surprise\n")

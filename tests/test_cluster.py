@@ -1,6 +1,7 @@
 """Several ranks are one process: the same bits, whatever their number and whatever each of them keeps."""
 
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -45,13 +46,15 @@ def mpirun(n, *command, **settings):
     """The command that starts n ranks here, and its environment."""
     environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                                 "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    found = ["--oversubscribe"] if "Open MPI" in version() else []
-    return {"args": [MPIRUN, *found, "-n", str(n), sys.executable, *map(str, command)], "cwd": ROOT,
+    return {"args": [*launcher(), "-n", str(n), sys.executable, *map(str, command)], "cwd": ROOT,
             "env": environment | settings}
 
 
-def version():
-    return subprocess.run([MPIRUN, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
+@functools.cache
+def launcher():
+    """Of Open MPI, which has to be told that there may be fewer cores than ranks, or of MPICH."""
+    version = subprocess.run([MPIRUN, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
+    return [MPIRUN, *["--oversubscribe"] * ("Open MPI" in version)]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,10 @@ CASES = {  # of each: what a rank has only its part of, the arguments
     "clocks": ("", ("--options", "accumulate=gradients")), "nested": ("", ("--cms", "nested")),
     "muon": ("weights", ("--optimizer", "muon")), "m3 in parts": ("optimizer", ("--optimizer", "m3")),
     "dgd in parts": ("weights", ("--optimizer", "dgd")),
+    "nested in parts": ("weights", ("--cms", "nested", "--optimizer", "muon")),
+    "moving in parts": ("weights", ("--moves", "context", "--accumulate", "2")),
+    "moving": ("optimizer", ("--moves", "context", "--batch", "1")),
+    "all on one rank": ("weights", ("--layers", "1", "--mixer", "attention", "--sample-every", "1")),
 }
 STEPS = ("--steps", "3", "--checkpoint-every", "2")
 
@@ -90,8 +97,8 @@ def both(text, tmp_path_factory):
     common = ["--data", text, *STEPS]
     on_ranks(2, folder, [(shard, [*common, *flags, "--out", folder / f"{name}-2"])
                          for name, (shard, flags) in CASES.items()])
-    on_ranks(0, folder, [(None, [*common, *flags, "--accumulate", 2, "--out", folder / name])
-                         for name, (_, flags) in CASES.items()])
+    on_ranks(0, folder, [(None, [*common, *flags, "--accumulate", 4 if "--accumulate" in flags else 2, "--out",
+                                 folder / name]) for name, (_, flags) in CASES.items()])
     return folder
 
 
@@ -137,6 +144,22 @@ def test_rows_that_go_on_where_they_ended_keep_their_state_and_are_one_large_bat
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+def test_a_gradient_that_is_taken_on_the_way_back_lies_in_memory_as_one_that_stays():
+    """What an optimiser computes, it does in that order, and another order may be another bit."""
+    model = Hope(replace(PRESETS["tiny"][0], width=16, hidden=16, segment=32, chunks=(1, 2), moves="context"),
+                 np.random.default_rng(0))
+    tokens, taken = np.random.default_rng(1).integers(0, 256, (2, 33)), {}
+
+    def take(leaf):
+        taken[id(leaf)], leaf.grad = leaf.grad.strides, None
+    model.context_loss(tokens)[0].backward()
+    stay = {id(p): p.grad.strides for p in model.parameters() if p.grad is not None}
+    model.zero_grad()
+    for _ in range(5):
+        model.context_loss(tokens)[0].backward(ready=take)
+        assert {key: taken[key] for key in stay} == stay
+
+
 # who is lost ------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +170,7 @@ def training(n, out, *arguments, module="cluster.train", **settings):
              5, *arguments]
     command = mpirun(n, "-m", module, *flags, **settings)
     if module != "cluster.train":
-        command["args"] = [sys.executable, "-m", module, "-n", str(n), "--launcher", f"{MPIRUN} --oversubscribe",
+        command["args"] = [sys.executable, "-m", module, "-n", str(n), "--launcher", " ".join(launcher()),
                            *map(str, flags)]
     ranks = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
     try:
@@ -170,8 +193,9 @@ def pid(rank, out):
     """The process of a rank of the run in this folder."""
     for process in Path("/proc").iterdir():
         try:
-            if (process.name.isdigit() and str(out).encode() in (process / "cmdline").read_bytes()
-                    and f"OMPI_COMM_WORLD_RANK={rank}".encode() in (process / "environ").read_bytes().split(b"\0")):
+            environment = (process / "environ").read_bytes().split(b"\0") if process.name.isdigit() else []
+            if str(out).encode() in (process / "cmdline").read_bytes() and any(
+                    f"{name}={rank}".encode() in environment for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK")):
                 return int(process.name)
         except OSError:
             continue
@@ -179,9 +203,13 @@ def pid(rank, out):
 
 
 def said(ranks, seconds=60):
-    """What the ranks have said when they ended, within so many seconds: the lines of ours."""
+    """What the ranks have said when they ended, within so many seconds: the lines of ours.
+
+    MPICH's mpirun kills the others when one was killed, mostly before one could say so; then it is its own line.
+    """
     out, _ = ranks.communicate(timeout=seconds)
-    return [line for line in out.splitlines() if "error: " in line]
+    ours, mpich = ([line for line in out.splitlines() if word in line] for word in ("error: ", "EXIT CODE: 9"))
+    return ours or mpich
 
 
 def is_whole(out, text):
@@ -202,7 +230,7 @@ def test_where_a_rank_is_lost_the_others_end_and_say_which_and_why(lost, number,
         started = time.monotonic()
         os.kill(pid(lost, out), number)
         (line,) = said(ranks)
-        assert re.fullmatch(rf"cluster.train: error: rank {lost}: .*{why}.*", line)
+        assert re.fullmatch(rf"cluster.train: error: rank {lost}: .*{why}.*|=   EXIT CODE: {number:d}", line)
         assert time.monotonic() - started < 60 and ranks.returncode != 0
     if number == signal.SIGSTOP:
         assert is_whole(out, text)
@@ -222,19 +250,82 @@ def test_a_full_disk_ends_all_ranks_with_one_line_and_the_checkpoint_is_whole(te
     assert is_whole(out, text)
 
 
+def apart(*ranks):
+    """Start ranks of which each has a command of its own, and let them end: what they did, and the lines of ours."""
+    command = mpirun(1, *ranks[0])
+    for one in ranks[1:]:
+        command["args"] += [":", *mpirun(1, *one)["args"][len(launcher()):]]
+    done = subprocess.run(**command, capture_output=True, encoding="utf-8", timeout=120)
+    return done, [line for line in (done.stdout + done.stderr).splitlines() if "error: " in line]
+
+
+PATCHED = """
+import os, resource, sys, time
+import train, tools.machine
+{}
+from cluster.train import main
+sys.exit(main())
+"""
+IN_STEP_6 = """
+def advance(run, whole=train.Run.advance):
+    if run.step == 5:
+        {}
+    return whole(run)
+train.Run.advance = advance
+"""
+
+
 @needs_mpi
-def test_what_only_one_rank_finds_ends_all_and_names_it(text, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_text(text.read_text(encoding="utf-8")[:-7], encoding="utf-8")
-    for its, words in ((other, "rank 1 has .* for data, and rank 0 has .*: all ranks need the same"),
-                       (tmp_path / "missing.txt", "rank 1: nothing matches .*missing.txt")):
-        command = mpirun(1, "-m", "cluster.train", *SMALL, "--data", text, "--out", tmp_path / "out")
-        command["args"] += [":", *mpirun(1, "-m", "cluster.train", *SMALL, "--data", its, "--out",
-                                         tmp_path / "out")["args"][1 + ("--oversubscribe" in command["args"]):]]
-        done = subprocess.run(**command, capture_output=True, encoding="utf-8", timeout=120)
-        (line,) = (line for line in (done.stdout + done.stderr).splitlines() if "error: " in line)
-        assert re.search(words, line) and done.returncode == 2 - (its != other)
-        assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("kind, words", [
+    ("data", "rank 1 has .* for data, and rank 0 has .*: all ranks need the same packages, files and data"),
+    ("packages", "rank 1 has 0.1 for numba, and rank 0 has .*: all ranks need the same packages, files and data"),
+    ("program", "rank 1 has .* for program, and rank 0 has .*: all ranks need the same packages, files and data"),
+    ("nothing", "rank 1: nothing matches .*missing.txt")])
+def test_what_only_one_rank_has_ends_all_and_names_it(kind, words, text, tmp_path):
+    out, program, other = ["--out", tmp_path / "out"], ("-m", "cluster.train"), text
+    if kind == "data":
+        other = tmp_path / "other.txt"
+        other.write_text(text.read_text(encoding="utf-8")[:-7], encoding="utf-8")
+    if kind == "nothing":
+        other = tmp_path / "missing.txt"
+    if kind == "packages":
+        program = ("-c", PATCHED.format("tools.machine.versions = lambda found=tools.machine.versions(): "
+                                        "{**found, 'numba': '0.1'}"))
+    if kind == "program":
+        copied = tmp_path / "program"
+        for name in ("kernels", "tools", "cluster", "gpu"):
+            shutil.copytree(ROOT / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in ROOT.glob("*.py"):
+            shutil.copy(path, copied)
+        with (copied / "data.py").open("a", encoding="utf-8") as file:
+            file.write("# a line more\n")
+        program = ("-c", f"import sys\nsys.path.insert(0, {str(copied)!r})\nfrom cluster.train import main\n"
+                         "sys.exit(main())")
+    done, (line,) = apart(["-m", "cluster.train", *SMALL, "--data", text, *out],
+                          [*program, *SMALL, "--data", other, *out])
+    assert re.search(words, line) and done.returncode == 2 - (kind == "nothing")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_mpi
+@pytest.mark.parametrize("rank, event, words", [
+    (1, "time.sleep(1000)", "rank 1: the others have been waiting for it for 4 s"),
+    (1, "run.ranks.fabric.receive(0, (1,), 'f4')", "rank 0: all ranks have been waiting for each other for 4 s"),
+    (1, "raise OSError(28, 'No space left on device')", "rank 1: No space left on device; {} keeps step 4"),
+    (0, "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))", "File too large; {} keeps step 4"),
+], ids=["hangs", "waits for nobody", "full disk", "full disk of checkpoints"])
+def test_where_a_rank_fails_in_a_step_the_others_end_and_the_run_goes_on(rank, event, words, both, tmp_path):
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    shutil.copytree(both / "adamw-2", out)
+    shutil.copytree(both / "adamw", alone)
+    flags = ["--resume", out, "--steps", 8, "--patience", 4]
+    ranks = [["-m", "cluster.train", *flags] for _ in range(2)]
+    ranks[rank] = ["-c", PATCHED.format(IN_STEP_6.format(event)), *flags]
+    done, (line,) = apart(*ranks)
+    assert re.search(re.escape(words.format(out)), line) and done.returncode != 0
+    assert json.loads(str(checkpoint(out)["progress"]))["step"] == 4
+    on_ranks(0, tmp_path, [(None, ["--resume", folder, "--steps", 8]) for folder in (out, alone)])
+    assert not differing(checkpoint(out), checkpoint(alone))
 
 
 @needs_mpi
@@ -268,6 +359,15 @@ def test_an_elastic_run_is_found_in_whatever_words_its_folder_was_named(named, t
     assert elastic.main(["-n", "2", *(word.format(tmp_path) for word in named), "--shard", "optimizer"]) == 1
     assert started == [["--out", str(tmp_path), "--shard", "optimizer"],
                        ["--resume", str(tmp_path), "--shard", "optimizer"]]
+
+
+def test_an_elastic_run_that_was_resumed_keeps_what_it_was_asked_for(tmp_path, monkeypatch):
+    """A rank may be lost before config.json has it."""
+    started = []
+    monkeypatch.setattr(elastic, "start", lambda launcher, command: (started.append(command), (elastic.LOST, False))[1])
+    (tmp_path / elastic.LAST).touch()
+    assert elastic.main(["-n", "2", "--resume", str(tmp_path), "steps=40", "--shard", "weights"]) == 1
+    assert started == [["--resume", str(tmp_path), "--steps=40", "--shard", "weights"]] * 2
 
 
 def test_what_memories_hold_is_of_all_rows_however_they_are_shared_out():
@@ -337,6 +437,35 @@ def test_workers_find_what_one_process_finds(tmp_path):
     for one in found:
         del one["adamw"]["milliseconds per step"]
     assert found[0] == found[1]
+
+
+@needs_mpi
+def test_workers_share_the_sweeps_of_a_claim_and_find_what_one_finds(tmp_path):
+    found = []
+    for n in (1, 2):
+        out = tmp_path / str(n)
+        done = subprocess.run(**mpirun(n, "-m", "apps.evaluate", "claims", "variants", "--quick", "--quiet", "--mpi",
+                                       "--out", out), check=True, capture_output=True, encoding="utf-8", timeout=300)
+        kept = json.loads((out / "variants.json").read_text(encoding="utf-8"))
+        found.append({name: kept[name] for name in ("here", "holds", "parameters", "sweep", "scores")})
+        assert done.stdout.count(kept["here"]) == 1 and (out / "variants.png").exists()
+    assert found[0] == found[1]
+
+
+@needs_mpi
+def test_workers_go_on_from_every_line_of_a_file_with_the_same_words(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once\n\nThe list\nimport\n", encoding="utf-8")
+    command = ("-m", "cluster.pool", ROOT / "apps" / "demo", prompts, "--tokens", 8)
+    said = [subprocess.run(**mpirun(n, *command), check=True, capture_output=True, encoding="utf-8", timeout=120).stdout
+            for n in (1, 2)]
+    assert said[0] == said[1] and re.findall(r"^(.*) ▶ ", said[0], re.MULTILINE) == ["Once", "The list", "import"]
+    for run, file, words in (("nowhere", prompts, "there is no checkpoint nowhere"),
+                             (ROOT / "apps" / "demo", "nowhere", "No such file or directory: nowhere")):
+        done = subprocess.run(**mpirun(2, "-m", "cluster.pool", run, file), capture_output=True, encoding="utf-8",
+                              timeout=120)
+        (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+        assert line.startswith(f"cluster.pool: error: {words}") and done.returncode == 2
 
 
 def test_a_pool_is_asked_for_by_name_and_says_what_it_shares(capsys):
@@ -486,9 +615,34 @@ def test_a_rank_alone_says_that_several_are_needed_to_measure(tmp_path, monkeypa
 
 def test_the_model_of_communication_is_fitted_to_what_is_measured():
     from cluster import scale
-    found = [{"ranks": n, "bytes": size, "seconds": scale.transfer(n, size, 2e-6, 5e9, 2)}
-             for n in (2, 3, 4) for size in scale.SIZES]
-    assert scale.fit(found, 2) == pytest.approx((2e-6, 5e9))
-    assert scale.efficiency(1, 4, 1.0, 1e9, 1e-6, 1e9) == 1
-    assert scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9, overlap=False) == pytest.approx(1 / 2.500006, rel=1e-4)
-    assert scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9) > scale.efficiency(4, 4, 1.0, 1e9, 1e-6, 1e9, overlap=False)
+    one, two = [(0.0, 4e-6, 3e9)], [(0.0, 2e-6, 5e9), (1e5, 1e-4, 9e9)]
+    fabric = {"exchange": [two, one], "spread": [one, two]}
+    found = [{"what": what, "ranks": n, "bytes": size, "seconds": scale.transfer(n, size, lines, 2)}
+             for what, lines in fabric.items() for n in (2, 3, 4) for size in scale.SIZES]
+    fitted = scale.fit(found, 2)
+    for x in found:
+        assert scale.transfer(x["ranks"], x["bytes"], fitted[x["what"]], 2) == pytest.approx(x["seconds"])
+    assert scale.transfer(4, 4e6, [one, one], 2) == 2 * scale.transfer(4, 4e6, [one, one], 4)
+    fabric = {what: [[(0.0, 1e-6, 1e9)]] for what in fabric}
+    assert scale.efficiency(1, 4, 1.0, 1e9, fabric) == 1
+    assert scale.efficiency(4, 4, 1.0, 1e9, fabric, overlap=False) == pytest.approx(1 / 2.500006, rel=1e-4)
+    assert scale.efficiency(4, 4, 1.0, 1e9, fabric) > scale.efficiency(4, 4, 1.0, 1e9, fabric, overlap=False)
+    assert scale.efficiency(4, 4, 1.0, 1e9, fabric, buckets=1000) < scale.efficiency(4, 4, 1.0, 1e9, fabric)
+
+
+def test_the_page_has_the_model_of_what_was_measured_and_how_far_it_is_off():
+    from cluster import scale
+    page = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    kept = json.loads((ROOT / "cluster" / "scale.json").read_text(encoding="utf-8"))
+    fabric = scale.fit(kept["measured"], kept["cores"])
+    for what, both in fabric.items():
+        for shared, ((_, *short), (start, *long)) in enumerate(both):
+            ours = [f"{1e6 * latency:.1f} µs, {bandwidth / 1e9:.2f} GB/s" for latency, bandwidth in (short, long)]
+            assert f"| {what}{', cores shared' * shared} | {ours[0]} | from {start / 1e3:.0f} kB on {ours[1]} |" in page
+    off = np.exp([abs(np.log(scale.transfer(x["ranks"], x["bytes"], fabric[x["what"]], kept["cores"]) / x["seconds"]))
+                  for x in kept["measured"]])
+    assert f"a factor of {np.median(off):.2f} (median) and of {np.max(off):.2f} at most" in page and np.max(off) < 1.5
+    found = scale.curve("paper-1.3b", kept, fabric, 12.5e9, 5e-6, 50e12, 64 * 2**20)["curves"]
+    for name, values in zip(("that network, as drawn", "nothing overlapped"), list(found.values())[2:], strict=True):
+        shown = [f"{value:.0%}" for ranks, value in zip(scale.RANKS, values, strict=True) if ranks == 8 or ranks >= 64]
+        assert f"| {name} | {' | '.join(shown)} |" in page

@@ -19,7 +19,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import data
+import hope
 from data import Corpus, Document, Segments, Text
+from shards import is_shards
 
 few = settings(max_examples=60, deadline=None)
 contents = st.lists(st.binary(min_size=1, max_size=12), min_size=1, max_size=12)
@@ -305,6 +307,33 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "open", refuse, raising=False)  # permissions do not stop the superuser
     with pytest.raises(ValueError, match=r"cannot read .*secret \(Permission denied\): name what"):
         Corpus.from_paths(tmp_path)
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A folder with a file in it, both of which the test may not open, be it the superuser's."""
+    (tmp_path / "closed").mkdir()
+    write(tmp_path / "closed", text=b"text")
+    (tmp_path / "closed").chmod(0)
+    if superuser := hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield tmp_path / "closed"
+    finally:
+        if superuser:
+            os.seteuid(0)
+        (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no permissions in this system")
+@pytest.mark.parametrize("name", ["", "text"])
+def test_a_folder_that_one_may_not_open_is_named_and_what_lies_in_it_too(closed, name):
+    path = closed / name
+    assert not is_shards(path)
+    with pytest.raises(ValueError, match=f"^cannot read {re.escape(str(path))} .Permission denied.: name what you may"):
+        Corpus.from_paths(path)
+    with pytest.raises(PermissionError):
+        hope.load(path / "checkpoint.npz")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in this file system")

@@ -1,6 +1,7 @@
 """A plan of one token gives what the model gives, and hands back the same running state."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from apps.runs import stack
 from autograd import Tensor, no_grad
 from config import CHOICES, MEMORIES, MIXERS, PRESETS
 from hope import Hope, State
+from kernels import program, runtime
 
 SMALL = replace(PRESETS["tiny"][0], width=16, layers=2, hidden=12, segment=8, memory_chunk=4, projection_chunk=2,
                 spans=(2, 3), generator_chunk=3, window=3, chunks=(1, 2), drift_rank=0)
@@ -70,7 +72,54 @@ def test_what_the_presets_are_made_of_is_planned_but_for_independent_levels():
     for name, (config, _) in PRESETS.items():
         made = Hope(replace(config, width=16, heads=2, layers=2), np.random.default_rng(0))
         blocks = decode.plan(made, 1).blocks
-        assert all(block.mixer and bool(block.levels) == (config.cms != "independent") for block in blocks), name
+        assert all(block.mixer and block.plain == (config.cms != "independent") for block in blocks), name
+
+
+ATTENTION: list[dict[str, Any]] = [
+    {"window": 0},
+    {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
+    {"window": 0, "heads": 6, "key_heads": 3, "head_size": 36, "rotary_base": 500.0, "rotary_scaling": (2.0,),
+     "tied": False},
+    {"window": 0, "rotary_base": 0.0, "cms": "spread", "biases": ("output",)}]
+
+
+@pytest.mark.parametrize("choices", ATTENTION, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_attention_with_a_cache_gives_the_same_to_rounding_with_or_without_a_prompt(choices, batch, monkeypatch):
+    monkeypatch.setattr(decode, "ROOM", 2)  # so that what it has read is moved to where there is more
+    made = model(mixer="attention", **choices)
+    if kernels.JIT:
+        assert ("output" in made.config.biases) == (decode.plan(made, batch).blocks[0].mixer is None)
+    follow(made, text(batch, 9), exact=False)
+    with no_grad():
+        _, state = made(text(batch, 7))
+    follow(made, text(batch, 9), state, exact=False)
+
+
+def test_attention_goes_on_from_an_earlier_state_as_from_the_last():
+    made = model(mixer="attention", window=0)
+    state = follow(made, text(1, 5), exact=False)
+    before = state.pack()
+    one, other = (follow(made, text(1, 4, seed), state, exact=False) for seed in (1, 2))
+    for begun, seed in ((other, 3), (one, 4)):
+        follow(made, text(1, 2, seed), begun, exact=False)
+    assert all(np.array_equal(before[name], array) for name, array in state.pack().items())
+
+
+@needs_jit
+@pytest.mark.parametrize("choices", [{}, *({"mixer": "attention", **choices} for choices in ATTENTION[:2])], ids=str)
+def test_no_bit_depends_on_how_many_threads_walk_a_program(choices, monkeypatch):
+    made, found = model(width=32, hidden=100, **choices), []
+    monkeypatch.setattr(program, "TOGETHER", 0)
+    monkeypatch.setattr(program, "BYTES", 1)
+    for threads in (1, 4):
+        decode._plans.of.clear() if hasattr(decode._plans, "of") else None
+        monkeypatch.setattr(runtime, "_threads", threads)
+        state = None
+        for t in text(1, 12)[0]:
+            logits, state = made.step([[t]], state)
+        found.append(logits.data)
+    assert np.array_equal(*found)
 
 
 @settings(deadline=None, max_examples=15)
@@ -98,6 +147,7 @@ def test_a_row_of_a_batch_has_the_bits_of_that_sequence_alone(choices):
             assert np.array_equal(logits.data[b], one.data[0])
 
 
+@pytest.mark.slow  # a kernel of its own
 def test_in_float64_too():
     follow(model().astype(np.float64), text(1, 5))
 

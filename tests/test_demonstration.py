@@ -1,11 +1,14 @@
 """The run that ships is small, says what it is, and says something sensible before anybody has trained."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import hope
+import train
 from apps import demonstration
 from apps.about import About
 from apps.runs import DEMO, END, Place, Run, read
@@ -51,6 +54,19 @@ def test_a_lesson_saves_it_bits_with_learning_on_and_not_without(demo):
     levels = mean(read(demo.model, Place(pieces[-1].place.state.reset("memory"), END), LESSON))
     assert max(again, levels) < 0.85 * mean(pieces) and max(again, levels) < 0.85 * min(np.mean(off[:half]),
                                                                                         np.mean(off[half:]))
+
+
+def test_what_was_trained_until_it_was_stopped_is_not_lost(monkeypatch, capsys):
+    def stopped(arguments):
+        folder = Path(arguments[-1])
+        folder.mkdir()
+        (folder / "checkpoint.npz").touch()
+        return 130
+    monkeypatch.setattr(train, "main", stopped)
+    assert demonstration.main([]) == 130
+    run = Path(capsys.readouterr().out.removeprefix("and then: python -m apps.demonstration --run ").strip())
+    assert (run / "checkpoint.npz").exists()
+    shutil.rmtree(run.parent)
 
 
 def test_a_run_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -91,6 +91,15 @@ def test_the_container_installs_the_server_s_packages_and_not_those_of_its_tests
     assert (3, 10) <= tuple(map(int, version.groups())) and said("USER") == ["hope"]
 
 
+def test_the_commands_above_the_container_build_and_run_what_is_there():
+    build, run = (shlex.split(line.strip("# ")) for line in CONTAINER.splitlines() if line.startswith("#     podman"))
+    assert (ROOT / build[build.index("-f") + 1]).samefile(ROOT / "apps" / "Containerfile") and build[-1] == "."
+    assert build[build.index("-t") + 1] == run[-1] and build[build.index("--format") + 1] == "docker"
+    assert f"{said('EXPOSE')[0]}:8000" in run and "--port 8000" in " ".join(json.loads(said("ENTRYPOINT")[0]))
+    kept = {word.partition(":")[2] for word in run if word.startswith("hope-")}
+    assert kept == {*said("VOLUME")[0].split()} and "NUMBA_CACHE_DIR=/kernels" in said("ENV")[0]
+
+
 def test_without_a_key_the_container_does_not_serve(capsys, monkeypatch):
     monkeypatch.delenv("HOPE_API_KEY", raising=False)
     assert serve.main(json.loads(said("ENTRYPOINT")[0])[3:]) == 2

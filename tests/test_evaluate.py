@@ -233,6 +233,17 @@ def test_bad_input_gets_one_line(run, capsys, arguments, message):
     assert message in said and said.count("\n") == 1
 
 
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setitem(evaluate.TASKS, "text", None)
+    monkeypatch.setattr(evaluate.optimisers, "compare", None)
+    for task in ("text", "optimisers"):
+        for out in ("file", "file/below"):
+            assert main([task, "--run", str(run), "--quiet", "--out", str(tmp_path / out)]) == 2
+            said = capsys.readouterr().err
+            assert f"{tmp_path / 'file'} is a file; choose another --out" in said and said.count("\n") == 1
+
+
 def test_a_missing_run_is_said(tmp_path, capsys):
     assert main(["text", "--run", str(tmp_path)]) == 2
     assert "no checkpoint" in capsys.readouterr().err
@@ -428,6 +439,19 @@ def test_the_list_of_claims_tells_the_minutes_of_those_measured(capsys):
         assert line.split()[0] == name
         if name in found:
             assert f"{found[name]['processor seconds'] / 60:.1f} min" in line
+
+
+def test_all_claims_are_those_of_at_most_ten_minutes_unless_the_long_ones_are_asked_for(tmp_path, monkeypatch, capsys):
+    def claim(name: str, **more: bool) -> SimpleNamespace:
+        def measure(study: Study) -> None:
+            raise ImportError(f"{name} would run")  # which leaves it out, with a line
+        return SimpleNamespace(measure=measure, PAPER="", __doc__="", **more)
+    monkeypatch.setattr(claims, "CLAIMS", {"short": claim("short"), "endless": claim("endless", LONG=True)})
+    for given, wanted in (((), {"short"}), (("--long",), {"short", "endless"})):
+        assert main(["claims", "--out", str(tmp_path), "--quiet", *given]) == 0
+        assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == wanted
+    assert main(["claims", "--list"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["?", "--long"]
 
 
 @pytest.mark.slow

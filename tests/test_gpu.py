@@ -83,7 +83,7 @@ def assert_close(ours, theirs, tolerance=1e-9):
 # The root on any device ----------------------------------------------------------------------------------------
 
 KINDS = [*({"mixer": name} for name in (*MIXERS, "attention+banks+generated")),
-         *({"cms": name, "layers": 2} for name in CHOICES["cms"]),
+         *({"cms": name, "layers": 2, "mixer": "gated"} for name in CHOICES["cms"]),
          {"memory": "matrix"}, {"retention": "zero"}, {"reads": "chunk"}, {"through_writes": False},
          {"objective": "dot"}, {"targets": "value"}, {"form": "chunked"}, {"form": "recurrent"},
          *({"optimizer": name, "mixer": "gated"} for name in optimizers.OPTIMIZERS)]

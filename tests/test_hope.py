@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import layers
 from autograd import Tensor, grad, no_grad, tree_map
 from cms import LevelState
 from config import CHOICES, MIXERS, Config, Training
 from hope import BlockState, Hope, State, count, flops_per_token, load, sample, save, transformer, write_npz
+from kernels import runtime
 
 VARIANTS = ("sequential", "independent", "nested", "spread")
 
@@ -177,6 +179,34 @@ def test_a_text_reads_the_same_however_it_is_cut_and_in_whatever_batch(mixer):
     assert np.allclose(reading(model, tokens, [1] * 13)[0], whole, atol=1e-10)
     for n in range(2):
         assert np.allclose(reading(model, tokens[n : n + 1], [13])[0][0], whole[n], atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixer": "attention", "window": 0}, {"cms": "independent"}], ids=str)
+@pytest.mark.parametrize("last", [1, 4])
+def test_the_last_tokens_are_what_they_are_where_all_are_asked_for(settings, last):
+    model = model_of(small(**settings)).astype(np.float64)
+    tokens = text(model.config)
+    with no_grad():
+        (x, state), (y, other) = model.read(tokens), model.read(tokens, last=last)
+    assert y.shape == (2, last, model.config.width) and same(state, other)
+    assert np.allclose(y.data, x.data[:, -last:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"window": 0, "key_heads": 1}, {"window": 3}], ids=str)
+def test_tokens_dealt_out_to_threads_are_read_as_by_one(settings, monkeypatch):
+    model = model_of(small(mixer="attention", **settings)).astype(np.float64)
+    tokens = text(model.config, length=16)
+    _, drifted = model.learn(tokens[:, :9])
+    with no_grad():
+        wanted = [model(tokens, state) for state in (None, drifted)]
+        monkeypatch.setattr(layers, "TOKENS", 1)
+        monkeypatch.setattr(layers, "WORK", 0)
+        monkeypatch.setattr(runtime, "GRAIN", 0)
+        monkeypatch.setattr(runtime, "_threads", 3)
+        for state, (logits, after) in zip((None, drifted), wanted, strict=True):
+            found, other = model(tokens, state)
+            assert np.allclose(found.data, logits.data, rtol=0, atol=1e-12)
+            assert all(np.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(leaves(after), leaves(other), strict=True))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -23,7 +23,6 @@ from layers import (
     cross_entropy,
     frequencies,
     gelu,
-    grouped_attention,
     linear,
     merge_heads,
     normal,
@@ -505,10 +504,19 @@ def test_a_linear_layer_with_a_bias_adds_it():
 def test_grouped_queries_read_the_keys_of_their_group(heads, queries):
     q, k, v = draw(0, 2, 4, queries, 6), draw(1, 2, heads, queries + 5, 6), draw(2, 2, heads, queries + 5, 6)
     every = [np.repeat(x, 4 // heads, axis=1) for x in (k, v)]
-    assert np.allclose(grouped_attention(*map(Tensor, (q, k, v))).data, kernels.attention.definition(q, *every),
+    assert np.allclose(attention(*map(Tensor, (q, k, v))).data, kernels.attention.definition(q, *every),
                        atol=1e-12)
+    g, arrays = draw(3, *q.shape), [Tensor(x, requires_grad=True) for x in (q, k, v)]
+    found, wanted = (grad((f(*arrays) * g).sum(), arrays) for f in (attention, kernels.attention.definition))
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape and np.allclose(a.data, b.data, atol=1e-12)
     if queries < 70:
-        check_grad(grouped_attention, *(x[:1, ..., :3] for x in (q, k, v)))
+        check_grad(attention, *(x[:1, ..., :3] for x in (q, k, v)))
+
+
+def test_keys_of_heads_that_share_no_group_are_refused():
+    with pytest.raises(ValueError, match="k has shape"):
+        kernels.attention(draw(0, 1, 4, 2, 3), *draw(1, 2, 1, 3, 2, 3))
 
 
 def test_keys_of_fewer_heads_of_another_size_are_kept_as_they_are():

@@ -169,6 +169,11 @@ def test_the_numbers_and_pictures_of_a_run_find_their_way_into_the_pages(generat
     assert {path.name for path in (tmp_path / "docs").iterdir()} == {*generator.PICTURES, "runs.json"}
 
 
+def test_a_folder_that_is_no_run_is_one_line(generator, tmp_path):
+    with pytest.raises(SystemExit, match=r"docs/readme.py: error: there is no file .*nowhere/config.json"):
+        generator.main([str(tmp_path / "nowhere")])
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_picture_and_heading_that_a_page_names_is_there(page):
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):

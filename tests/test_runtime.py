@@ -418,7 +418,7 @@ def test_what_is_needed_soon_is_compiled_by_a_second_process_and_by_this_one_whi
 @pytest.mark.parametrize("cores, before, then", [
     (1, "", ""),  # a second process would only take turns with this one
     (2, "import subprocess\ndef none(*args, **settings): raise OSError\nsubprocess.Popen = none\n", ""),
-    (2, "import sys\nsys.executable = None\n", ""),
+    pytest.param(2, "import sys\nsys.executable = None\n", "", marks=pytest.mark.slow),
     (2, "", "helper.kill()")])
 def test_without_a_second_process_a_kernel_is_compiled_where_it_is_needed(tmp_path, cores, before, then):
     out, _ = run_python(before + AHEAD.format(cores=cores, then=then), NUMBA_CACHE_DIR=str(tmp_path))

@@ -670,6 +670,11 @@ class Process:
         return self.process.returncode, out
 
 
+def lines_on_any_processor(out: str) -> list[str]:
+    """What a server says, without what going alone costs where batches would change bits."""
+    return [line for line in out.splitlines() if "every request is computed alone" not in line]
+
+
 def test_several_runs_at_one_server_are_told_by_name_and_have_sessions_apart(run, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -741,14 +746,14 @@ def test_ctrl_c_ends_it_with_one_line(run, tmp_path):
     with Process(run, "--session-folder", tmp_path) as server:
         server.client.get("/health")
         code, out = server.end(signal.SIGINT)
-    assert code == 130 and out.splitlines()[1:] == [f"stopped; sessions kept in {tmp_path}: 0"]
+    assert code == 130 and lines_on_any_processor(out)[1:] == [f"stopped; sessions kept in {tmp_path}: 0"]
 
 
 def test_what_is_said_to_be_learned_survives_kill_9(run, tmp_path):
     with Process(run, "--session-folder", tmp_path, "--quiet") as server:
         for text in ("one", "and two"):
             assert server.client.post("/v1/read", json={"text": text, "user": "ann", "learn": True}).json()["learned"]
-        assert server.end(signal.SIGKILL)[1] == ""
+        assert lines_on_any_processor(server.end(signal.SIGKILL)[1]) == []
     assert Sessions(tmp_path, run.fingerprint).get(("", "ann")).learned == len("oneand two")
 
 

@@ -337,6 +337,13 @@ def test_bits_per_byte_are_nats_per_token_over_bytes_per_token(run):
     assert each < 1 and found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * each)
 
 
+def test_validation_text_that_spells_nothing_is_refused_before_a_folder_is_made(tmp_path, capsys):
+    where = make(tmp_path / "shards", {"a": (1, lines(0, 60), [""] * 100)})  # end after end
+    code, _, err = begun(capsys, "--data", where, "--out", tmp_path / "run", "--steps", 2)
+    assert code == 2 and err.count("\n") == 1 and "the validation text spells nothing" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_a_mixture_goes_on_to_the_same_bits_and_from_there(folder, tmp_path, capsys):
     common = ("--data", folder, "--batch", 3)
     assert begun(capsys, *common, "--out", tmp_path / "whole", "--steps", 6)[0] == 0

@@ -64,6 +64,7 @@ def test_the_next_words_are_the_targets_and_after_the_last_nothing_is_asked():
     (["--file", "EMPTY"], "holds no story: a line '# name', then one sentence a line"),
     (["--file", "SHORT", "--stories", "a,b"], "the story 'a' has sentences of one word only"),
     (["--rnn-optimizer", "adamm"], "did you mean 'adamw'?"),
+    (["--width", "7"], "the width must be an even multiple of heads"), (["--rnn-chunks", ""], "chunks ()"),
     (["--rnn-lr", "fast"], "invalid float value: 'fast'"),
     (["--stepps", "3"], "unrecognized arguments: --stepps"),
 ])

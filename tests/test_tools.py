@@ -1,5 +1,6 @@
 """The tools around the loop: what was asked for, the folder, what the machine has, how a program is stopped."""
 
+import ast
 import io
 import json
 import os
@@ -386,6 +387,26 @@ def test_before_anything_has_begun_one_is_enough():
     assert err == "\nstopped\n" and program.returncode == 130
 
 
+PROGRAMS = ["train.py", "apps/chat.py", "apps/serve.py", "apps/evaluate.py", "apps/adopt/__main__.py",
+            "apps/demonstration.py", "corpora/__main__.py", "benchmarks/__main__.py", "cluster/train.py"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_settles_who_answers_before_it_loads_anything_that_takes_time(program):
+    body = iter(ast.parse((ROOT / program).read_text(encoding="utf-8")).body)
+    loaded = []
+    for part in body:
+        if isinstance(part, ast.If):
+            assert "early.settle(sys.argv)" in ast.unparse(part) and "__main__" in ast.unparse(part.test)
+            break
+        loaded += [one.name for one in part.names] if isinstance(part, ast.Import) else []
+    assert set(loaded) <= {"os", "sys"}
+    found = python("-c", "import sys; before = {*sys.modules}; import tools.early; print(*{*sys.modules} - before)")
+    assert {*found.stdout.split()} <= {"tools", "tools.early", "itertools", "signal", "enum", "types", "operator",
+                                       "_operator", "functools", "collections", "reprlib", "keyword", "_collections",
+                                       "_functools", "__future__"}
+
+
 @pytest.mark.parametrize(("arguments", "threads"), [(["--threads", "3"], "3"), (["--threads=4"], "4"), ([], None),
                                                     (["training.threads=2"], "2"), (["--threads", "none"], None)])
 def test_the_number_of_threads_is_known_before_numba_is_imported(monkeypatch, arguments, threads):
@@ -436,6 +457,17 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path
         assert word in out
     assert [line.split()[-3:] for line in out.splitlines() if "main memory" in line] == [["32", "128", "64"]]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("typed", "words"), [
+    (["--width", "1000000"], "weights, gradients and two moments alone take"), (["--width", str(10**10)], "no machine"),
+    (["--batch", str(10**9)], "a batch of 1,000,000,000 alone takes 16.4 TB")])
+def test_what_no_machine_can_hold_is_refused_before_the_start(tmp_path, monkeypatch, capsys, typed, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "memory", lambda: 1e12)
+    assert train.main(["--preset", "tiny", *typed]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_the_doctor_says_what_there_is():

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -56,7 +57,8 @@ def ours(arguments: Sequence[str]) -> list[str]:
             flag = "" if equals or name in BARE else name
             found += preset(name, value) if equals else [name]
         elif pair and flag in ("", "--data") and not Path(word).exists():
-            found += preset(*typed(pair[1], pair[2]))
+            name, value = typed(pair[1], pair[2])
+            found += [name, *paths(value)] if name == "--data" else preset(name, value)
             flag = ""
         elif flag in ("--config", "--preset"):
             found[-1:] = preset(flag, word)
@@ -75,8 +77,15 @@ def preset(flag: str, value: str) -> list[str]:
     return [flag, value] if flag in ("--config", "--preset") else [f"{flag}={value}"]
 
 
+def paths(value: str) -> list[str]:
+    """A path, or those of a list in brackets."""
+    listed = re.fullmatch(r"\[(.*)\]", value)
+    return [path.strip() for path in next(csv.reader([listed[1]], skipinitialspace=True), [])] if listed else [value]
+
+
 def typed(key: str, value: str) -> tuple[str, str]:
-    """The flag that a key means, and its value without the brackets of a list; ValueError names the nearest key."""
+    """The flag that a key means, and its value, of numbers without the brackets of a list; ValueError names the nearest
+    key."""
     group, _, rest = key.partition(".")
     short = rest if rest and group in GROUPS else key
     name = ALIASES.get(key) or ALIASES.get(short) or short
@@ -84,5 +93,7 @@ def typed(key: str, value: str) -> tuple[str, str]:
         prefix, part = key[:len(key) - len(short)], Config if group == "model" else Training
         near = [prefix + one for one in (*(f.name for f in fields(part)), *ALIASES)] if prefix else [*KNOWN, *ALIASES]
         raise ValueError(f"unknown key {key!r}{nearest(key, near)}; see --help")
-    listed = re.fullmatch(r"\[(.*)\]", value)  # a path may have spaces, numbers in a list need none
-    return "--" + name.replace("_", "-"), listed[1].replace(" ", "") if listed else re.sub(r'^"(.*)"$', r"\1", value)
+    value, listed = re.sub(r'^"(.*)"$', r"\1", value), re.fullmatch(r"\[(.*)\]", value)
+    if listed and name != "data":  # a path may have spaces, numbers in a list need none
+        value = listed[1].replace(" ", "")
+    return "--" + name.replace("_", "-"), value

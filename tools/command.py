@@ -155,7 +155,7 @@ def described(parts: Sequence[Config | Training]) -> str:
 def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command that was given, and the settings that were given; ValueError for anything else."""
     arguments = ours(arguments)
-    made = parser(about, wanted_preset(arguments))
+    made = parser(about, preset_in(arguments))
     found, rest = made.parse_known_args(arguments)
     if rest:
         known = [flag for action in made._actions for flag in action.option_strings]
@@ -166,10 +166,14 @@ def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.
 
 
 def wanted_preset(arguments: Sequence[str]) -> str:
-    """The preset that is named, by default nano."""
+    """The preset that a command names, by default nano."""
+    return preset_in(ours(arguments))
+
+
+def preset_in(flags: Sequence[str]) -> str:
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="nano")
-    return str(first.parse_known_args(ours(arguments))[0].preset)
+    return str(first.parse_known_args(flags)[0].preset)
 
 
 def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Config, Training]:

@@ -1,4 +1,7 @@
-"""What has to be settled before NumPy and Numba are loaded?  Who answers Ctrl+C, and how many threads there are."""
+"""What has to be settled before NumPy and Numba are loaded?  Who answers Ctrl+C, and how many threads there are.
+
+It loads next to nothing itself: until it has, Python would answer with a traceback.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-
-from tools.stopping import leave
 
 
-def settle(arguments: Sequence[str]) -> None:
+def settle(arguments: list[str]) -> None:
     """Let Ctrl+C end the program at once while there is nothing to lose, and --threads be what Numba starts with."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and not hasattr(sys, "ps1"):
-        with suppress(ValueError):  # not in the main thread
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            from tools.stopping import leave
+
             signal.signal(signal.SIGINT, lambda number, frame: leave("stopped", 128 + number))
+        except ValueError:  # not in the main thread
+            pass
     words = itertools.chain(*(argument.split("=", 1) for argument in arguments))
     for word, n in itertools.pairwise(words):
         if (word in ("--threads", "threads") or word.endswith(".threads")) and n.isdigit() and int(n):

@@ -158,12 +158,17 @@ def optimizer_bytes(model: Hope, training: Training) -> int:
     return round(total)
 
 
-def expect_room(config: Config) -> None:
-    """ValueError if this machine cannot hold what is trained."""
-    least, here = 16 * hope.count(config), memory()
-    if least > here:
-        raise ValueError(f"weights, gradients and two moments alone take {amount(least)}, this machine has "
-                         f"{amount(here)}; --dry-run says what a run would take")
+def expect_room(config: Config, batch: int = 1) -> None:
+    """ValueError if this machine cannot hold what is trained, or what a block takes in, which the way back needs."""
+    try:
+        weights = hope.count(config)
+    except ValueError:  # of NumPy, for arrays that no machine could address
+        raise ValueError("no machine can address the weights of such a model; choose a smaller one") from None
+    taken, here = 4 * batch * config.segment * config.width * config.layers, memory()
+    for what, least in (("weights, gradients and two moments", 16 * weights), (f"a batch of {batch:,}", taken)):
+        if least > here:
+            raise ValueError(f"{what} alone take{'s' * (least == taken)} {amount(least)}, this machine has "
+                             f"{amount(here)}; --dry-run says what a run would take")
 
 
 def one_layer(config: Config, batch: int) -> tuple[float, float]:

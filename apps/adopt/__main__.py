@@ -9,8 +9,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+if __name__ == "__main__":
+    from tools import early
+
+    early.settle(sys.argv)
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,7 @@ from apps.adopt import models, words
 from apps.runs import Run
 from apps.sessions import Session, file_of
 from config import Config, Training
-from tools import checkpoint, command, console, folder
+from tools import checkpoint, command, console, folder, stopping
 
 PRESET = "adopted"
 FINE_TUNING = Training(steps=200, lr=1e-4, weight_decay=0.0, sample_tokens=100)  # where --from begins
@@ -67,18 +73,19 @@ def export(where: Path, out: Path, session: str) -> str:
     """Write the model of a run as theirs; returns what was written, in a line."""
     if not (where / words.ABOUT).exists():
         raise ValueError(f"there is no {words.ABOUT} in {where}: no run is there that began with an adopted model")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is in use; choose another --out")
     run, about = Run.open(where), folder.read_json(where / words.ABOUT)["config"]
     path = file_of(run.folder / "sessions" / "chat", session)
-    models.write(out, run.model, about, Session.load(path, run.fingerprint).place.state if session else None)
-    words.give_back(where, out)
+    state = Session.load(path, run.fingerprint).place.state if session else None
+    with folder.made(out) as made:
+        models.write(made, run.model, about, state)
+        words.give_back(where, made)
     return f"{out}: {about['model_type']}, {hope.count(run.model.config):,} parameters in float32" + (
         f", with what was learned in the session {session}" if session else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, or 2 for bad input."""
+    """The command line; returns 0, 2 for bad input, 130 when stopped."""
+    kept = "nothing was written"
     console.ready()
     try:
         given = vars(parser().parse_args(arguments))
@@ -89,8 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--{next(iter(given))} belongs to a MODEL to adopt, not to --export")
         if session and not run:
             raise ValueError("--session belongs to --export")
-        print(export(Path(run), Path(out), session) if run else adopt(Path(model), Path(out), given))
+        with stopping.heeded(lambda: kept):
+            print(export(Path(run), Path(out), session) if run else adopt(Path(model), Path(out), given))
         return 0
+    except KeyboardInterrupt:
+        print(f"apps.adopt: stopped; {kept}", file=sys.stderr)
+        return 130
     except (ValueError, OSError, MemoryError) as error:
         print(f"apps.adopt: error: {console.reason(error)}", file=sys.stderr)
         return 2

@@ -2,7 +2,7 @@
 
     python -m apps.evaluate claims --list          which there are, and how many minutes each took
     python -m apps.evaluate claims recall intents  these; --quick only shows that they run
-    python -m apps.evaluate claims                 all
+    python -m apps.evaluate claims                 all that take at most ten minutes of a core; --long: the others, too
 
 The same rules for every claim. All models compared have the same number of parameters (to a percent) and read
 the same tokens. The learning rate of each is the best of the same sweep, on a seed that is not measured. Then
@@ -58,8 +58,14 @@ CLAIMS: dict[str, ModuleType] = {
     "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
 
 
-def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: Any = None) -> None:
-    """Measure claims (all, if none is named); ValueError for a name that is none.
+def long(name: str) -> bool:
+    """Whether a claim takes more than ten minutes of a core."""
+    return getattr(CLAIMS[name], "LONG", False)
+
+
+def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: Any = None, long_too: bool = False
+        ) -> None:
+    """Measure claims (if none is named, all but the long ones); ValueError for a name that is none.
 
     A pool of workers (cluster/pool.py) shares the claims, or the sweeps of a single one.
     """
@@ -70,7 +76,7 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: 
         raise ValueError("--quick measures nothing worth keeping; give a folder for it: --out FOLDER")
     folder = out or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = list(names or CLAIMS)
+    chosen = list(names or (name for name in CLAIMS if quick or long_too or not long(name)))
 
     def measure(name: str) -> str:
         claim = CLAIMS[name]
@@ -108,7 +114,8 @@ def listed(folder: Path = FOLDER) -> str:
     found = measured(folder)
     minutes = {name: f"{found[name]['processor seconds'] / 60:5.1f} min" if name in found else "        ?"
                for name in CLAIMS}
-    return "\n".join(f"{name:18}{minutes[name]}   {claim.PAPER}" for name, claim in CLAIMS.items())
+    return "\n".join(f"{name:18}{minutes[name]}  {'--long' if long(name) else '':6}  {claim.PAPER}"
+                     for name, claim in CLAIMS.items())
 
 
 def machine() -> str:
@@ -133,8 +140,10 @@ def draw(name: str, paper: str, found: dict[str, Any], path: Path) -> None:
         panel.set_xticks(range(len(names)), names, size=8)
     else:
         panel.legend(frameon=False, fontsize=8)
-        panel.set_xticks(xs, found.get("ticks", xs), size=8 if "ticks" not in found else 6)
+        panel.set_xticks(xs, found.get("ticks", xs), size=8 if "ticks" not in found else 6 if len(xs) < 12 else 5)
     panel.set(xlabel=label, ylabel=found["y"])
+    if found["y"].startswith(("share", "accuracy")):  # an interval may reach beyond what a share can be
+        panel.set_ylim(-0.03, 1.03)
     figure.savefig(path)
 
 

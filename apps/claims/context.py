@@ -25,6 +25,7 @@ from hope import Hope, State
 
 PAPER = ("facts in long text: after fine-tuning Hope holds its accuracy to 10 million tokens of BABILong, Titans to a "
          "million; large models fail at 128 to 256 thousand (Fig. 9)")
+LONG = True  # more than ten minutes of a core
 LENGTHS = (512, 2048, 8192, 32768, 65536, 262144)  # words
 FAR = 8192  # that attention over everything is asked up to
 SEGMENT, ASKED = 512, 8

@@ -17,15 +17,9 @@ from typing import Any
 import numpy as np
 
 from kernels.records import record
-from kernels.runtime import JIT, if_given, inner
+from kernels.runtime import if_given, inner
+from kernels.shared import array_at
 from kernels.titans.products import accumulate, added
-
-if JIT:
-    import numba
-    from numba.core import types
-    from numba.extending import intrinsic
-else:
-    from kernels.lanes import intrinsic
 
 MEMORIES = ("q", "k", "v", "eta", "alpha", "memory")  # memory m has the layers 2m and 2m + 1
 SCALARS, MEMORY = (3, 4), 5  # those with one output; the main one
@@ -37,19 +31,11 @@ Layer = record("Layer", "initial drift start momentum")  # matrices M₀, S₀, 
 # In compiled code --------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def pointer_to(typing, address, like):
-    """The address as a pointer to numbers like those of an array"""
-    pointer = types.CPointer(like.dtype)
-    return pointer(address, like), lambda context, builder, signature, args: builder.inttoptr(
-        args[0], context.get_value_type(pointer))
-
-
 @inner
 def matrix(table, row, i, like):
     """The matrix of sequence i"""
     address, matrices, step, m, n = table[row]
-    return numba.carray(pointer_to(address + i % matrices * step, like), (m, n))
+    return array_at(address + i % matrices * step, (m, n), like)
 
 
 @if_given

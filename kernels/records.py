@@ -24,13 +24,13 @@ if JIT:
         """Fields, each of a type."""
 
         def __init__(self, name: str, fields: tuple[str, ...], kinds: tuple):
-            self.fields, self.whole = fields, types.Tuple(kinds)
+            self.fields, self.whole = fields, types.Tuple(kinds)  # type: ignore[attr-defined]
             super().__init__(f"{name}_{hashlib.sha256(repr(kinds).encode()).hexdigest()[:8]}")
 
     @register_model(Record)
     class _RecordModel(models.StructModel):
         def __init__(self, manager: Any, kind: Record):
-            super().__init__(manager, kind, [("meminfo", types.MemInfoPointer(types.voidptr))])
+            super().__init__(manager, kind, [("meminfo", types.MemInfoPointer(types.voidptr))])  # type: ignore[attr-defined]
 
     @infer_getattr
     class _FieldTemplate(AttributeTemplate):
@@ -85,8 +85,8 @@ def record(name: str, fields: str) -> Any:
         key = made
 
         def generic(self, args: tuple, kws: dict) -> Any:
-            kinds = tuple(map(types.unliteral, args))
+            kinds = tuple(map(types.unliteral, args))  # type: ignore[attr-defined]
             return signature(Record(name, tuple(fields.split()), kinds), *kinds)
     infer_global(made, types.Function(Template))
-    lower_builtin(made, types.VarArg(types.Any))(_make)
+    lower_builtin(made, types.VarArg(types.Any))(_make)  # type: ignore[attr-defined]
     return made

@@ -276,7 +276,7 @@ def stack(states: Sequence[State | None]) -> State | None:
         return first.batch.state  # the same rows as before; those that only fill it up may be anything
     sources: dict[int, tuple[Any, list[int], list[int]]] = {}  # where rows come from, where they go to, and which
     for i, state in enumerate(states):
-        whole, row = (state.batch.state, state.index) if isinstance(state, Row) else (state, 0)
+        whole, row = (state.batch.state, state.index) if isinstance(state, Row) else (state or first, 0)
         _, places, rows = sources.setdefault(id(whole), (whole, [], []))
         places.append(i)
         rows.append(row)

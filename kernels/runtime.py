@@ -264,10 +264,10 @@ def inner(function: Callable) -> Any:
     """A function that only compiled code calls."""
     if not JIT:
         return function
-    made = numba.njit(**INNER)(function)
+    made, plain = numba.njit(**INNER)(function), types.unliteral  # type: ignore[attr-defined]
     template = made.get_call_template
     made.get_call_template = lambda args, named: template(  # a constant has no type of its own: one version for all
-        tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in named.items()})  # type: ignore[attr-defined]
+        tuple(map(plain, args)), {name: plain(kind) for name, kind in named.items()})
     return made
 
 

@@ -16,7 +16,7 @@ COLOURS = ("#1f5fa8", "#d1731f", "#2f8f4e", "#8a4fa3", "#7a7a7a")
 def canvas(title: str, *heights: float, **edges: float) -> tuple[Any, Any]:
     """A figure with panels of these heights, one above the other; it needs no display.
 
-    edges: of the panels, as shares of the figure; to have them found takes a fifth of the time.
+    edges: of the panels, as shares of the figure.
     """
     from matplotlib.figure import Figure  # here, for it takes as long as the rest of the start
     from matplotlib.ticker import MaxNLocator

@@ -25,7 +25,7 @@ from kernels.attention import attend
 from kernels.gelu import gelu
 from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
-from kernels.runtime import if_given, inner, jit, join_in, prepare
+from kernels.runtime import if_given, inner, jit, join_in, need_soon, prepare
 from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
 
@@ -57,6 +57,12 @@ def walk(table, numbers, begin, end, counters, like, attends):
         count(counters, DONE)
         part = count(counters, TAKEN)
     until(counters, stop)
+
+
+def need_walk_soon(dtype):
+    """… of a program in which nothing attends"""
+    table, counters = np.zeros((1, COLUMNS), np.int64), np.zeros(16, np.int64)
+    need_soon(walk, table, np.zeros(1), 0, 0, counters, np.empty(0, dtype), None)
 
 
 @inner

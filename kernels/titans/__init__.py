@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.program import need_walk_soon
 from kernels.runtime import JIT, Array, check_shapes, need_soon, split
 from kernels.titans.chunk import read_spans, read_spans_backward
 from kernels.titans.tables import MEMORIES, Tables
@@ -76,7 +77,8 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, b
     if back:
         settings = (0, 0, (*options, power, exact), eta_max, moved, *found)
         need_soon(read_spans_backward, *settings, found[0], flat)
-        need_soon(read_token, *settings, flat)  # a model that is trained is asked to write, too
+        need_soon(read_token, *settings, flat)  # a model that is trained is asked to write, too,
+        need_walk_soon(tables.dtype)  # by a program
     split(loop, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
     return o, *after, boundaries
 

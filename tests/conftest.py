@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as train.py has it, read as NumPy is loaded: threads of BLAS wait
+# by spinning, and most of what tests multiply is small
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "hypothesis"))
 settings.register_profile("house", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("house")

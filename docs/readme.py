@@ -58,7 +58,7 @@ LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a 
     "ablation": ("12.2, 13.0", ("Hope", "without CMS"), (0,), -1),
     "two-languages": ("", ("3 additional levels", "ICL"), (), 1),
     "intents": ("", ("3 additional levels", "ICL"), (), 1),
-    "periods": ("", ("1, 2, 4", "1, 2"), (), 1),
+    "periods": ("", ("1", "ICL"), (), 1),
     "needles": ("100, 79.8", ("Hope", "attention"), (2,), 1),
     "reading": ("", ("all levels", "off"), (0,), -1),
     "writes": ("", ("through writes", "stopped"), (0,), -1),

@@ -4,7 +4,7 @@ Eight segments of two pairs go by, eight bytes of them in the window of attentio
 are trained as in two-languages, on such streams. Levels are called by their chunk sizes in segments (of four bytes):
 "1, 4" is two MLPs of four that move, one in every segment, the other in every fourth. Judged is the accuracy on the
 first six segments, the most where the last is known to 0.9 (among the scales of the learned rates). In a third of these
-steps of training most models had not learned to answer at all. (A quarter of an hour of a core.)
+steps of training most models had not learned to answer at all. (Twenty minutes of a core.)
 """
 
 from __future__ import annotations

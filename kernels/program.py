@@ -17,6 +17,7 @@ Legend: B batch, H heads, K heads of keys, d head size, t position.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def walk(table, numbers, begin, end, counters, like, attends):
     until(counters, stop)
 
 
+@functools.cache  # it is asked for at every step
 def need_walk_soon(dtype):
     """… of a program in which nothing attends"""
     table, counters = np.zeros((1, COLUMNS), np.int64), np.zeros(16, np.int64)

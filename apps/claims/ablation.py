@@ -66,17 +66,22 @@ def fixed(name: str) -> dict[str, Any]:
     return {"adaptive": tuple(other for other in MEMORIES if other != name)}
 
 
-ROWS: dict[str, tuple[dict[str, Any], Callable[[Hope], None]]] = {
+Row = tuple[dict[str, Any], Callable[[Hope], None]]  # what is changed in BASE, and then in the model
+ROWS: dict[str, Row] = {
     "Hope": ({}, same), "DGD": ({}, without_dgd), "momentum": ({"momentum": False}, same),
     "weight decay": ({}, without_decay), "CMS": ({"chunks": (1,)}, same), "inner k": (fixed("k"), same),
     "inner v": (fixed("v"), same), "inner q": (fixed("q"), same)}
 ONE_CLOCK = {"chunks": (1, 1, 1)}, same
 
 
-def score(study: Study, row: tuple[dict[str, Any], Callable[[Hope], None]], rate: float, seed: int) -> float:
+def sized(row: Row) -> Config:
+    """As large as BASE."""
+    return equal(replace(BASE, **row[0]), count(BASE))
+
+
+def score(study: Study, row: Row, rate: float, seed: int) -> float:
     """Bits per byte of validation text after training."""
-    change, alter = row
-    config = equal(replace(BASE, **change), count(BASE))
+    config, (_, alter) = sized(row), row
     model = Hope(config, np.random.default_rng(seed))
     alter(model)
     optimizer = optimizers.build("muon", model.groups(), rate)
@@ -89,9 +94,9 @@ def measure(study: Study) -> dict[str, Any]:
     study.seeds = min(study.seeds, 3)
     best = study.sweep("Hope", RATES, lambda rate, seed: -score(study, ROWS["Hope"], rate, seed))
 
-    def scores(name: str, row: tuple[dict[str, Any], Callable[[Hope], None]]) -> np.ndarray:
+    def scores(name: str, row: Row) -> np.ndarray:
         study.bar.set_postfix_str(name)
-        study.parameters[name] = count(equal(replace(BASE, **row[0]), count(BASE)))
+        study.parameters[name] = count(sized(row))
         return np.array([score(study, row, best, seed) for seed in range(study.seeds)])
     found = {name: scores(name, row) for name, row in ROWS.items()}
     whole, one_clock = found["Hope"], scores("one clock", ONE_CLOCK)

@@ -299,10 +299,14 @@ def newton_schulz(M, steps: int = 5, coefficients: tuple[float, float, float] = 
     a, b, c = coefficients
     tall = M.shape[-2] > M.shape[-1]
     X = M.mT if tall else M
-    X = X / (frobenius(X) + 1e-7)
-    for _ in range(steps):
+    X, i = X / (frobenius(X) + 1e-7), np.arange(X.shape[-2], like=X)
+    for _ in range(steps):  # numbers on a diagonal: in place of a + BX and b + cA, with passes over whole matrices
         A = kernels.product(X, X.mT)
-        X = a * X + kernels.product(b * A + c * kernels.product(A, A), X)
+        B = c * A
+        B[..., i, i] += b
+        B = kernels.product(B, A)
+        B[..., i, i] += a
+        X = kernels.product(B, X)
     return X.mT if tall else X
 
 

@@ -20,9 +20,9 @@ if JIT:
     from numba.extending import intrinsic, models, register_model
 
 LANES = 32
-TILE = LANES  # of a product of matrices: four rows of so many are added up in registers, of which AVX2 has but sixteen
+ROWS, TILE = 8, LANES  # of a product of matrices: so many rows of so many numbers are added up in registers, of which
 if JIT and "+avx512f" not in (config.CPU_FEATURES or get_host_cpu_features()):
-    TILE = 16
+    ROWS, TILE = 4, 16  # AVX2 has but sixteen
 
 # Wide registers ---------------------------------------------------------------------------------------------
 
@@ -57,13 +57,25 @@ def load_like(typing, x, row, i):
     return _load(row, i, x.count, x)
 
 
+@intrinsic
+def load_at(typing, x, matrix, i, j):
+    """matrix[i, j:j+n], n being the lanes of x; a row taken out of the matrix by itself would be counted as in use"""
+    lanes = Lanes(matrix.dtype, x.count)
+    return lanes(x, matrix, i, j), lambda context, builder, signature, args: _loaded(
+        builder, matrix, _pointer_at(context, builder, matrix, *args[1:], context.get_value_type(lanes)))
+
+
 def _load(row, i, count, *like):
     def generate(context, builder, signature, args):
         lanes = context.get_value_type(signature.return_type)
-        x = builder.load(_pointer(context, builder, row, *args[-2:], lanes))
-        x.align = row.dtype.bitwidth // 8
-        return x
+        return _loaded(builder, row, _pointer(context, builder, row, *args[-2:], lanes))
     return Lanes(row.dtype, count)(*like, row, i), generate
+
+
+def _loaded(builder, array, pointer):
+    x = builder.load(pointer)
+    x.align = array.dtype.bitwidth // 8
+    return x
 
 
 @intrinsic
@@ -74,6 +86,16 @@ def store(typing, row, i, x):
         stored.align = row.dtype.bitwidth // 8
         return context.get_dummy_value()
     return types.none(row, i, x), generate
+
+
+@intrinsic
+def store_at(typing, matrix, i, j, x):
+    """matrix[i, j:j+n] = x, n being its lanes"""
+    def generate(context, builder, signature, args):
+        stored = builder.store(args[3], _pointer_at(context, builder, matrix, *args[:3], args[3].type))
+        stored.align = matrix.dtype.bitwidth // 8
+        return context.get_dummy_value()
+    return types.none(matrix, i, j, x), generate
 
 
 @intrinsic
@@ -227,6 +249,13 @@ def _number_or(a, x):
 def _pointer(context, builder, array_type, array, i, lanes):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [i]), lanes.as_pointer())
+
+
+def _pointer_at(context, builder, array_type, array, i, j, lanes):
+    matrix = context.make_array(array_type)(context, builder, array)
+    row = builder.mul(i, builder.extract_value(matrix.strides, 0))  # in bytes
+    start = builder.gep(builder.bitcast(matrix.data, ir.IntType(8).as_pointer()), [row])
+    return builder.bitcast(builder.gep(builder.bitcast(start, matrix.data.type), [j]), lanes.as_pointer())
 
 
 def _spread(builder, a, count):

@@ -30,6 +30,7 @@ os.environ.setdefault("NUMBA_OPT", "2")  # as fast as 3 here, where vectors are 
 try:
     import numba
     from numba.core import event, types
+    from numba.core.cpu import CPUContext
     from numba.extending import overload
 
     from kernels.cache import Cache, writable
@@ -240,11 +241,14 @@ if hasattr(os, "register_at_fork"):
 
 FLAGS = {"contract", "nsz"}  # no "reassoc": sums that are added up in another order by every compiled copy
 SECONDS = 20, 15  # that all kernels of a model take to compile, roughly, by one process and by two
+LINE = 64  # bytes of a cache line, at which arrays begin: a wide register that is loaded from two takes twice as long
 _loops: dict[Any, str] = {}  # what Python calls, as Numba's dispatchers, by the file
 _compiling = 0  # functions, one inside the other, and who waits for one
 
 
-if JIT:  # no way in from Python is compiled
+if JIT:
+    CPUContext.get_preferred_array_alignment = lambda context, kind: LINE  # type: ignore[method-assign]
+    # no way in from Python is compiled
     INNER = {"fastmath": FLAGS, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
              "pipeline_class": LinkedCompiler}
 

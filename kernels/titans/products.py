@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from kernels.lanes import TILE, any_layout, exp, load_like, plus, store, transpose, zero_half, zero_tile
+from kernels.lanes import ROWS, TILE, any_layout, exp, load_at, plus, store_at, transpose, zero_half, zero_tile
 from kernels.runtime import inner
 
 # Products ----------------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ from kernels.runtime import inner
 
 @inner
 def matmul(C, A, B, fresh, triangle):
-    """C = A B or C += A B: four rows of A by TILE columns of B at a time, in registers.
+    """C = A B or C += A B: ROWS rows of A by TILE columns of B at a time, in registers.
 
     triangle: of B nothing is read below (1) or above (−1) its diagonal blocks, where it is zero; 0: all is.
     """
@@ -44,21 +44,29 @@ def columns(C, A, B, fresh, triangle, j, width, zeros):
     """So many columns of C, from j on"""
     m, k = A.shape
     first, end = np.uint64(j if triangle < 0 else 0), np.uint64(min(k, j + width) if triangle > 0 else k)
-    for i in range(0, m - 3, 4):  # with no sign, p is not looked at as one that may count from the end
-        c0 = c1 = c2 = c3 = zeros
+    for i in range(0, m - ROWS + 1, ROWS):  # with no sign, p is not looked at as one that may count from the end
+        c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = zeros
         if not fresh:
-            c0, c1 = load_like(zeros, C[i], j), load_like(zeros, C[i + 1], j)
-            c2, c3 = load_like(zeros, C[i + 2], j), load_like(zeros, C[i + 3], j)
+            c0, c1 = load_at(zeros, C, i, j), load_at(zeros, C, i + 1, j)
+            c2, c3 = load_at(zeros, C, i + 2, j), load_at(zeros, C, i + 3, j)
+            if ROWS == 8:
+                c4, c5 = load_at(zeros, C, i + 4, j), load_at(zeros, C, i + 5, j)
+                c6, c7 = load_at(zeros, C, i + 6, j), load_at(zeros, C, i + 7, j)
         for p in range(first, end):
-            b = load_like(zeros, B[p], j)
+            b = load_at(zeros, B, p, j)
             c0, c1 = plus(c0, A[i, p], b), plus(c1, A[i + 1, p], b)
             c2, c3 = plus(c2, A[i + 2, p], b), plus(c3, A[i + 3, p], b)
-        store(C[i], j, c0), store(C[i + 1], j, c1), store(C[i + 2], j, c2), store(C[i + 3], j, c3)
-    for i in range(m - m % 4, m):
-        c0 = zeros if fresh else load_like(zeros, C[i], j)
+            if ROWS == 8:
+                c4, c5 = plus(c4, A[i + 4, p], b), plus(c5, A[i + 5, p], b)
+                c6, c7 = plus(c6, A[i + 6, p], b), plus(c7, A[i + 7, p], b)
+        store_at(C, i, j, c0), store_at(C, i + 1, j, c1), store_at(C, i + 2, j, c2), store_at(C, i + 3, j, c3)
+        if ROWS == 8:
+            store_at(C, i + 4, j, c4), store_at(C, i + 5, j, c5), store_at(C, i + 6, j, c6), store_at(C, i + 7, j, c7)
+    for i in range(m - m % ROWS, m):
+        c0 = zeros if fresh else load_at(zeros, C, i, j)
         for p in range(first, end):
-            c0 = plus(c0, A[i, p], load_like(zeros, B[p], j))
-        store(C[i], j, c0)
+            c0 = plus(c0, A[i, p], load_at(zeros, B, p, j))
+        store_at(C, i, j, c0)
 
 
 @inner

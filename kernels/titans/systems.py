@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from kernels.lanes import TILE, dot, load_like, plus, store, zero_half
+from kernels.lanes import TILE, dot, load_at, plus, store_at, zero_half
 from kernels.records import record
 from kernels.runtime import if_given, inner
 from kernels.titans.decays import add_to_log_alpha
@@ -54,13 +54,13 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
         for j in range(0, t, TILE // 2):  # four sums at a time, for each waits for what it was before
             x0 = x1 = x2 = x3 = zero_half(rate)
             for i in range(j, t - 3, 4):
-                x0 = plus(x0, minus_L[i], load_like(x0, inverse[i], j))
-                x1 = plus(x1, minus_L[i + 1], load_like(x0, inverse[i + 1], j))
-                x2 = plus(x2, minus_L[i + 2], load_like(x0, inverse[i + 2], j))
-                x3 = plus(x3, minus_L[i + 3], load_like(x0, inverse[i + 3], j))
+                x0 = plus(x0, minus_L[i], load_at(x0, inverse, i, j))
+                x1 = plus(x1, minus_L[i + 1], load_at(x0, inverse, i + 1, j))
+                x2 = plus(x2, minus_L[i + 2], load_at(x0, inverse, i + 2, j))
+                x3 = plus(x3, minus_L[i + 3], load_at(x0, inverse, i + 3, j))
             for i in range(t - (t - j) % 4, t):
-                x0 = plus(x0, minus_L[i], load_like(x0, inverse[i], j))
-            store(inverse[t], j, plus(plus(x0, one, x1), one, plus(x2, one, x3)))
+                x0 = plus(x0, minus_L[i], load_at(x0, inverse, i, j))
+            store_at(inverse, t, j, plus(plus(x0, one, x1), one, plus(x2, one, x3)))
         inverse[t, t] = 1
     solve = transposed(inverse)  # E diag(η′)(I + L)⁻ᵀ = E solve
     for i in range(n):

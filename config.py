@@ -313,7 +313,7 @@ RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preco
 PRESETS = {
     "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40, checkpoint_every=10)),
-    "nano": (Config(eta_start=0.02, memory_hidden=32),
+    "nano": (Config(eta_start=0.02, memory_hidden=16),
              Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "paper-nano": (Config(adaptive=MEMORIES, step="printed", momentum=True, retention="zero", reads="chunk",  # nano's
                           memory_chunk=64, projection_chunk=16, eta_max=0.1, eta_start=0.01),  # size, all as printed

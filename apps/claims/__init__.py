@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from apps.claims import (
     ablation,
+    clock,
     context,
     intents,
     languages,
@@ -53,9 +54,9 @@ from tools.plots import COLOURS, canvas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
-    "modelling": modelling, "steps": steps, "recall": recall, "mad": mad, "languages": languages, "ablation": ablation,
-    "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles, "reading": reading,
-    "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
+    "modelling": modelling, "clock": clock, "steps": steps, "recall": recall, "mad": mad, "languages": languages,
+    "ablation": ablation, "two-languages": two_languages, "intents": intents, "periods": periods, "needles": needles,
+    "reading": reading, "writes": writes, "optimisers": optimisers, "context": context, "variants": variants}
 
 
 def long(name: str) -> bool:

@@ -161,9 +161,9 @@ def alike(base: Config, mixers: dict[str, str]) -> dict[str, Config]:
 
 
 def trained(study: Study, config: Config, rate: float, seed: int, steps: int, optimizer: str = "adamw",
-            **options: Any) -> Hope:
-    """A model that has read so many batches of eight random segments of the training text."""
+            batch: int = 8, **options: Any) -> Hope:
+    """A model that has read so many batches of random segments of the training text."""
     model = Hope(config, np.random.default_rng(seed))
-    fit(model, text_batches(corpus()[0], 8, config.segment, seed), steps, rate, bar=study.bar,
+    fit(model, text_batches(corpus()[0], batch, config.segment, seed), steps, rate, bar=study.bar,
         optimizer=optimizers.build(optimizer, model.groups(), rate, **options))
     return model

@@ -20,7 +20,7 @@ from kernels.titans.learn import learn, learn_backward, write
 from kernels.titans.products import (
     accumulate,
     add_product,
-    added,
+    lay_tokens,
     normalized,
     normalized_backward,
     padded,
@@ -147,7 +147,7 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
         asked, x_bar = projections[m], gate_bar if m in SCALARS else np.zeros_like(c.k)
         apply_backward(m, of[m], adaptive[m], asked.x_T, asked.s, asked.hidden, y_bar[m], x_bar, of_bar[m])
         if m != 3:  # alpha adds to what eta's feed is to be, too
-            accumulate(matrix(inputs_bar.feeds, min(m, 3), i, like), transposed(x_bar)[:n])
+            lay_tokens(x_bar, matrix(inputs_bar.feeds, min(m, 3), i, like))
     for m in range(MEMORY + 1):
         if adaptive[m]:
             weights_backward(of_bar[m])
@@ -173,9 +173,10 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
                     if m == MEMORY and exact:
                         x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
                         y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
-                        accumulate(o, transposed(added(c.q, y))[:len(o)])
+                        accumulate(y, c.q)
+                        lay_tokens(y, o)
             if not exact:
-                accumulate(o, transposed(apply(MEMORY, of[MEMORY], True, c.q)[0])[:len(o)])
+                lay_tokens(apply(MEMORY, of[MEMORY], True, c.q)[0], o)
 
 
 @jit

@@ -92,6 +92,17 @@ def transposed(x):
 
 
 @inner
+def lay_tokens(x, y):
+    """y (n,d) = xᵀ, but for the tokens that only filled x up"""
+    if len(y) == x.shape[1]:
+        transpose(x, y)
+    else:
+        for t in range(len(y)):
+            for i in range(len(x)):
+                y[t, i] = x[i, t]
+
+
+@inner
 def padded(x):
     """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
     wide = np.zeros((len(x) + -len(x) % (TILE // 2), x.shape[1]), x.dtype)

@@ -609,7 +609,7 @@ def clip_grad_norm(params: Iterable[Any], max_norm: float, add: Callable = sum) 
     finite is returned and the gradients are left as they are.
     """
     params = [p for p in params if p.grad is not None]
-    squares = [np.sum(np.square(p.grad.astype(np.float64))) for p in params]
+    squares = [g @ g for g in (p.grad.astype(np.float64).reshape(-1) for p in params)]
     norm = math.sqrt(float(add(squares)))  # the one number of a step that is read back from a card
     if max_norm < norm < math.inf:
         for p in params:

@@ -98,7 +98,8 @@ def titans_backward(adaptive, l2, value_targets, eta_max, power, exact, spans, b
                 check_shapes(boundaries=(x, (len(spans) - 1, *y.shape)))
     o_bar = np.require(o_bar, tables.dtype, ["C", "A", "W"]).reshape(B * H, T, d)
     shared = [_made(np.zeros, xs, tables.dtype, B) for xs in (bias, readout, initial)]  # of every sequence, first
-    bars = [_made(np.zeros, xs, tables.dtype) for xs in (feeds, drift, start, momentum)]
+    states_bar = [_made(np.zeros, xs, tables.dtype) for xs in (drift, start, momentum)]
+    bars = [_made(np.empty, feeds, tables.dtype), *states_bar]
     boundaries_bar = [_made(np.zeros, xs, tables.dtype) for xs in boundaries]
     found, *_ = tables.inputs([*feeds, o_bar], *inputs[1:], boundaries, (drift, momentum))
     found_bar, *after_bar = tables.inputs(bars[0], *shared, *bars[1:], boundaries_bar, (drift_bar, momentum_bar))

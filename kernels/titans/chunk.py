@@ -20,7 +20,7 @@ from kernels.titans.learn import learn, learn_backward, write
 from kernels.titans.products import (
     accumulate,
     add_product,
-    added,
+    lay_tokens,
     normalized,
     normalized_backward,
     padded,
@@ -31,7 +31,7 @@ from kernels.titans.products import (
 )
 from kernels.titans.reads import apply, apply_backward, read, read_backward
 from kernels.titans.systems import triangular_system, triangular_system_backward
-from kernels.titans.tables import MEMORY, READ, SCALARS, layers_of, matrix, matrix_if, of_span, span_if
+from kernels.titans.tables import MEMORY, READ, SCALARS, matrix, matrix_if, memories, of_span, span_if, weights_backward
 
 Projection = record("Projection", "x x_T y s hidden")  # a feed, what the memory answers; s and σ(W₂ x)
 Chunk = record("Chunk", "q q_r k k_r k_T v v_r v_T eta log_alpha retention system momentum")
@@ -39,10 +39,10 @@ Bars = record("Bars", "eta before g k v momentum")  # cotangents of η, log g_{t
 
 
 @inner
-def project(m, i, inputs, adaptive, like):
-    """What projection m says to its feed; eta, alpha and beta have one feed."""
-    x_T, x = padded(matrix(inputs.feeds, min(m, 3), i, like))
-    y, s, hidden = apply(m, i, inputs, adaptive[m], x)
+def project(m, memory, feed, adaptive):
+    """What projection m says to its feed"""
+    x_T, x = feed
+    y, s, hidden = apply(m, memory, adaptive[m], x)
     return Projection(x, x_T, y, s, hidden)
 
 
@@ -69,11 +69,13 @@ def betas_backward(momentum, i, x, x_T, x_bar, inputs, inputs_bar, bars, n):
 
 
 @inner
-def chunk(i, inputs, adaptive, eta_max, power, like):
+def chunk(i, inputs, of, adaptive, eta_max, power, like):
     """What is asked of the memories, and what they are all written with."""
-    projections = (project(0, i, inputs, adaptive, like), project(1, i, inputs, adaptive, like),
-                   project(2, i, inputs, adaptive, like), project(3, i, inputs, adaptive, like),
-                   project(4, i, inputs, adaptive, like))
+    gate = padded(matrix(inputs.feeds, 3, i, like))  # eta, alpha and beta have one feed
+    projections = (project(0, of[0], padded(matrix(inputs.feeds, 0, i, like)), adaptive),
+                   project(1, of[1], padded(matrix(inputs.feeds, 1, i, like)), adaptive),
+                   project(2, of[2], padded(matrix(inputs.feeds, 2, i, like)), adaptive),
+                   project(3, of[3], gate, adaptive), project(4, of[4], gate, adaptive))
     (d, width), n, gates = projections[0].x.shape, inputs.feeds[0, 3], (projections[3].y, projections[4].y)
     eta, log_alpha = np.zeros(width), np.zeros(width)
     bias = matrix(inputs.bias, 0, i, like), matrix(inputs.bias, 1, i, like)
@@ -94,7 +96,8 @@ def chunk(i, inputs, adaptive, eta_max, power, like):
 def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_max, like):
     """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
     adaptive, power, exact, o_bar = options[0], options[4], options[5], matrix(inputs.feeds, READ, i, like)
-    projections, c = chunk(i, inputs, adaptive, eta_max, power, like)
+    of, of_bar = memories(inputs, i, like), memories(inputs_bar, i, like, True)
+    projections, c = chunk(i, inputs, of, adaptive, eta_max, power, like)
     (d, width), n, read_bar = c.k.shape, len(o_bar), padded(o_bar)[1]
     bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
                 momentum_bars(c.momentum))
@@ -103,12 +106,12 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
     if exact:
         accumulate(q_bar, read_bar)
     else:
-        _, s, hidden = apply(MEMORY, i, inputs, True, c.q)
-        apply_backward(MEMORY, i, inputs, True, c.q, transposed(c.q), s, hidden, read_bar, q_bar, inputs_bar)
+        _, s, hidden = apply(MEMORY, of[MEMORY], True, c.q)
+        apply_backward(MEMORY, of[MEMORY], True, transposed(c.q), s, hidden, read_bar, q_bar, of_bar[MEMORY])
     for m in range(MEMORY + 1):
         if adaptive[m]:
-            L, (layer1, layer2) = learn(m, i, inputs, c, options), layers_of(inputs, m, i, like)
-            layer1_bar, layer2_bar = layers_of(inputs_bar, m, i, like)
+            memory, memory_bar = of[m], of_bar[m]
+            L, layer1, layer2 = learn(m, memory, c, options), memory.layer1, memory.layer2
             U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
             W1_bar, W2_bar = zeros_if(c.momentum, L.U1), zeros_if(c.momentum, L.U2)
             if m == MEMORY and exact:
@@ -117,35 +120,37 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
                 read2 = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)
                 x_bar = np.zeros_like(x)
                 read_backward(layer2, L.U2, L.writes2, L.hidden, x, read2, c.retention, c.momentum, read_bar, U2_bar,
-                              W2_bar, hidden_bar, x_bar, bars, layer2_bar)
+                              W2_bar, hidden_bar, x_bar, bars, memory_bar.layer2)
                 inner_bar = times_slope(x_bar, s, x)
                 read_backward(layer1, L.U1, L.writes1, c.k, c.q, read1, c.retention, c.momentum, inner_bar, U1_bar,
-                              W1_bar, bars.k, q_bar, bars, layer1_bar)
-            learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar,
-                           hidden_bar, RU, EW, rate_bar, bars, inputs_bar)
+                              W1_bar, bars.k, q_bar, bars, memory_bar.layer1)
+            learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar,
+                           hidden_bar, RU, EW, rate_bar, bars, memory_bar)
     triangular_system_backward(c.k, c.system, c, power, RU, EW, rate_bar, bars, bars.k)
     gate_bar = np.zeros_like(c.k)
     betas_backward(c.momentum, i, projections[3].x, projections[3].x_T, gate_bar, inputs, inputs_bar, bars, n)
 
-    y_bar, log_alpha_bar = np.zeros((5, d, width), c.k.dtype), 0.0  # of q, k, v, and in one row η and α
-    accumulate(y_bar[0], normalized_backward(c.q, c.q_r, 1.0, q_bar))
-    accumulate(y_bar[1], normalized_backward(c.k, c.k_r, 1.0, bars.k))
-    accumulate(y_bar[2], normalized_backward(c.v, c.v_r, 1 / d, bars.v))
+    y_bar = (normalized_backward(c.q, c.q_r, 1.0, q_bar), normalized_backward(c.k, c.k_r, 1.0, bars.k),
+             normalized_backward(c.v, c.v_r, 1 / d, bars.v), np.zeros_like(projections[3].y),
+             np.zeros_like(projections[4].y))
     eta, log_alpha, eta_bar, before_bar, g_bar = c.eta, c.log_alpha, bars.eta, bars.before, bars.g
-    bias_bar = matrix(inputs_bar.bias, 0, i, like), matrix(inputs_bar.bias, 1, i, like)
+    bias_bar, log_alpha_bar = (matrix(inputs_bar.bias, 0, i, like), matrix(inputs_bar.bias, 1, i, like)), 0.0
     for t in range(width - 1, -1, -1):
         log_alpha_bar += g_bar[t]
         if t < n:
-            y_bar[3, 0, t] = eta_bar[t] * eta[t] * (1 - eta[t] / eta_max)
-            y_bar[4, 0, t] = -log_alpha_bar * math.expm1(log_alpha[t])
-            bias_bar[0][0, 0] += y_bar[3, 0, t]
-            bias_bar[1][0, 0] += y_bar[4, 0, t]
+            y_bar[3][0, t] = eta_bar[t] * eta[t] * (1 - eta[t] / eta_max)
+            y_bar[4][0, t] = -log_alpha_bar * math.expm1(log_alpha[t])
+            bias_bar[0][0, 0] += y_bar[3][0, t]
+            bias_bar[1][0, 0] += y_bar[4][0, t]
         log_alpha_bar += before_bar[t]
     for m in range(5):
-        asked, x_bar = projections[m], gate_bar if m == 3 else np.zeros_like(c.k)
-        apply_backward(m, i, inputs, adaptive[m], asked.x, asked.x_T, asked.s, asked.hidden,
-                       y_bar[m][:1 if m in SCALARS else d], x_bar, inputs_bar)
-        accumulate(matrix(inputs_bar.feeds, min(m, 3), i, like), transposed(x_bar)[:n])
+        asked, x_bar = projections[m], gate_bar if m in SCALARS else np.zeros_like(c.k)
+        apply_backward(m, of[m], adaptive[m], asked.x_T, asked.s, asked.hidden, y_bar[m], x_bar, of_bar[m])
+        if m != 3:  # alpha adds to what eta's feed is to be, too
+            lay_tokens(x_bar, matrix(inputs_bar.feeds, min(m, 3), i, like))
+    for m in range(MEMORY + 1):
+        if adaptive[m]:
+            weights_backward(of_bar[m])
 
 
 @jit
@@ -155,11 +160,12 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
     for i in range(first, last):
         for p in range(len(moved)):
             inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
-            c, o = chunk(i, inputs, adaptive, eta_max, power, like[i])[1], matrix(inputs.feeds, READ, i, like[i])
+            of, o = memories(inputs, i, like[i]), matrix(inputs.feeds, READ, i, like[i])
+            c = chunk(i, inputs, of, adaptive, eta_max, power, like[i])[1]
             for m in range(MEMORY + 1):
                 if adaptive[m]:
-                    L = learn(m, i, inputs, c, (adaptive, moved[p], l2, value_targets, power, exact))
-                    layer1, layer2 = layers_of(inputs, m, i, c.k)
+                    L = learn(m, of[m], c, (adaptive, moved[p], l2, value_targets, power, exact))
+                    layer1, layer2 = of[m].layer1, of[m].layer2
                     write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, c.k),
                           matrix_if(momenta, 2 * m, i, c.k))
                     write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, c.k),
@@ -167,9 +173,10 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
                     if m == MEMORY and exact:
                         x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
                         y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
-                        accumulate(o, transposed(added(c.q, y))[:len(o)])
+                        accumulate(y, c.q)
+                        lay_tokens(y, o)
             if not exact:
-                accumulate(o, transposed(apply(MEMORY, i, inputs, True, c.q)[0])[:len(o)])
+                lay_tokens(apply(MEMORY, of[MEMORY], True, c.q)[0], o)
 
 
 @jit

@@ -31,7 +31,9 @@ from kernels.titans.products import (
     normalized,
     normalized_backward,
     product,
+    scale_tokens,
     silu,
+    subtracted,
     tanh,
     tanh_backward,
     times_slope,
@@ -39,7 +41,7 @@ from kernels.titans.products import (
 )
 from kernels.titans.reads import apply, apply_backward, skip_backward
 from kernels.titans.systems import triangular_system, triangular_system_backward
-from kernels.titans.tables import MEMORY, SCALARS, add_to_weights, layers_of, matrix, matrix_if, weights
+from kernels.titans.tables import MEMORY, SCALARS, matrix, matrix_if
 
 Learned = record("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
                                 "SZ1 E1 U1 SZ2 E2 U2 system writes1 writes2")
@@ -47,10 +49,10 @@ MomentumWrites = record("MomentumWrites", "c w NZ")  # of a layer with momentum
 
 
 @inner
-def learn(m, i, inputs, c, options):
+def learn(m, memory, c, options):
     """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
     (_, moved, l2, value_targets, power, _), retention, k, v = options, c.retention, c.k, c.v
-    layer1, layer2 = layers_of(inputs, m, i, k)
+    layer1, layer2 = memory.layer1, memory.layer2
     MZ1, SZ1 = product(layer1.initial, k), product(layer1.drift, k)
     PZ1 = product(layer1.start, k) if moved[m] else SZ1
     s, hidden = silu(added(MZ1, PZ1))
@@ -58,17 +60,17 @@ def learn(m, i, inputs, c, options):
                 product(layer2.drift, hidden))
     target, s_v, hidden_v, r = v, v, v, retention.before
     if m in SCALARS or not value_targets:
-        target, s_v, hidden_v = apply(m, i, inputs, True, v)
+        target, s_v, hidden_v = apply(m, memory, True, v)
     if m in SCALARS:
         target = tanh(target)
     elif not value_targets:
         target, r = normalized(target, 1 / len(target), 1e-6)
-    delta = negative(target)
     if l2:
         PZ2 = product(layer2.start, hidden) if moved[m] else SZ2
-        accumulate(delta, added(MZ2, PZ2))
-        accumulate(delta, product(matrix(inputs.readout, m - 3, i, k), k) if m in SCALARS else k)
-    D = product(weights(layer2).T, delta)
+        delta = missed(MZ2, PZ2, product(memory.readout, k) if m in SCALARS else k, target)
+    else:
+        delta = negative(target)
+    D = product(memory.weights2.T, delta)
     delta_1 = times_slope(D, s, hidden)
     second = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, power)
     writes1 = momentum_writes(c.momentum, layer1, k, delta_1, clip_limit(m, delta_1), c.system)
@@ -80,11 +82,11 @@ def learn(m, i, inputs, c, options):
 
 
 @inner
-def learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
-                   EW, rate_bar, bars, inputs_bar):
+def learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
+                   EW, rate_bar, bars, memory_bar):
     """`learn` and `write`, line by line from the last."""
     (_, moved, l2, value_targets, power, _), retention, k = options, c.retention, c.k
-    (layer1, layer2), (layer1_bar, layer2_bar) = layers_of(inputs, m, i, k), layers_of(inputs_bar, m, i, k)
+    layer1, layer2, layer1_bar, layer2_bar = memory.layer1, memory.layer2, memory_bar.layer1, memory_bar.layer2
     one, two = k.dtype.type(1), k.dtype.type(2)
     RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)
     G1, G2 = matrix(after_bar, 2 * m, i, k), matrix(after_bar, 2 * m + 1, i, k)
@@ -98,18 +100,18 @@ def learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar,
     delta_1_bar = surprise_backward(L.delta_1, clip_limit(m, L.delta_1), c1_bar)
     delta_bar = surprise_backward(L.delta, clip_limit(m, L.delta), c2_bar)
     D_bar = times_slope(delta_1_bar, L.s, L.hidden)
-    add_product(delta_bar, weights(layer2), D_bar)
-    add_to_weights(layer2_bar, product(L.delta, transposed(D_bar)))
+    add_product(delta_bar, memory.weights2, D_bar)
+    add_product(memory_bar.weights2, L.delta, transposed(D_bar))
     made_bar = delta_bar if l2 else np.zeros_like(delta_bar)
     if l2:
-        skip_backward(m, i, inputs, c.k_T, made_bar, bars.k, inputs_bar)
+        skip_backward(m, memory, c.k_T, made_bar, bars.k, memory_bar)
     target_bar = negative(delta_bar)
     if value_targets and m not in SCALARS:
         accumulate(bars.v, target_bar)
     else:
         raw_bar = tanh_backward(L.target, target_bar) if m in SCALARS else (
             normalized_backward(L.target, L.r, 1 / len(target_bar), target_bar))
-        apply_backward(m, i, inputs, True, c.v, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, inputs_bar)
+        apply_backward(m, memory, True, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, memory_bar)
     write_backward(layer2, G2, L.hidden, L.hidden_T, onward(L.U2, retention, L.writes2, c.momentum), L.SZ2,
                    E2_bar, made_bar, moved[m], retention, hidden_bar, bars, layer2_bar)
     triangular_system_backward(L.hidden, L.system, c, power, RU2, EW2, rate2_bar, bars, hidden_bar)
@@ -121,6 +123,16 @@ def learn_backward(m, i, inputs, c, L, options, after_bar, momentum_bar, U1_bar,
             inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
     write_backward(layer1, G1, k, c.k_T, onward(L.U1, retention, L.writes1, c.momentum), L.SZ1, E1_bar,
                    inner_bar, moved[m], retention, bars.k, bars, layer1_bar)
+
+
+@inner
+def missed(MZ, PZ, skip, target):
+    """δ = M(k) − v̂"""
+    delta = np.empty_like(target)
+    for i in range(delta.shape[0]):
+        for t in range(delta.shape[1]):
+            delta[i, t] = MZ[i, t] + PZ[i, t] + skip[i, t] - target[i, t]
+    return delta
 
 
 @inner
@@ -264,21 +276,24 @@ def solve_backward(G, z, E, U, system, retention, U_bar, RU, rate_bar, bars):
     R_bar = product(U_bar, system.inverse, -1)
     add_product(RU, R_bar.T, U)
     add_dots(rate_bar, R_bar, E)
-    return by_token(R_bar, system.rate), plain
+    scale_tokens(R_bar, system.rate)
+    return R_bar, plain
 
 
 @inner
 def write_backward(layer, G, z, z_T, onward, SZ, E_bar, made_bar, moved, retention, z_bar, bars, layer_bar):
     """From Ē, from G and from the cotangent of the prediction W z, to z, S₀, P and M₀."""
-    S, S_bar = layer.drift, layer_bar.drift
-    minus_E_bar = negative(E_bar)
-    MZ_bar, SZ_bar = added(made_bar, minus_E_bar), by_token(minus_E_bar, retention.before)
-    add_dots(bars.before, SZ_bar, SZ)
+    S, S_bar, before, dots = layer.drift, layer_bar.drift, retention.before, dots_of(E_bar, SZ)
+    for t in range(len(dots)):
+        bars.before[t] -= before[t] * dots[t]
+    MZ_bar = subtracted(made_bar, E_bar)
+    scale_tokens(E_bar, before)
     if moved:
         add_product(z_bar, layer.start.T, made_bar)
         add_product(layer_bar.start, made_bar, z_T)
+        SZ_bar = negative(E_bar)
     else:
-        accumulate(SZ_bar, made_bar)
+        SZ_bar = subtracted(made_bar, E_bar)
     whole = retention.whole
     for j in range(S.shape[0]):
         for p in range(S.shape[1]):

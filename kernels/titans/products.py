@@ -92,6 +92,17 @@ def transposed(x):
 
 
 @inner
+def lay_tokens(x, y):
+    """y (n,d) = xᵀ, but for the tokens that only filled x up"""
+    if len(y) == x.shape[1]:
+        transpose(x, y)
+    else:
+        for t in range(len(y)):
+            for i in range(len(x)):
+                y[t, i] = x[i, t]
+
+
+@inner
 def padded(x):
     """Tokens (n,d), filled up with zeros (width,d); and the same feature by token"""
     wide = np.zeros((len(x) + -len(x) % (TILE // 2), x.shape[1]), x.dtype)
@@ -117,6 +128,16 @@ def added(x, y):
     for i in range(x.shape[0]):
         for t in range(x.shape[1]):
             z[i, t] = x[i, t] + y[i, t]
+    return z
+
+
+@inner
+def subtracted(x, y):
+    """x − y"""
+    z = np.empty_like(x)
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            z[i, t] = x[i, t] - y[i, t]
     return z
 
 
@@ -180,6 +201,14 @@ def by_token(x, scale):
 
 
 @inner
+def scale_tokens(x, scale):
+    """x_t ← x_t·scale_t"""
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            x[i, t] *= scale[t]
+
+
+@inner
 def add_dots(dots, x, y):
     """dots_t += x_t·y_t"""
     for i in range(x.shape[0]):
@@ -216,13 +245,13 @@ def normalized_backward(y, r, m, y_bar):
 
 @inner
 def silu(x):
-    """s = σ(x) and y = x s"""
-    s, y, one = np.empty_like(x), np.empty_like(x), x.dtype.type(1)
+    """s = σ(x) and y = x s, which takes the place of x"""
+    s, one = np.empty_like(x), x.dtype.type(1)
     for i in range(x.shape[0]):
         for t in range(x.shape[1]):
             s[i, t] = one / (one + exp(-x[i, t]))
-            y[i, t] = x[i, t] * s[i, t]
-    return s, y
+            x[i, t] *= s[i, t]
+    return s, x
 
 
 @inner

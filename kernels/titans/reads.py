@@ -14,7 +14,6 @@ from kernels.titans.products import (
     accumulate,
     add_dots,
     add_product,
-    added,
     by_token,
     mask,
     masked,
@@ -24,39 +23,38 @@ from kernels.titans.products import (
     transposed,
 )
 from kernels.titans.systems import unmasked
-from kernels.titans.tables import SCALARS, add_to_weights, layers_of, matrix, weights
+from kernels.titans.tables import SCALARS
 
 
 @inner
-def apply(m, i, inputs, adaptive, x):
+def apply(m, memory, adaptive, x):
     """M(x) = x + W₁ σ(W₂ x), in a scalar memory r·x + W₁ σ(W₂ x); s and σ(W₂ x)"""
     y, s, hidden = x, x, x  # one type on every path
     if m in SCALARS:
-        y = product(matrix(inputs.readout, m - 3, i, x), x)
+        y = product(memory.readout, x)
     if adaptive:
-        layer1, layer2 = layers_of(inputs, m, i, x)
-        s, hidden = silu(product(weights(layer1), x))
-        y = added(y, product(weights(layer2), hidden))
+        s, hidden = silu(product(memory.weights1, x))
+        skip, y = y, product(memory.weights2, hidden)
+        accumulate(y, skip)
     return y, s, hidden
 
 
 @inner
-def apply_backward(m, i, inputs, adaptive, x, x_T, s, hidden, y_bar, x_bar, inputs_bar):
-    skip_backward(m, i, inputs, x_T, y_bar, x_bar, inputs_bar)
+def apply_backward(m, memory, adaptive, x_T, s, hidden, y_bar, x_bar, memory_bar):
+    skip_backward(m, memory, x_T, y_bar, x_bar, memory_bar)
     if adaptive:
-        (layer1, layer2), (layer1_bar, layer2_bar) = layers_of(inputs, m, i, x), layers_of(inputs_bar, m, i, x)
-        inner_bar = times_slope(product(weights(layer2).T, y_bar), s, hidden)
-        add_product(x_bar, weights(layer1).T, inner_bar)
-        add_to_weights(layer1_bar, product(inner_bar, x_T))
-        add_to_weights(layer2_bar, product(y_bar, transposed(hidden)))
+        inner_bar = times_slope(product(memory.weights2.T, y_bar), s, hidden)
+        add_product(x_bar, memory.weights1.T, inner_bar)
+        add_product(memory_bar.weights1, inner_bar, x_T)
+        add_product(memory_bar.weights2, y_bar, transposed(hidden))
 
 
 @inner
-def skip_backward(m, i, inputs, x_T, y_bar, x_bar, inputs_bar):
+def skip_backward(m, memory, x_T, y_bar, x_bar, memory_bar):
     """… of x, or of r·x"""
     if m in SCALARS:
-        add_product(x_bar, matrix(inputs.readout, m - 3, i, x_T).T, y_bar)
-        add_product(matrix(inputs_bar.readout, m - 3, i, x_T), y_bar, x_T)
+        add_product(x_bar, memory.readout.T, y_bar)
+        add_product(memory_bar.readout, y_bar, x_T)
     else:
         accumulate(x_bar, y_bar)
 

@@ -27,6 +27,7 @@ READ = 4  # where o, or its cotangent, stands behind the feeds q, k, v, gate
 Inputs = namedtuple("Inputs", "feeds bias readout initial drift start momentum")  # tables; start: of the chunk
 Span = record("Span", " ".join(Inputs._fields))  # the same of one span
 Layer = record("Layer", "initial drift start momentum")  # matrices M₀, S₀, P, N₀ of one sequence
+Memory = record("Memory", "layer1 layer2 weights1 weights2 readout")  # both layers, W₂ and W₁, and r of a scalar memory
 
 # In compiled code --------------------------------------------------------------------------------------------
 
@@ -71,16 +72,30 @@ def layers_of(inputs, m, i, like):
 
 
 @inner
-def weights(layer):
-    """W = M₀ + P"""
-    return added(layer.initial, layer.start)
+def memory(inputs, m, i, like, back):
+    """Memory m with its weights W = M₀ + P, or on the way back zeros, to which their cotangents are added"""
+    layer1, layer2 = layers_of(inputs, m, i, like)
+    weights1, weights2 = np.zeros_like(layer1.initial), np.zeros_like(layer2.initial)
+    if not back:
+        weights1, weights2 = added(layer1.initial, layer1.start), added(layer2.initial, layer2.start)
+    return Memory(layer1, layer2, weights1, weights2, matrix(inputs.readout, m - 3 if m in SCALARS else 0, i, like))
 
 
 @inner
-def add_to_weights(layer_bar, W_bar):
-    """… and back"""
-    accumulate(layer_bar.initial, W_bar)
-    accumulate(layer_bar.start, W_bar)
+def memories(inputs, i, like, back=False):
+    """All of a head, once for a chunk, in the order of MEMORIES"""
+    return (memory(inputs, 0, i, like, back), memory(inputs, 1, i, like, back), memory(inputs, 2, i, like, back),
+            memory(inputs, 3, i, like, back), memory(inputs, 4, i, like, back), memory(inputs, 5, i, like, back))
+
+
+@inner
+def weights_backward(memory_bar):
+    """From W to M₀ and P"""
+    layer1, layer2 = memory_bar.layer1, memory_bar.layer2
+    accumulate(layer1.initial, memory_bar.weights1)
+    accumulate(layer1.start, memory_bar.weights1)
+    accumulate(layer2.initial, memory_bar.weights2)
+    accumulate(layer2.start, memory_bar.weights2)
 
 
 # In Python ---------------------------------------------------------------------------------------------------

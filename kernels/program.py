@@ -11,6 +11,9 @@ thread has computed a part changes no bit of it.
     gelu      z = ½x(1 + tanh s(x))               x, z (n,)
     turn      q ← q·turn, keys_t = k·turn, values_t = v         q (B·H,d), k, v (B·K,d), keys, values (B·K,room,d)
     attend    z = Σ_{i≤t} softmax_i(q·keys_i/√d) values_i       q, z (B·H,d)
+    filter    z = Σ_i w_i x_{t−i}, the last inputs being in a tail        x, z (B,D), w (W,D)
+    ask       what memories make of what is asked                         (titans/token.py)
+    write     … and learn; what the main memory answers
 
 Legend: B batch, H heads, K heads of keys, d head size, t position.
 """
@@ -23,14 +26,17 @@ from typing import Any
 import numpy as np
 
 from kernels.attention import attend
+from kernels.causal_conv import causal_conv
 from kernels.gelu import gelu
 from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
 from kernels.runtime import if_given, inner, jit, join_in, need_soon, prepare
 from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
+from kernels.titans.tables import MEMORY, matrix
+from kernels.titans.token import ADAPTIVE, AFTER, BEFORE, ROOM, ROWS, WIDTH, ask, write
 
-PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND = range(6)
+PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND, FILTER, ASK, WRITE = range(9)
 LOOP, SIZE, PART, FIRST, WAIT, ARGUMENTS = range(6)  # columns; WAIT: so many parts are done before it begins
 COLUMNS = ARGUMENTS + 10
 TOGETHER = 2**21  # multiplications for which it pays to wake another thread
@@ -38,33 +44,40 @@ BYTES = 2**15  # of a weight, in one part
 TAKEN, DONE = 0, 8  # counters, in lines of the cache that are not the same
 UNITS = 2**11  # of an activation, in one part
 PATIENCE = 2**12  # looks at a counter before another thread may have the core
-norm_loop, swiglu_loop, gelu_loop = rms_norm.loop, swiglu.loop, gelu.loop
+norm_loop, swiglu_loop, gelu_loop, filter_loop = rms_norm.loop, swiglu.loop, gelu.loop, causal_conv.loop
 
 # Walking ----------------------------------------------------------------------------------------------------
 
 
 @jit
-def walk(table, numbers, begin, end, counters, like, attends):
-    """Take parts of the loops begin … end, until none is left and all are done; `attends` is None if none does"""
-    row, stop = begin, table[end, FIRST]
+def walk(table, numbers, begin, end, counters, like, attends, remembers):
+    """Take parts of the loops begin … end, until none is left and all are done.
+
+    attends: None if none does; remembers: None if there are no memories, else how long rows are that these need.
+    """
+    row, stop, room = begin, table[end, FIRST], room_for(remembers, like)
     part = count(counters, TAKEN)
     while part < stop:
         while part >= table[row + 1, FIRST]:
             row += 1
         until(counters, table[row, WAIT])
         i = (part - table[row, FIRST]) * table[row, PART]
-        compute_part(table[row], numbers[row], i, min(i + table[row, PART], table[row, SIZE]), like,
-                     attends)
+        compute_part(table[row], numbers[row], i, min(i + table[row, PART], table[row, SIZE]), like, attends, room)
         count(counters, DONE)
         part = count(counters, TAKEN)
     until(counters, stop)
 
 
+@if_given
+def room_for(remembers, like):
+    return np.empty((ROOM, remembers), like.dtype)
+
+
 @functools.cache  # it is asked for at every step
-def need_walk_soon(dtype):
-    """… of a program in which nothing attends"""
+def need_walk_soon(dtype, remembers):
+    """… of a program in which nothing attends, and there are memories or not"""
     table, counters = np.zeros((1, COLUMNS), np.int64), np.zeros(16, np.int64)
-    need_soon(walk, table, np.zeros(1), 0, 0, counters, np.empty(0, dtype), None)
+    need_soon(walk, table, np.zeros(1), 0, 0, counters, np.empty(0, dtype), None, 1 if remembers else None)
 
 
 @inner
@@ -77,7 +90,7 @@ def until(counters, done):
 
 
 @inner
-def compute_part(row, number, start, stop, like, attends):
+def compute_part(row, number, start, stop, like, attends, room):
     loop, n, a = row[LOOP], row[SIZE], row[ARGUMENTS:]
     if loop == PRODUCT:
         W, x, z = array_at(a[0], (n, a[4]), like), array_at(a[1], (a[5], a[4]), like), array_at(a[2], (a[5], n), like)
@@ -95,8 +108,12 @@ def compute_part(row, number, start, stop, like, attends):
         gelu_loop(start, stop, array_at(a[0], n, like), array_at(a[1], n, like))
     elif loop == TURN:
         turn_and_keep(attends, a, start, stop, like)
-    else:
+    elif loop == ATTEND:
         attend_heads(attends, a, number, start, stop, like)
+    elif loop == FILTER:
+        filter_rows(room, a, start, stop, like)
+    else:
+        remember(room, loop, a, number, start, stop, like)
 
 
 @if_given
@@ -133,6 +150,34 @@ def attend_heads(attends, a, scale, start, stop, like):
         at, of = i * size, i // group * room * size
         attend(array_at(q + at, d, like), array_at(keys + of, (seen, d), like), array_at(values + of, (seen, d), like),
                like.dtype.type(scale), array_at(z + at, d, like))
+
+
+@if_given
+def filter_rows(room, a, start, stop, like):
+    """The tail and the new input stand in a row: they are filtered, and all but the first are the next tail."""
+    table, (x, w, heard, z, taps, D) = array_at(a[0], (ROWS, 5), a), a[1:7]
+    for b in range(start, stop):
+        before, after = matrix(table, BEFORE, b, like), matrix(table, AFTER, b, like)
+        past, new = array_at(heard, (stop, taps, D), like), array_at(x + b * D * like.itemsize, D, like)
+        for i in range(taps):
+            for j in range(D):
+                past[b, i, j] = before[i, j] if i + 1 < taps else new[j]
+                if i:
+                    after[i - 1, j] = past[b, i, j]
+    filter_loop(start, stop, array_at(heard, (stop, taps, D), like), array_at(w, (taps, D), like),
+                array_at(z, (stop, 1, D), like))
+
+
+@if_given
+def remember(room, loop, a, eta_max, start, stop, like):
+    """Parts of `ask`, MEMORY for a sequence, or of `write`, one more"""
+    table, settings, memories = array_at(a[0], (ROWS, 5), a), a[1:], MEMORY if loop == ASK else MEMORY + 1
+    for part in range(start, stop):
+        i, m = part // memories, part % memories
+        if loop == ASK:
+            ask(i, m, table, settings, eta_max, room, like)
+        elif settings[ADAPTIVE] >> m & 1:
+            write(i, m, table, settings, room, like)
 
 
 # Writing one down -------------------------------------------------------------------------------------------
@@ -182,28 +227,45 @@ class Program:
         self.add(TURN, queries + keys, queries + keys, q, k, v, 0, 0, 0, 0, 0, d, queries)
         return self.add(ATTEND, queries, 1, q, 0, 0, z, 0, 0, queries // keys, d, real=d ** -0.5) - 1
 
-    def place(self, row: int, keys: np.ndarray, values: np.ndarray, t: int, turn: np.ndarray | None) -> None:
-        """Where the keys and values of all tokens lie, up to the next one, t, and what turns its vectors."""
+    def place(self, row: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """Where the keys and values of all tokens lie."""
         at, room = (keys.ctypes.data, values.ctypes.data), keys.shape[2]
-        self.table[row, ARGUMENTS + 3:ARGUMENTS + 8] = *at, 0 if turn is None else turn.ctypes.data, t, room
-        self.table[row + 1, ARGUMENTS + 1:ARGUMENTS + 3] = at
-        self.table[row + 1, ARGUMENTS + 4:ARGUMENTS + 6] = t + 1, room
+        self.table[row, ARGUMENTS + 3:ARGUMENTS + 5], self.table[row, ARGUMENTS + 7] = at, room
+        self.table[row + 1, ARGUMENTS + 1:ARGUMENTS + 3], self.table[row + 1, ARGUMENTS + 5] = at, room
+
+    def turn_to(self, rows: list[int], t: int, turns: list[np.ndarray | None]) -> None:
+        """The next token is t; and what turns its vectors, in every one of the rows."""
+        self.table[rows, ARGUMENTS + 5] = [0 if x is None else x.__array_interface__["data"][0] for x in turns]
+        self.table[rows, ARGUMENTS + 6], self.table[[row + 1 for row in rows], ARGUMENTS + 4] = t, t + 1
+
+    def filter(self, table: np.ndarray, x: np.ndarray, w: np.ndarray, z: np.ndarray) -> None:
+        """The tails before and after lie where the table of a token says; x, z (B,D)"""
+        heard = np.empty((len(x), *w.shape), x.dtype)
+        self.add(FILTER, len(x), 1, table, x, w, heard, z, *w.shape)
+
+    def memories(self, table: np.ndarray, settings: np.ndarray, eta_max: float, sequences: int) -> None:
+        """Both rounds of a token, for so many sequences; all lies where the table says"""
+        for loop, memories in ((ASK, MEMORY), (WRITE, MEMORY + 1)):
+            self.add(loop, sequences * memories, 1, table, *settings.tolist(), real=eta_max)
 
     def ready(self) -> None:
         """Nothing is added any more."""
         self.end = self.add(PRODUCT, 0, 1)
         self.attends = True if any(row[LOOP] == ATTEND for row in self.rows) else None
+        widths = [row[ARGUMENTS + 1 + WIDTH] for row in self.rows if row[LOOP] == ASK]
+        self.remembers = max(widths, default=None)
         self.table, self.numbers = np.array(self.rows), np.array(self.reals)
         sizes = self.table[:, [SIZE, ARGUMENTS + 4, ARGUMENTS + 5]]  # n, m and B of a product
         self.work = np.cumsum(np.where(self.table[:, LOOP] == PRODUCT, np.prod(sizes, axis=1), 0))
-        prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like, self.attends)
+        prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like, self.attends,
+                self.remembers)
 
     def to(self, end: int) -> None:
         """Do all that comes before a row and is not yet done."""
         if self.at < end:
             counters = np.zeros(16, np.int64)
             counters[[TAKEN, DONE]] = self.table[self.at, FIRST]
-            arguments = self.table, self.numbers, self.at, end, counters, self.like, self.attends
+            arguments = self.table, self.numbers, self.at, end, counters, self.like, self.attends, self.remembers
             if self.work[end - 1] - self.work[self.at] >= TOGETHER:
                 join_in(walk, *arguments)
             walk(*arguments)

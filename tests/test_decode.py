@@ -72,7 +72,7 @@ def test_what_the_presets_are_made_of_is_planned_but_for_independent_levels():
     for name, (config, _) in PRESETS.items():
         made = Hope(replace(config, width=16, heads=2, layers=2), np.random.default_rng(0))
         blocks = decode.plan(made, 1).blocks
-        assert all(block.mixer and block.plain == (config.cms != "independent") for block in blocks), name
+        assert all(block.kind != "other" and block.plain == (config.cms != "independent") for block in blocks), name
 
 
 ATTENTION: list[dict[str, Any]] = [
@@ -89,7 +89,7 @@ def test_attention_with_a_cache_gives_the_same_to_rounding_with_or_without_a_pro
     monkeypatch.setattr(decode, "ROOM", 2)  # so that what it has read is moved to where there is more
     made = model(mixer="attention", **choices)
     if kernels.JIT:
-        assert ("output" in made.config.biases) == (decode.plan(made, batch).blocks[0].mixer is None)
+        assert ("output" in made.config.biases) == (decode.plan(made, batch).blocks[0].kind == "other")
     follow(made, text(batch, 9), exact=False)
     with no_grad():
         _, state = made(text(batch, 7))

@@ -27,13 +27,26 @@ from autograd import Tensor
 from cms import LevelState
 from kernels.program import Program
 from kernels.titans import MEMORIES, Tables
-from kernels.titans.token import AFTER, BEFORE, DRIFT, HELD, LAYERS, MOMENTUM, ROWS, START, settings_of, table_of
+from kernels.titans.token import (
+    AFTER,
+    BEFORE,
+    DRIFT,
+    HELD,
+    LAYERS,
+    LINE,
+    MOMENTUM,
+    ROWS,
+    START,
+    settings_of,
+    table_of,
+)
 from layers import AttentionState, CausalAttention, Linear, RMSNorm
 from state import BlockState, State
 from titans import SelfModifyingTitans, TitansState
 
 Array = np.ndarray
 ROOM = 64  # tokens for which there is room behind those that attention has read, or a quarter of those
+
 
 # Titans -------------------------------------------------------------------------------------------------------
 
@@ -115,7 +128,7 @@ class TitansToken:
             for i, shape in enumerate(shapes):
                 self.places[first + i] = self.size * self.dtype.itemsize
                 places.append(slice(self.size, self.size + B * int(np.prod(shape))))
-                self.size = places[-1].stop
+                self.size = -(-places[-1].stop // LINE) * LINE  # each begins where a line of the cache does
             self.parts[kind, name] = places, [(B, *shape) for shape in shapes]
         part("tail", "", 0, (mixer.conv.taps - 1, mixer.heads * mixer.head_size))
         for kind, first in (("drift", DRIFT), ("momentum", MOMENTUM))[:1 + mixer.config.momentum]:
@@ -146,7 +159,9 @@ class TitansToken:
 
     def __call__(self, memories: Memories, starts: dict[str, Memories]) -> Memories:
         """Where everything lies that the program will read and write; what it will have written."""
-        made = np.empty((len(self.mixers), self.size), self.dtype)
+        made = np.empty(len(self.mixers) * self.size + LINE, self.dtype)
+        first = -made.__array_interface__["data"][0] % 64 // self.dtype.itemsize
+        made = made[first:first + len(self.mixers) * self.size].reshape(len(self.mixers), self.size)
         after = Memories(self.places + made.__array_interface__["data"][0], made, self.parts)
         where = self.tables[:, :, 0]
         where[:, BEFORE:AFTER], where[:, AFTER:] = memories.at, after.at

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels import runtime
 from kernels.attention import attend
 from kernels.causal_conv import causal_conv
 from kernels.gelu import gelu
@@ -34,15 +35,16 @@ from kernels.runtime import if_given, inner, jit, join_in, need_soon, prepare
 from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
 from kernels.titans.tables import MEMORY, matrix
-from kernels.titans.token import ADAPTIVE, AFTER, BEFORE, ROOM, ROWS, WIDTH, ask, write
+from kernels.titans.token import AFTER, BEFORE, ROOM, ROWS, WIDTH, ask, write
 
-PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND, FILTER, ASK, WRITE = range(9)
+PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND, FILTER, ASK, WRITE, REMEMBER = range(10)
 LOOP, SIZE, PART, FIRST, WAIT, ARGUMENTS = range(6)  # columns; WAIT: so many parts are done before it begins
 COLUMNS = ARGUMENTS + 10
 TOGETHER = 2**21  # multiplications for which it pays to wake another thread
 BYTES = 2**15  # of a weight, in one part
 TAKEN, DONE = 0, 8  # counters, in lines of the cache that are not the same
 UNITS = 2**11  # of an activation, in one part
+MANY = 16  # sequences of which a thread has each for both rounds: what one round has read the other finds nearer
 PATIENCE = 2**12  # looks at a counter before another thread may have the core
 norm_loop, swiglu_loop, gelu_loop, filter_loop = rms_norm.loop, swiglu.loop, gelu.loop, causal_conv.loop
 
@@ -70,7 +72,7 @@ def walk(table, numbers, begin, end, counters, like, attends, remembers):
 
 @if_given
 def room_for(remembers, like):
-    return np.empty((ROOM, remembers), like.dtype)
+    return np.empty(ROOM * remembers, like.dtype)
 
 
 @functools.cache  # it is asked for at every step
@@ -170,14 +172,20 @@ def filter_rows(room, a, start, stop, like):
 
 @if_given
 def remember(room, loop, a, eta_max, start, stop, like):
-    """Parts of `ask`, MEMORY for a sequence, or of `write`, one more"""
-    table, settings, memories = array_at(a[0], (ROWS, 5), a), a[1:], MEMORY if loop == ASK else MEMORY + 1
+    """Parts of `ask`, MEMORY for a sequence, of `write`, one more, or both rounds of a sequence"""
+    table, settings = array_at(a[0], (ROWS, 5), a), a[1:]
     for part in range(start, stop):
-        i, m = part // memories, part % memories
-        if loop == ASK:
-            ask(i, m, table, settings, eta_max, room, like)
-        elif settings[ADAPTIVE] >> m & 1:
-            write(i, m, table, settings, room, like)
+        i, first, last = part, 0, MEMORY + 1  # of the memories
+        if loop != REMEMBER:
+            memories = MEMORY if loop == ASK else MEMORY + 1
+            i, first = part // memories, part % memories
+            last = first + 1
+        if loop != WRITE:
+            for m in range(first, min(last, MEMORY)):
+                ask(i, m, table, settings, eta_max, room, like)
+        if loop != ASK:
+            for m in range(first, last):
+                write(i, m, table, settings, room, loop == REMEMBER and part + 1 < stop, like)
 
 
 # Writing one down -------------------------------------------------------------------------------------------
@@ -245,14 +253,16 @@ class Program:
 
     def memories(self, table: np.ndarray, settings: np.ndarray, eta_max: float, sequences: int) -> None:
         """Both rounds of a token, for so many sequences; all lies where the table says"""
-        for loop, memories in ((ASK, MEMORY), (WRITE, MEMORY + 1)):
-            self.add(loop, sequences * memories, 1, table, *settings.tolist(), real=eta_max)
+        part = max(1, sequences // (4 * runtime._threads))
+        rounds = ((REMEMBER, 1, part),) if sequences >= MANY else ((ASK, MEMORY, 1), (WRITE, MEMORY + 1, 1))
+        for loop, parts, together in rounds:
+            self.add(loop, sequences * parts, together, table, *settings.tolist(), real=eta_max)
 
     def ready(self) -> None:
         """Nothing is added any more."""
         self.end = self.add(PRODUCT, 0, 1)
         self.attends = True if any(row[LOOP] == ATTEND for row in self.rows) else None
-        widths = [row[ARGUMENTS + 1 + WIDTH] for row in self.rows if row[LOOP] == ASK]
+        widths = [row[ARGUMENTS + 1 + WIDTH] for row in self.rows if row[LOOP] in (ASK, REMEMBER)]
         self.remembers = max(widths, default=None)
         self.table, self.numbers = np.array(self.rows), np.array(self.reals)
         sizes = self.table[:, [SIZE, ARGUMENTS + 4, ARGUMENTS + 5]]  # n, m and B of a product

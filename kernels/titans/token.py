@@ -12,8 +12,9 @@ import math
 
 import numpy as np
 
-from kernels.lanes import LANES, dot, exp, lane, load, plus, scaled, store, totals, zero
+from kernels.lanes import LANES, dot, exp, fetch, lane, load, plus, scaled, store, totals, zero
 from kernels.runtime import inner, jit
+from kernels.shared import array_at
 from kernels.titans.tables import MEMORIES, MEMORY, READ, SCALARS, matrix
 
 LAYERS = 2 * len(MEMORIES)
@@ -21,67 +22,99 @@ FEEDS, BIAS, READOUT, ASKED, INITIAL, START = 0, 5, 8, 11, 12, 12 + LAYERS  # ro
 BEFORE, DRIFT, MOMENTUM, HELD = START + LAYERS, 1, 1 + LAYERS, 1 + 2 * LAYERS  # a tail, drifts and momenta, and …
 AFTER, ROWS = BEFORE + HELD, BEFORE + 2 * HELD  # … the same after the token
 ADAPTIVE, L2, VALUE_TARGETS, POWER, EXACT, MOVING, WIDTH = range(7)  # settings; of memories and momentum; of a row
+LINE = 16  # numbers in a line of the cache, or two lines
 ROOM = 11  # rows that a part needs for what it computes
 
-# Layers of a memory, W = M₀ + drift --------------------------------------------------------------------------
+# Layers of a memory, W = M₀ + drift: their numbers in a row, for to cut rows out of an array is to count who has it ---
 
 
 @inner
-def sums(M, S, x):
-    """`lanes.lane_sums` of M + S, two rows, and x"""
-    found, one = zero(x), x.dtype.type(1)
-    for j in range(0, len(x) - len(x) % LANES, LANES):
-        found = plus(found, plus(load(M, j), one, load(S, j)), load(x, j))
-    return found
-
-
-@inner
-def rest(found, M, S, x):
-    """found + Σ (M + S) x over the numbers at the end that fill no lanes"""
-    for j in range(len(x) - len(x) % LANES, len(x)):
-        found += (M[j] + S[j]) * x[j]
-    return found
+def numbers_of(table, row, i, like):
+    """`tables.matrix`, row behind row"""
+    address, matrices, step, m, n = table[row]
+    return array_at(address + i % matrices * step, m * n, like)
 
 
 @inner
 def times(M, S, x, y):
     """y = (M + S) x, the lanes of four rows added up together"""
-    for p in range(0, len(M), 4):
-        b, c, d = min(p + 1, len(M) - 1), min(p + 2, len(M) - 1), min(p + 3, len(M) - 1)
-        t = totals(sums(M[p], S[p], x), sums(M[b], S[b], x), sums(M[c], S[c], x), sums(M[d], S[d], x))
-        y[d], y[c] = rest(lane(t, 3), M[d], S[d], x), rest(lane(t, 2), M[c], S[c], x)
-        y[b], y[p] = rest(lane(t, 1), M[b], S[b], x), rest(lane(t, 0), M[p], S[p], x)
+    n, last, one = len(x), len(y) - 1, x.dtype.type(1)
+    whole = n - n % LANES
+    for p in range(0, len(y), 4):
+        q, r, s = min(p + 1, last), min(p + 2, last), min(p + 3, last)
+        a, b, c, d = p * n, q * n, r * n, s * n
+        s0 = s1 = s2 = s3 = zero(x)
+        for j in range(0, whole, LANES):
+            z = load(x, j)
+            s0, s1 = (plus(s0, plus(load(M, a + j), one, load(S, a + j)), z),
+                      plus(s1, plus(load(M, b + j), one, load(S, b + j)), z))
+            s2, s3 = (plus(s2, plus(load(M, c + j), one, load(S, c + j)), z),
+                      plus(s3, plus(load(M, d + j), one, load(S, d + j)), z))
+        t = totals(s0, s1, s2, s3)
+        t0, t1, t2, t3 = lane(t, 0), lane(t, 1), lane(t, 2), lane(t, 3)
+        for j in range(whole, n):
+            t0, t1 = t0 + (M[a + j] + S[a + j]) * x[j], t1 + (M[b + j] + S[b + j]) * x[j]
+            t2, t3 = t2 + (M[c + j] + S[c + j]) * x[j], t3 + (M[d + j] + S[d + j]) * x[j]
+        y[s], y[r], y[q], y[p] = t3, t2, t1, t0
 
 
 @inner
-def times_each(M, P, S, R, k, v, q, y):
-    """y = (M + P) k, (M + S) k, (M + P) v, (M + R) q, and every row is read once"""
-    whole, one = len(k) - len(k) % LANES, k.dtype.type(1)
-    for i in range(len(M)):
+def times_each(M, P, S, R, k, v, q, y, width, ahead):
+    """y = (M + P) k, (M + S) k, (M + P) v, (M + R) q, each a row of y, and every row of M is read once
+
+    What comes so many numbers after P and S is fetched meanwhile.
+    """
+    n, one = len(k), k.dtype.type(1)
+    whole = n - n % LANES
+    for i in range(len(M) // n):
+        a = i * n
         s0 = s1 = s2 = s3 = zero(k)
         for j in range(0, whole, LANES):
-            m, x = load(M[i], j), load(k, j)
-            begun = plus(m, one, load(P[i], j))
-            s0, s1 = plus(s0, begun, x), plus(s1, plus(m, one, load(S[i], j)), x)
-            s2, s3 = plus(s2, begun, load(v, j)), plus(s3, plus(m, one, load(R[i], j)), load(q, j))
+            m, x = load(M, a + j), load(k, j)
+            if ahead:
+                fetch(P, a + j + ahead), fetch(P, a + j + ahead + LINE)
+                fetch(S, a + j + ahead), fetch(S, a + j + ahead + LINE)
+            begun = plus(m, one, load(P, a + j))
+            s0, s1 = plus(s0, begun, x), plus(s1, plus(m, one, load(S, a + j)), x)
+            s2, s3 = plus(s2, begun, load(v, j)), plus(s3, plus(m, one, load(R, a + j)), load(q, j))
         t = totals(s0, s1, s2, s3)
-        y[0, i], y[1, i] = rest(lane(t, 0), M[i], P[i], k), rest(lane(t, 1), M[i], S[i], k)
-        y[2, i], y[3, i] = rest(lane(t, 2), M[i], P[i], v), rest(lane(t, 3), M[i], R[i], q)
+        t0, t1, t2, t3 = lane(t, 0), lane(t, 1), lane(t, 2), lane(t, 3)
+        for j in range(whole, n):
+            begun = M[a + j] + P[a + j]
+            t0, t1 = t0 + begun * k[j], t1 + (M[a + j] + S[a + j]) * k[j]
+            t2, t3 = t2 + begun * v[j], t3 + (M[a + j] + R[a + j]) * q[j]
+        y[i], y[width + i], y[2 * width + i], y[3 * width + i] = t0, t1, t2, t3
 
 
 @inner
 def times_transposed(M, P, x, y):
     """y = (M + P)ᵀ x"""
-    whole, one = len(y) - len(y) % LANES, x.dtype.type(1)
+    n, one = len(y), x.dtype.type(1)
+    whole = n - n % LANES
     for j in range(0, whole, LANES):
         found = zero(x)
         for p in range(len(x)):
-            found = plus(found, x[p], plus(load(M[p], j), one, load(P[p], j)))
+            found = plus(found, x[p], plus(load(M, p * n + j), one, load(P, p * n + j)))
         store(y, j, found)
-    for j in range(whole, len(y)):
+    for j in range(whole, n):
         y[j] = 0
         for p in range(len(x)):
-            y[j] += x[p] * (M[p, j] + P[p, j])
+            y[j] += x[p] * (M[p * n + j] + P[p * n + j])
+
+
+@inner
+def decay(a, x, delta, clip, Wz, rate, z, y, ahead):
+    """y = a x − rate·(clip·δ + W z) zᵀ"""
+    n = len(z)
+    whole = n - n % LANES
+    for p in range(len(x) // n):
+        u, i = -rate * (delta[p] * clip + Wz[p]), p * n
+        for j in range(0, whole, LANES):
+            if ahead:
+                fetch(y, i + j + ahead), fetch(y, i + j + ahead + LINE)
+            store(y, i + j, plus(scaled(a, load(x, i + j)), u, load(z, j)))
+        for j in range(whole, n):
+            y[i + j] = a * x[i + j] + u * z[j]
 
 
 @inner
@@ -123,15 +156,6 @@ def add(y, x):
         y[j] += x[j]
 
 
-@inner
-def decayed(a, x, u, z, y):
-    """y = a x + u z"""
-    whole = len(x) - len(x) % LANES
-    for j in range(0, whole, LANES):
-        store(y, j, plus(scaled(a, load(x, j)), u, load(z, j)))
-    for j in range(whole, len(x)):
-        y[j] = a * x[j] + u * z[j]
-
 
 # Two rounds --------------------------------------------------------------------------------------------------
 
@@ -144,10 +168,12 @@ def ask(i, m, table, settings, eta_max, room, like):
     y = asked[3 * d + m - 3:3 * d + m - 2] if m in SCALARS else asked[m * d:m * d + d]
     skip(m, i, table, x, y)
     if settings[ADAPTIVE] >> m & 1:
-        layer, hidden, made = 2 * m, room[0, :matrix(table, INITIAL + 2 * m, i, like).shape[0]], room[1, :len(y)]
-        times(matrix(table, INITIAL + layer, i, like), matrix(table, START + layer, i, like), x, hidden)
+        layer, width, h = 2 * m, settings[WIDTH], table[INITIAL + 2 * m, 3]
+        hidden, made = room[:h], room[width:width + len(y)]
+        times(numbers_of(table, INITIAL + layer, i, like), numbers_of(table, START + layer, i, like), x, hidden)
         silu(hidden, hidden)
-        times(matrix(table, INITIAL + layer + 1, i, like), matrix(table, START + layer + 1, i, like), hidden, made)
+        times(numbers_of(table, INITIAL + layer + 1, i, like), numbers_of(table, START + layer + 1, i, like), hidden,
+              made)
         add(y, made)
     if m in SCALARS:
         y[0] = (eta_max if m == 3 else 1.0) * opened(m - 3, y[0], i, table, like)
@@ -164,78 +190,91 @@ def opened(gate, x, i, table, like):
 
 
 @inner
-def write(i, m, table, settings, room, like):
-    """What memory m of sequence i learns; the main memory answers o = M(q), exactly of the last token, before it."""
-    asked, layer, main = matrix(table, ASKED, i, like)[0], 2 * m, m == MEMORY
-    d = len(asked) // 3 - 1
-    q, k, v, gates = asked[:d], asked[d:2 * d], asked[2 * d:3 * d], asked[3 * d:]
-    M1, M2 = matrix(table, INITIAL + layer, i, like), matrix(table, INITIAL + layer + 1, i, like)
-    P1, P2 = matrix(table, START + layer, i, like), matrix(table, START + layer + 1, i, like)
-    S1, S2 = matrix(table, BEFORE + DRIFT + layer, i, like), matrix(table, BEFORE + DRIFT + layer + 1, i, like)
-    R1, R2 = (S1, S2) if settings[EXACT] else (P1, P2)
-    h, out = len(M1), len(M2)
-    hidden, hidden_v, hidden_q, delta, delta1 = room[8, :h], room[2, :h], room[3, :h], room[9, :out], room[10, :h]
+def write(i, m, table, settings, room, ahead, like):
+    """What memory m of sequence i learns; the main memory answers o = M(q), before or as of its chunk's start.
 
-    times_each(M1, P1, S1, R1, k, v, q, room[:4])
-    silu(room[0, :h], hidden), silu(hidden_v, hidden_v), silu(hidden_q, hidden_q)
-    times_each(M2, P2, S2, R2, hidden, hidden_v, hidden_q, room[4:8])
+    ahead: whether the next sequence will be read soon, by this thread.
+    """
+    if not settings[ADAPTIVE] >> m & 1:
+        return
+    asked, layer, main, width = matrix(table, ASKED, i, like)[0], 2 * m, m == MEMORY, settings[WIDTH]
+    d, h, out = len(asked) // 3 - 1, table[INITIAL + layer, 3], table[INITIAL + layer + 1, 3]
+    q, k, v, gates = asked[:d], asked[d:2 * d], asked[2 * d:3 * d], asked[3 * d:]
+    M1, M2 = numbers_of(table, INITIAL + layer, i, like), numbers_of(table, INITIAL + layer + 1, i, like)
+    P1, P2 = numbers_of(table, START + layer, i, like), numbers_of(table, START + layer + 1, i, like)
+    S1, S2 = numbers_of(table, BEFORE + DRIFT + layer, i, like), numbers_of(table, BEFORE + DRIFT + layer + 1, i, like)
+    R1, R2 = (S1, S2) if settings[EXACT] else (P1, P2)
+
+    x, x1, xv, xq = row(room, 0, h, width), row(room, 1, h, width), row(room, 2, h, width), row(room, 3, h, width)
+    y, y1, yv, yq = (row(room, 4, out, width), row(room, 5, out, width), row(room, 6, out, width),
+                     row(room, 7, out, width))
+    hidden, delta, delta1 = row(room, 8, h, width), row(room, 9, out, width), row(room, 10, h, width)
+    times_each(M1, P1, S1, R1, k, v, q, room, width, len(M1) * ahead)
+    silu(x, hidden), silu(xv, xv), silu(xq, xq)
+    times_each(M2, P2, S2, R2, hidden, xv, xq, room[4 * width:], width, len(M2) * ahead)
     skip(m, i, table, v, delta)  # the target
     if m in SCALARS:
-        delta[0] = math.tanh(delta[0] + room[6, 0])
+        delta[0] = math.tanh(delta[0] + yv[0])
     elif not settings[VALUE_TARGETS]:
-        add(delta, room[6, :out])
+        add(delta, yv)
         normalize(delta, 1 / d, 1e-6)
     if settings[L2]:
-        made = room[10, :out]
-        skip(m, i, table, k, made)
+        skip(m, i, table, k, yv)
         for p in range(out):
-            delta[p] = made[p] + room[4, p] - delta[p]
+            delta[p] = yv[p] + y[p] - delta[p]
     else:
         for p in range(out):
             delta[p] = -delta[p]
     times_transposed(M2, P2, delta, delta1)
     one = like.dtype.type(1)
     for j in range(h):
-        s = one / (one + exp(-room[0, j]))
+        s = one / (one + exp(-x[j]))
         delta1[j] *= s + hidden[j] * (one - s)
-    write_layer(i, layer, table, settings, gates, k, delta1, room[1, :h], h if main else 1, like)
-    write_layer(i, layer + 1, table, settings, gates, hidden, delta, room[5, :out], out if main else 1, like)
+    write_layer(i, layer, table, settings, gates, k, delta1, x1, h if main else 1, ahead, like)
+    write_layer(i, layer + 1, table, settings, gates, hidden, delta, y1, out if main else 1, ahead, like)
     if main:
         o = matrix(table, FEEDS + READ, i, like)[0]
         for j in range(d):
-            o[j] = q[j] + room[7, j]
+            o[j] = q[j] + yq[j]
 
 
 @inner
-def write_layer(i, layer, table, settings, gates, z, delta, Wz, limit, like):
+def row(room, i, n, width):
+    """The first numbers of one of its rows"""
+    return room[i * width:i * width + n]
+
+
+@inner
+def write_layer(i, layer, table, settings, gates, z, delta, Wz, limit, ahead, like):
     """S ← α S − η′(δ·min(1, √limit/‖δ‖) + W z) zᵀ; with momentum η′δ zᵀ goes through N ← β N − η′δ zᵀ"""
     eta, alpha, beta, square, number = gates[0], gates[1], gates[2], dot(z, z), like.dtype.type
+    none = number(0)
     clip = number(min(1.0, 1 / math.sqrt(dot(delta, delta) / limit + 1e-12)))
     rate = number(eta / (1 + eta * square))
     if settings[POWER]:
         rate = number(min(eta, (1 + alpha) / (settings[POWER] * square + 1e-12)))
-    S, S_1 = matrix(table, BEFORE + DRIFT + layer, i, like), matrix(table, AFTER + DRIFT + layer, i, like)
-    if settings[MOVING]:
-        N, N_1 = matrix(table, BEFORE + MOMENTUM + layer, i, like), matrix(table, AFTER + MOMENTUM + layer, i, like)
-        for p in range(len(S)):
-            decayed(beta, N[p], -rate * (delta[p] * clip), z, N_1[p])
-            decayed(alpha, S[p], -rate * Wz[p], z, S_1[p])
-            add(S_1[p], N_1[p])
-    else:
-        for p in range(len(S)):
-            decayed(alpha, S[p], -rate * (delta[p] * clip + Wz[p]), z, S_1[p])
+    S = numbers_of(table, BEFORE + DRIFT + layer, i, like)
+    S_1 = numbers_of(table, AFTER + DRIFT + layer, i, like)
+    moving = settings[MOVING]
+    decay(alpha, S, delta, none if moving else clip, Wz, rate, z, S_1, len(S) * ahead)
+    if moving:
+        N = numbers_of(table, BEFORE + MOMENTUM + layer, i, like)
+        N_1 = numbers_of(table, AFTER + MOMENTUM + layer, i, like)
+        for p in range(len(delta)):
+            Wz[p] = 0
+        decay(beta, N, delta, clip, Wz, rate, z, N_1, len(S) * ahead)
+        add(S_1, N_1)
 
 
 @jit
 def read_token(first, last, settings, eta_max, table, like):
     """`chunk.read_spans` where T = 1: both rounds, of some of the sequences"""
-    room = np.empty((ROOM, settings[WIDTH]), like.dtype)
+    room = np.empty(ROOM * settings[WIDTH], like.dtype)
     for i in range(first, last):
         for m in range(MEMORY):
             ask(i, m, table, settings, eta_max, room, like)
         for m in range(MEMORY + 1):
-            if settings[ADAPTIVE] >> m & 1:
-                write(i, m, table, settings, room, like)
+            write(i, m, table, settings, room, i + 1 < last, like)
 
 
 # In Python ---------------------------------------------------------------------------------------------------

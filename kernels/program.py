@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import runtime
+import kernels.runtime as runtime
 from kernels.attention import attend
 from kernels.causal_conv import causal_conv
 from kernels.gelu import gelu
@@ -266,7 +266,7 @@ class Program:
         self.remembers = max(widths, default=None)
         self.table, self.numbers = np.array(self.rows), np.array(self.reals)
         sizes = self.table[:, [SIZE, ARGUMENTS + 4, ARGUMENTS + 5]]  # n, m and B of a product
-        self.work = np.cumsum(np.where(self.table[:, LOOP] == PRODUCT, np.prod(sizes, axis=1), 0))
+        self.work = np.cumsum(np.where(self.table[:, LOOP] == PRODUCT, np.prod(sizes, axis=1), 0)).tolist()
         prepare(walk, self.table, self.numbers, 0, 0, np.zeros(16, np.int64), self.like, self.attends,
                 self.remembers)
 
@@ -274,7 +274,7 @@ class Program:
         """Do all that comes before a row and is not yet done."""
         if self.at < end:
             counters = np.zeros(16, np.int64)
-            counters[[TAKEN, DONE]] = self.table[self.at, FIRST]
+            counters[TAKEN] = counters[DONE] = self.rows[self.at][FIRST]
             arguments = self.table, self.numbers, self.at, end, counters, self.like, self.attends, self.remembers
             if self.work[end - 1] - self.work[self.at] >= TOGETHER:
                 join_in(walk, *arguments)

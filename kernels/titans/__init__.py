@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import program
+import kernels.program as program
 from kernels.runtime import JIT, Array, check_shapes, need_soon, split
 from kernels.titans.chunk import read_spans, read_spans_backward
 from kernels.titans.tables import MEMORIES, Tables

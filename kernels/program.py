@@ -41,7 +41,7 @@ PRODUCT, NORM, SWIGLU, GELU, TURN, ATTEND, FILTER, ASK, WRITE, REMEMBER = range(
 LOOP, SIZE, PART, FIRST, WAIT, ARGUMENTS = range(6)  # columns; WAIT: so many parts are done before it begins
 COLUMNS = ARGUMENTS + 10
 TOGETHER = 2**21  # multiplications for which it pays to wake another thread
-BYTES = 2**15  # of a weight, in one part
+BYTES = 2**15  # of a weight, in one part; as many threads as there are must find some
 TAKEN, DONE = 0, 8  # counters, in lines of the cache that are not the same
 UNITS = 2**11  # of an activation, in one part
 MANY = 16  # sequences of which a thread has each for both rounds: what one round has read the other finds nearer
@@ -218,7 +218,8 @@ class Program:
                 beside: bool = False) -> None:
         """z = start + x Wᵀ.  W (n,m), x (B,m), z (B,n), start like a row of z, or z"""
         n, m = W.shape
-        self.add(PRODUCT, n, max(4, BYTES // W[0].nbytes // 4 * 4), W, x, z, start, m, len(x), beside=beside)
+        bytes = BYTES * max(1, 4 // runtime._threads)
+        self.add(PRODUCT, n, max(4, bytes // W[0].nbytes // 4 * 4), W, x, z, start, m, len(x), beside=beside)
 
     def norm(self, eps: float, x: np.ndarray, w: np.ndarray, z: np.ndarray) -> None:
         self.add(NORM, len(x), 1, x, w, z, np.empty(len(x), x.dtype), x.shape[1], real=eps)

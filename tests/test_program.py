@@ -90,8 +90,9 @@ def test_who_comes_late_finds_nothing_to_do():
 
 
 @pytest.mark.parametrize("starts", ["nothing", "bias", "itself"])
-def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts):
-    W, x, bias, before = random(40, 37), random(3, 37), random(40), random(3, 40)
+@pytest.mark.parametrize("n, m, rows", [(40, 37, 3), (41, 64, 5), (6, 32, 2)])
+def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts, n, m, rows):
+    W, x, bias, before = random(n, m), random(rows, m), random(n), random(rows, n)
 
     def product(x: np.ndarray, before: np.ndarray) -> np.ndarray:
         made, z = Program(np.float32), before.copy()
@@ -102,4 +103,4 @@ def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts):
     found = product(x, before)
     begun = {"nothing": 0, "bias": bias, "itself": before}[starts]
     np.testing.assert_allclose(found, begun + x @ W.T, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(found, np.concatenate([product(x[b:b + 1], before[b:b + 1]) for b in range(3)]))
+    assert np.array_equal(found, np.concatenate([product(x[b:b + 1], before[b:b + 1]) for b in range(rows)]))

@@ -4,7 +4,7 @@ By the operations of a model on one more token, bound once to the arrays they wo
 One token is little work: asked of tensors, most of its time goes into the same questions again, of shapes, types,
 histories and addresses. A `Plan` has asked them once. What is left is a program of compiled loops with all their
 arguments (kernels/program.py), over arrays that stay. Only the running state is made anew for every token, as the model
-does it: whoever holds on to an earlier one may go on from there.
+does it: whoever holds on to an earlier one may go on from there. Its tensors are made when someone looks at it.
 
 The model is the definition: a plan gives each sequence of a batch the bits that the model gives it alone, but by
 attention over all that was read, where it is the same to rounding. What it has no loops for, such as attention in a

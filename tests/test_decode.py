@@ -230,7 +230,7 @@ def test_a_state_that_lies_otherwise_is_read_as_it_is(other):
     made = model(momentum=True)
     state = follow(made, text(1, 5))
     logits, after = made.step(text(1, 1), state.map(lambda t: Tensor(other(t.data))))
-    expect_equal(logits, after, *made.step(text(1, 1), state))
+    expect_equal(logits, after, *made.step(text(1, 1), state), exact=kernels.JIT)  # BLAS adds strided rows otherwise
 
 
 @pytest.mark.parametrize("how", ["replaced", "loaded", "written into", "another mixer", "other settings"])

@@ -54,17 +54,21 @@ def dot_rows(start, stop, A, x, z):
 def dot_rows_of_each(start, stop, A, X, Z):
     """Z += X Aᵀ, some of its columns: what `dot_rows` gives for every row of X, bit by bit
 
-    Four rows of A meet two of X: as many sums as AVX-512 has registers for, of which each number read serves several.
+    Four rows of A meet two of X, or one of A three, so that each number read serves several sums: as many as there are
+    registers for.
     """
-    n = X.shape[1]
-    paired = len(X) - len(X) % 2 if TILE == LANES and n % LANES == 0 else 0
+    n, together = X.shape[1], 2 if TILE == LANES else 3
+    grouped = len(X) - len(X) % together if n % LANES == 0 else 0
     for i in range(start, stop, NEAR):
         end = min(i + NEAR, stop)
-        last = end - (end - i) % 4
-        for b in range(0, paired, 2):
-            dot_fours_of_two(i, last, n, A, X, b, Z)
-        for b in range(len(X)):
-            dot_rows(last if b < paired else i, end, A, X[b], Z[b])
+        last = end - (end - i) % 4 if TILE == LANES else end
+        for b in range(0, grouped, together):
+            if TILE == LANES:
+                dot_fours_of_two(i, last, n, A, X, b, Z)
+            else:
+                dot_rows_of_three(i, last, n, A, X, b, Z)
+        for b in range(0 if last < end else grouped, len(X)):
+            dot_rows(last if b < grouped else i, end, A, X[b], Z[b])
 
 
 @inner
@@ -81,3 +85,17 @@ def dot_fours_of_two(start, stop, n, A, X, b, Z):
         s, t, one = totals(s0, s1, s2, s3), totals(t0, t1, t2, t3), Z.dtype.type(1)
         store(Z[b], i, plus(s, one, load_like(s, Z[b], i)))
         store(Z[b + 1], i, plus(t, one, load_like(t, Z[b + 1], i)))
+
+
+@inner
+def dot_rows_of_three(start, stop, n, A, X, b, Z):
+    """… of three of the rows"""
+    for i in range(start, stop):
+        r = s = t = zero(Z)
+        for j in range(0, n, LANES):
+            a = load(A[i], j)
+            r, s, t = plus(r, a, load(X[b], j)), plus(s, a, load(X[b + 1], j)), plus(t, a, load(X[b + 2], j))
+        found = totals(r, s, t, t)
+        Z[b, i] += lane(found, 0)
+        Z[b + 1, i] += lane(found, 1)
+        Z[b + 2, i] += lane(found, 2)

@@ -136,12 +136,12 @@ class Hope(Module):
             blocks.append(present)
         return x, State(blocks, state.clock)
 
-    @no_grad()
     def step(self, tokens: Any, state: State | None = None) -> tuple[Tensor, State]:
         """One more token of every sequence, sooner: what `__call__` gives, without history.  tokens (B,1) → (B,1,V)"""
         state = state or State.start(self.config)
         if np.shape(tokens)[1:] != (1,) or (plan := decode.plan(self, len(tokens))) is None:
-            return self(tokens, state)
+            with no_grad():
+                return self(tokens, state)
         return plan(self._checked(tokens, None if plan.knows(state) else state), state)
 
     def embed(self, tokens: Any, state: State) -> Tensor:
@@ -165,7 +165,7 @@ class Hope(Module):
 
     def _checked(self, tokens: Any, state: State | None) -> Any:
         """Tokens that can be read, where the weights are."""
-        tokens = tensor(tokens).data
+        tokens = tokens if type(tokens) is np.ndarray else tensor(tokens).data
         if tokens.ndim != 2 or not tokens.size:
             raise ValueError("tokens must have shape (batch, time) with at least one token, "
                              f"not {tokens.shape}")

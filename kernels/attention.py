@@ -10,12 +10,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.lanes import LANES, exp, larger, load, minus, plus, scaled, store, transpose, zero
+from kernels.lanes import (
+    LANES,
+    exp,
+    highest,
+    larger,
+    load,
+    minus,
+    plus,
+    scaled,
+    spread,
+    store,
+    total,
+    transpose,
+    zero,
+)
 from kernels.product import dot_rows
 from kernels.runtime import Kernel, check_shapes, constant, contiguous, inner, jit, prepare, split
 
 BLOCK, SPAN = 64, 128  # queries at a time forwards; keys, and queries, at a time backwards
 SCORES = 2**17  # at a time and thread: what the second cache holds
+NEAR = 64  # keys at a time of a single query
 FEW = 8  # queries for whose scores no block is filled
 
 
@@ -107,27 +122,44 @@ def _divide(t, n, z, total):
 @inner
 def attend(q, k, v, scale, z):
     """z = Σ_i softmax_i(q·k_i·scale) v_i.  q, z (d,), k, v (P,d)"""
-    s, sum = np.zeros(len(k), q.dtype), q.dtype.type(0)
-    dot_rows(np.int64(0), len(k), k, q, s)  # not a constant, for which it would be compiled anew
-    most = s[0]
-    for i in range(len(s)):
-        most = max(most, s[i])
-    for i in range(len(s)):
-        s[i] = exp((s[i] - most) * scale)
-    for i in range(len(s)):
-        sum += s[i]
-    whole = len(q) - len(q) % LANES
-    for j in range(0, whole, LANES):
-        read = zero(q)
-        for i in range(len(s)):
-            read = plus(read, s[i], load(v[i], j))
-        store(z, j, read)
-    for j in range(whole, len(q)):
+    P, d, one = len(k), len(q), q.dtype.type(1)
+    s = np.zeros(P + -P % LANES, q.dtype)
+    dot_rows(np.int64(0), P, k, q, s)  # not a constant, for which it would be compiled anew
+    for i in range(P, len(s)):
+        s[i] = -np.inf
+    most, sum = load(s, 0), zero(s)
+    for i in range(LANES, len(s), LANES):
+        most = larger(most, load(s, i))
+    most = spread(highest(most))
+    for i in range(0, len(s), LANES):
+        p = exp(scaled(scale, minus(load(s, i), most)))
+        store(s, i, p)
+        sum = plus(sum, one, p)
+    for j in range(d):
         z[j] = 0
-        for i in range(len(s)):
-            z[j] += s[i] * v[i, j]
-    for j in range(len(z)):
-        z[j] /= sum
+    for i in range(0, P, NEAR):  # of values that stay in the nearest cache
+        end = min(i + NEAR, P)
+        for j in range(0, d - d % LANES, LANES):
+            store(z, j, weighed(s, v, i, end, j, load(z, j)))
+        for j in range(d - d % LANES, d):
+            for t in range(i, end):
+                z[j] += s[t] * v[t, j]
+    whole = total(sum)
+    for j in range(d):
+        z[j] /= whole
+
+
+@inner
+def weighed(s, v, start, stop, j, found):
+    """found + Σ_i s_i v_i of some lanes: four sums side by side, for each waits for the one before it"""
+    a = b = c = zero(s)
+    one = s.dtype.type(1)
+    for i in range(start, stop - 3, 4):
+        found, a = plus(found, s[i], load(v[i], j)), plus(a, s[i + 1], load(v[i + 1], j))
+        b, c = plus(b, s[i + 2], load(v[i + 2], j)), plus(c, s[i + 3], load(v[i + 3], j))
+    for i in range(stop - (stop - start) % 4, stop):
+        found = plus(found, s[i], load(v[i], j))
+    return plus(plus(found, one, a), one, plus(b, one, c))
 
 
 # Some of the heads, and all of them -------------------------------------------------------------------------

@@ -99,6 +99,19 @@ def store_at(typing, matrix, i, j, x):
 
 
 @intrinsic
+def fetch(typing, row, i):
+    """Let row[i] come nearer, whether it is there or not."""
+    def generate(context, builder, signature, args):
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.gep(context.make_array(row)(context, builder, args[0]).data, args[1:])
+        kind = ir.FunctionType(ir.VoidType(), [pointer] + 3 * [number])
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind), [
+            builder.bitcast(place, pointer), *(ir.Constant(number, n) for n in (0, 2, 1))])
+        return context.get_dummy_value()
+    return types.none(row, i), generate
+
+
+@intrinsic
 def spread(typing, a):
     """The number a in all lanes"""
     return Lanes(a)(a), lambda context, builder, signature, args: _spread(builder, args[0], LANES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.lanes import LANES, dot, lane, lane_sums, load_like, plus, store, totals
-from kernels.runtime import JIT, jit, split
+from kernels.lanes import LANES, TILE, dot, lane, lane_sums, load, load_like, plus, store, totals, zero
+from kernels.runtime import JIT, inner, jit, split
 
 LARGE = 2**24  # multiplications
 NEAR = 16  # rows of a weight that stay in the nearest cache while rows of a batch go by
@@ -52,7 +52,50 @@ def dot_rows(start, stop, A, x, z):
 
 @jit
 def dot_rows_of_each(start, stop, A, X, Z):
-    """Z += X Aᵀ, some of its columns: what `dot_rows` gives for every row of X, bit by bit"""
+    """Z += X Aᵀ, some of its columns: what `dot_rows` gives for every row of X, bit by bit
+
+    Four rows of A meet two of X, or one of A three, so that each number read serves several sums: as many as there are
+    registers for.
+    """
+    n, together = X.shape[1], 2 if TILE == LANES else 3
+    grouped = len(X) - len(X) % together if n % LANES == 0 else 0
     for i in range(start, stop, NEAR):
-        for b in range(len(X)):
-            dot_rows(i, min(i + NEAR, stop), A, X[b], Z[b])
+        end = min(i + NEAR, stop)
+        last = end - (end - i) % 4 if TILE == LANES else end
+        for b in range(0, grouped, together):
+            if TILE == LANES:
+                dot_fours_of_two(i, last, n, A, X, b, Z)
+            else:
+                dot_rows_of_three(i, last, n, A, X, b, Z)
+        for b in range(0 if last < end else grouped, len(X)):
+            dot_rows(last if b < grouped else i, end, A, X[b], Z[b])
+
+
+@inner
+def dot_fours_of_two(start, stop, n, A, X, b, Z):
+    """… of two of the rows"""
+    for i in range(start, stop, 4):
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero(Z)
+        for j in range(0, n, LANES):
+            x, y = load(X[b], j), load(X[b + 1], j)
+            a, c = load(A[i], j), load(A[i + 1], j)
+            s0, t0, s1, t1 = plus(s0, a, x), plus(t0, a, y), plus(s1, c, x), plus(t1, c, y)
+            a, c = load(A[i + 2], j), load(A[i + 3], j)
+            s2, t2, s3, t3 = plus(s2, a, x), plus(t2, a, y), plus(s3, c, x), plus(t3, c, y)
+        s, t, one = totals(s0, s1, s2, s3), totals(t0, t1, t2, t3), Z.dtype.type(1)
+        store(Z[b], i, plus(s, one, load_like(s, Z[b], i)))
+        store(Z[b + 1], i, plus(t, one, load_like(t, Z[b + 1], i)))
+
+
+@inner
+def dot_rows_of_three(start, stop, n, A, X, b, Z):
+    """… of three of the rows"""
+    for i in range(start, stop):
+        r = s = t = zero(Z)
+        for j in range(0, n, LANES):
+            a = load(A[i], j)
+            r, s, t = plus(r, a, load(X[b], j)), plus(s, a, load(X[b + 1], j)), plus(t, a, load(X[b + 2], j))
+        found = totals(r, s, t, t)
+        Z[b, i] += lane(found, 0)
+        Z[b + 1, i] += lane(found, 1)
+        Z[b + 2, i] += lane(found, 2)

@@ -21,9 +21,10 @@ def definition(x, w, eps=1e-6):
 def _forward(start, stop, eps, x, w, z, r):
     D = x.shape[1]
     for i in range(start, stop):
-        r[i] = 1 / math.sqrt(dot(x[i], x[i]) / D + eps)
+        scale = x.dtype.type(1 / math.sqrt(dot(x[i], x[i]) / D + eps))
         for j in range(D):
-            z[i, j] = w[j] * x[i, j] * r[i]
+            z[i, j] = w[j] * x[i, j] * scale
+        r[i] = scale
 
 
 @jit

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from typing import Any
+
+import numpy as np
 
 from kernels.lanes import intrinsic
 from kernels.runtime import JIT, inner
@@ -11,6 +15,8 @@ if JIT:
     from numba import carray
     from numba.core import types
     from numba.core.cgutils import get_or_insert_function, ir  # LLVM's instructions
+
+LINE = 64  # bytes
 
 
 @intrinsic
@@ -25,6 +31,14 @@ def pointer_to(typing, address, like):
 def array_at(address, shape, like):
     """The array of this shape that begins at an address, of numbers like those of another"""
     return carray(pointer_to(address, like), shape)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that begins where a line of the cache does: a wide register is filled from one line, not from two"""
+    bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(bytes + LINE, np.uint8)
+    first = -room.__array_interface__["data"][0] % LINE
+    return room[first:first + bytes].view(dtype).reshape(shape)
 
 
 @intrinsic

@@ -50,7 +50,8 @@ def test_every_loop_is_its_formula(dtype):
     made.gelu(half, bent)
     row = made.attention(q, k, v, read, d)
     made.ready()
-    made.place(row, keys, values, t, turn)
+    made.place(row, keys, values)
+    made.turn_to([row], t, [turn])
     made.to(made.end)
     for found, wanted in ((z, x @ W.T + bias), (onto, expected_onto), (normed, kernels.rms_norm.definition(x, w, 1e-5)),
                           (opened, kernels.swiglu.definition(gate, up)), (bent, kernels.gelu.definition(half)),
@@ -68,7 +69,8 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
     for _ in range(5):
         x[...], counters = before, np.zeros(16, np.int64)
         walkers = [threading.Thread(target=walk, args=(
-            alone.table, alone.numbers, 0, alone.end, counters, alone.like, alone.attends)) for _ in range(threads)]
+            alone.table, alone.numbers, 0, alone.end, counters, alone.like, alone.attends,
+            alone.remembers)) for _ in range(threads)]
         for walker in walkers:
             walker.start()
         for walker in walkers:
@@ -80,7 +82,7 @@ def test_many_threads_walk_a_long_program_to_the_same_bits(threads, monkeypatch)
 def test_who_comes_late_finds_nothing_to_do():
     made, x = chain(3)
     counters = np.zeros(16, np.int64)
-    arguments = made.table, made.numbers, 0, made.end, counters, made.like, made.attends
+    arguments = made.table, made.numbers, 0, made.end, counters, made.like, made.attends, made.remembers
     walk(*arguments)
     found = x.copy()
     walk(*arguments)
@@ -88,8 +90,9 @@ def test_who_comes_late_finds_nothing_to_do():
 
 
 @pytest.mark.parametrize("starts", ["nothing", "bias", "itself"])
-def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts):
-    W, x, bias, before = random(40, 37), random(3, 37), random(40), random(3, 40)
+@pytest.mark.parametrize("n, m, rows", [(40, 37, 3), (41, 64, 5), (6, 32, 2)])
+def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts, n, m, rows):
+    W, x, bias, before = random(n, m), random(rows, m), random(n), random(rows, n)
 
     def product(x: np.ndarray, before: np.ndarray) -> np.ndarray:
         made, z = Program(np.float32), before.copy()
@@ -100,4 +103,4 @@ def test_a_row_of_a_product_has_the_bits_of_that_row_alone(starts):
     found = product(x, before)
     begun = {"nothing": 0, "bias": bias, "itself": before}[starts]
     np.testing.assert_allclose(found, begun + x @ W.T, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(found, np.concatenate([product(x[b:b + 1], before[b:b + 1]) for b in range(3)]))
+    assert np.array_equal(found, np.concatenate([product(x[b:b + 1], before[b:b + 1]) for b in range(rows)]))

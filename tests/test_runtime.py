@@ -309,7 +309,7 @@ def test_a_kernel_of_several_files_is_made_of_those_that_it_imports_at_any_depth
     made_of = {name: {path.relative_to(folder).as_posix() for path in cache.sources(folder / "titans" / f"{name}.py")}
                for name in ("chunk", "token")}
     assert {"titans/learn.py", "titans/products.py", "lanes.py", "runtime.py", "linking.py"} < made_of["chunk"]
-    assert {"titans/products.py", "product.py"} < made_of["token"] and "titans/learn.py" not in made_of["token"]
+    assert {"titans/products.py", "shared.py"} < made_of["token"] and "titans/learn.py" not in made_of["token"]
     assert not {"titans/__init__.py", "cache.py", "gelu.py"} & (made_of["chunk"] | made_of["token"])
 
 

@@ -25,11 +25,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.program import need_walk_soon
+import kernels.program as program
 from kernels.runtime import JIT, Array, check_shapes, need_soon, split
 from kernels.titans.chunk import read_spans, read_spans_backward
 from kernels.titans.tables import MEMORIES, Tables
-from kernels.titans.token import read_token
+from kernels.titans.token import read_token, settings_of, table_of
 
 WORK = 1000  # for every number of the output, very roughly
 REGISTERED: dict[tuple[type, str], Callable] = {}
@@ -73,13 +73,16 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, b
     boundaries = [{} if P == 1 else _made(np.empty, state, tables.dtype, P - 1) for state in states]
     flat = o.reshape(B * H, T, d)
     found = tables.inputs([*feeds, flat], *shared, drift, start, momentum, boundaries, after)
-    loop = read_token if T == 1 else read_spans
+    settings = (*options, power, exact), eta_max, moved
     if back:
-        settings = (0, 0, (*options, power, exact), eta_max, moved, *found)
-        need_soon(read_spans_backward, *settings, found[0], flat)
-        need_soon(read_token, *settings, flat)  # a model that is trained is asked to write, too,
-        need_walk_soon(tables.dtype)  # by a program
-    split(loop, B * H, WORK * o.size, (*options, power, exact), eta_max, moved, *found, flat)
+        need_soon(read_spans_backward, 0, 0, *settings, *found, found[0], flat)
+        program.need_walk_soon(tables.dtype, True)  # a model that is trained is asked to write, too
+    if T == 1:
+        width = max(d, *(layers[0].shape[1] for layers in shared[2].values()))
+        of_token = settings_of(adaptive, l2, value_targets, power, exact, bool(momentum), width)
+        split(read_token, B * H, WORK * o.size, of_token, eta_max, table_of(tables, found, B * H, d), flat)
+    else:
+        split(read_spans, B * H, WORK * o.size, *settings, *found, flat)
     return o, *after, boundaries
 
 

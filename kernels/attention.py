@@ -22,11 +22,11 @@ from kernels.lanes import (
     spread,
     store,
     total,
-    transpose,
     zero,
 )
 from kernels.product import dot_rows
 from kernels.runtime import Kernel, check_shapes, constant, contiguous, inner, jit, prepare, split
+from kernels.transpose import transpose
 
 BLOCK, SPAN = 64, 128  # queries at a time forwards; keys, and queries, at a time backwards
 SCORES = 2**17  # at a time and thread: what the second cache holds

@@ -1,4 +1,4 @@
-"""What LLVM has and Numba does not: LANES numbers computed together, eˣ without a call, transposes.
+"""What LLVM has and Numba does not: LANES numbers computed together, eˣ without a call.
 
 Numba has no type for LANES numbers side by side; this file makes one, and its verbs: the wide registers. A sum over a
 row is added up lane by lane, so that its order is ours and no compiler's.
@@ -73,17 +73,14 @@ def _load(row, i, count, *like):
 
 
 def _loaded(builder, array, pointer):
-    x = builder.load(pointer)
-    x.align = array.dtype.bitwidth // 8
-    return x
+    return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
 
 @intrinsic
 def store(typing, row, i, x):
     """row[i:i+LANES] = x, or as many as x has"""
     def generate(context, builder, signature, args):
-        stored = builder.store(args[2], _pointer(context, builder, row, *args[:2], args[2].type))
-        stored.align = row.dtype.bitwidth // 8
+        _store(builder, row, args[2], _pointer(context, builder, row, *args[:2], args[2].type))
         return context.get_dummy_value()
     return types.none(row, i, x), generate
 
@@ -92,10 +89,13 @@ def store(typing, row, i, x):
 def store_at(typing, matrix, i, j, x):
     """matrix[i, j:j+n] = x, n being its lanes"""
     def generate(context, builder, signature, args):
-        stored = builder.store(args[3], _pointer_at(context, builder, matrix, *args[:3], args[3].type))
-        stored.align = matrix.dtype.bitwidth // 8
+        _store(builder, matrix, args[3], _pointer_at(context, builder, matrix, *args[:3], args[3].type))
         return context.get_dummy_value()
     return types.none(matrix, i, j, x), generate
+
+
+def _store(builder, array, x, pointer):
+    builder.store(x, pointer, align=array.dtype.bitwidth // 8)
 
 
 @intrinsic
@@ -295,47 +295,7 @@ def _fold(builder, x, combine):
     return builder.extract_element(x, ir.Constant(index, 0))
 
 
-# Squares ----------------------------------------------------------------------------------------------------
-
-SIDE = 16
-
-
-@intrinsic
-def transpose_square(typing, x, y, i, j):
-    """y[j:j+SIDE, i:i+SIDE] = x[i:i+SIDE, j:j+SIDE]ᵀ: to zip row r with row r + SIDE/2, log₂ SIDE times, transposes"""
-    def generate(context, builder, signature, args):
-        X, Y = (context.make_array(kind)(context, builder, array) for kind, array in zip((x, y), args, strict=False))
-        row, mask = ir.VectorType(context.get_data_type(x.dtype), SIDE), ir.VectorType(ir.IntType(32), SIDE)
-        zips = [ir.Constant(mask, [k // 2 + half + SIDE * (k % 2) for k in range(SIDE)]) for half in (0, SIDE // 2)]
-
-        def at(array, r, c, k):
-            r = builder.add(r, ir.Constant(r.type, k))
-            place = builder.add(builder.mul(r, builder.extract_value(array.shape, 1)), c)
-            return builder.bitcast(builder.gep(array.data, [place]), row.as_pointer())
-        rows = [builder.load(at(X, *args[2:], k), align=x.dtype.bitwidth // 8) for k in range(SIDE)]
-        for _ in range(SIDE.bit_length() - 1):
-            rows = [builder.shuffle_vector(rows[k // 2], rows[k // 2 + SIDE // 2], zips[k % 2]) for k in range(SIDE)]
-        for k, value in enumerate(rows):
-            builder.store(value, at(Y, args[3], args[2], k), align=x.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-    return types.none(x, y, i, j), generate
-
-
-@inner
-def transpose(x, y):
-    """y[:n, :m] = xᵀ of a matrix x (m,n), in squares where they fit"""
-    for i in range(0, x.shape[0], SIDE):
-        for j in range(0, x.shape[1], SIDE):
-            if i + SIDE <= x.shape[0] and j + SIDE <= x.shape[1]:
-                transpose_square(x, y, i, j)
-            else:
-                for r in range(i, min(i + SIDE, x.shape[0])):
-                    for c in range(j, min(j + SIDE, x.shape[1])):
-                        y[c, r] = x[r, c]
-
-
 # Sums over rows ---------------------------------------------------------------------------------------------
-
 
 @inner
 def lane_sums(x, y):

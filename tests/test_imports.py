@@ -83,7 +83,7 @@ def test_kernels_stand_on_nothing_of_ours_and_on_each_other_without_a_circle():
     assert not below["cache"] | below["linking"] | below["ahead"]
     assert below["runtime"] == {"ahead", "cache", "linking"} and below["lanes"] == {"runtime"}
     assert {kernel_name(path) for path in files_of("kernels") if "numba" in imports(path)} == {
-        "cache", "linking", "records", "runtime", "lanes", "shared"}
+        "cache", "linking", "records", "runtime", "lanes", "shared", "transpose"}
     known: set[str] = set()
     while ready := {name for name in below.keys() - known if below[name] <= known}:
         known |= ready

@@ -13,8 +13,9 @@ import math
 
 import numpy as np
 
-from kernels.lanes import ROWS, TILE, any_layout, exp, load_at, plus, store_at, transpose, zero_half, zero_tile
+from kernels.lanes import ROWS, TILE, any_layout, exp, load_at, plus, store_at, zero_half, zero_tile
 from kernels.runtime import inner
+from kernels.transpose import transpose
 
 # Products ----------------------------------------------------------------------------------------------------
 

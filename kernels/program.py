@@ -44,7 +44,7 @@ TOGETHER = 2**21  # multiplications for which it pays to wake another thread
 BYTES = 2**15  # of a weight, in one part; as many threads as there are must find some
 TAKEN, DONE = 0, 8  # counters, in lines of the cache that are not the same
 UNITS = 2**11  # of an activation, in one part
-MANY = 16  # sequences of which a thread has each for both rounds: what one round has read the other finds nearer
+MANY = 4  # sequences a thread, from which on it has each for both rounds: what one has read the other finds nearer
 PATIENCE = 2**12  # looks at a counter before another thread may have the core
 norm_loop, swiglu_loop, gelu_loop, filter_loop = rms_norm.loop, swiglu.loop, gelu.loop, causal_conv.loop
 
@@ -254,8 +254,8 @@ class Program:
 
     def memories(self, table: np.ndarray, settings: np.ndarray, eta_max: float, sequences: int) -> None:
         """Both rounds of a token, for so many sequences; all lies where the table says"""
-        part = max(1, sequences // (4 * runtime._threads))
-        rounds = ((REMEMBER, 1, part),) if sequences >= MANY else ((ASK, MEMORY, 1), (WRITE, MEMORY + 1, 1))
+        part, many = max(1, sequences // (4 * runtime._threads)), sequences >= MANY * runtime._threads
+        rounds = ((REMEMBER, 1, part),) if many else ((ASK, MEMORY, 1), (WRITE, MEMORY + 1, 1))
         for loop, parts, together in rounds:
             self.add(loop, sequences * parts, together, table, *settings.tolist(), real=eta_max)
 

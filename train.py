@@ -100,8 +100,6 @@ class Run:
               np.errstate(all="ignore")):
             try:
                 while self.step < until and not self.ranks.any(asked):
-                    if self.step + 1 == until and self.ranks.rank == 0:
-                        plots.soon()
                     line = self.advance()
                     bar.set_postfix_str("{loss:.3f} nats, {bits_per_byte:.3f} bits/byte, {tokens_per_second:.0f} "
                                         "tokens/s, moved {fired}".format(**line), refresh=False)
@@ -371,7 +369,8 @@ def finish(run: Run) -> bool:
     for name, bits in sorted(found.items(), key=lambda item: item[1]):
         print(f"  {bits:6.3f}  {name}")
     if run.ranks.rank == 0:
-        plots.draw_run(run.folder, f"{run.preset}, {hope.count(run.config):,} parameters", found)
+        plots.tried(lambda: plots.draw_loss(run.folder, f"{run.preset}, {hope.count(run.config):,} parameters", found),
+                    lambda: plots.draw_levels(run.folder))
     if not run.training.quiet:
         console.what_now(run.folder)
     return False

@@ -1,6 +1,5 @@
 """Shared by all tests: hypothesis tries the same examples on every machine, and leaves no folder behind."""
 
-import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from hypothesis import settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as train.py has it, read as NumPy is loaded: threads of BLAS wait
 # by spinning, and most of what tests multiply is small
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "hypothesis"))
-importlib.import_module("matplotlib.figure")  # once, and not by a process for every run (tools/plots.py)
 settings.register_profile("house", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("house")
 

@@ -227,32 +227,6 @@ def test_pictures_that_cannot_be_drawn_are_skipped_with_a_line(capsys):
     assert done == [1] and capsys.readouterr().out == "no pictures: ZeroDivisionError: division by zero\n"
 
 
-def test_pictures_of_a_run_are_drawn_by_a_process_that_was_ready_or_else_by_this_one(tmp_path):
-    lines = [{"step": step, "loss": 1, "bits_per_byte": 8 - step, "level_change": {"1": 0.1, "4": 0.0}}
-             for step in (1, 2, 3)]
-    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    pictures = set()
-    for before in ("plots.soon()", "sys.executable = ''; plots.soon()", "plots.soon(); plots._painter.kill()"):
-        code = (f"import os, sys; from pathlib import Path; from tools import plots\n"
-                f"os.sched_getaffinity = lambda of: {{0, 1}}; {before}\n"
-                f"plots.draw_run(Path({str(tmp_path)!r}), 'title', {{'this run': 5.5}})\n"
-                f"print('matplotlib' in sys.modules)")
-        done = python("-c", code)
-        assert (done.returncode, done.stdout, done.stderr) == (0, f"{before != 'plots.soon()'}\n", "")
-        pictures.add(tuple((tmp_path / name).read_bytes() for name in ("loss.png", "levels.png")))
-        for name in ("loss.png", "levels.png"):
-            (tmp_path / name).unlink()
-    assert len(pictures) == 1
-
-
-def test_a_process_that_is_ready_to_draw_ends_when_nobody_can_tell_it_anything(monkeypatch):
-    monkeypatch.delitem(sys.modules, "matplotlib")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda of: {0, 1}, raising=False)
-    monkeypatch.setattr(plots, "_painter", None)
-    plots.soon()
-    assert plots._painter.communicate(timeout=100) == (b"", None) and plots._painter.returncode == 0
-
-
 def test_a_broken_backend_of_matplotlib_is_a_line(tmp_path):
     code = "from tools import plots; plots.tried(lambda: plots.canvas('title', 1)); print('went on')"
     done = python("-c", code, MPLBACKEND="a notebook's")

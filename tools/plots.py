@@ -1,16 +1,7 @@
-"""What does a run look like?  loss.png and levels.png, drawn from its log.
-
-To load Matplotlib takes as long as a small run. So a process of its own may load it while the last step is taken.
-"""
+"""What does a run look like?  loss.png and levels.png, drawn from its log."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,46 +11,6 @@ import numpy as np
 from tools.folder import read_log
 
 COLOURS = ("#1f5fa8", "#d1731f", "#2f8f4e", "#8a4fa3", "#7a7a7a")
-_painter: subprocess.Popen | None = None  # the process that will draw
-
-# Who draws --------------------------------------------------------------------------------------------------
-
-
-def soon() -> None:
-    """A run will be drawn: let another process load Matplotlib meanwhile, if this one has not and there is a core."""
-    global _painter
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _painter or "matplotlib" in sys.modules or cores == 1 or not sys.executable:
-        return
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from tools.plots import serve; serve()"
-    with contextlib.suppress(OSError):  # Ctrl+C is not for it: it ends when nobody can tell it anything any more
-        _painter = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                    stderr=subprocess.DEVNULL, start_new_session=True)
-
-
-def draw_run(folder: Path, title: str, found: dict[str, float]) -> None:
-    """Both pictures of a run; found: bits per byte on validation text. Or a line that says why there are none."""
-    global _painter
-    painter, _painter = _painter, None
-    if painter:
-        line, _ = painter.communicate(json.dumps([str(folder.resolve()), title, found]).encode())
-        if painter.returncode == 0:
-            print(line.decode(), end="")
-            return
-    tried(lambda: draw_loss(folder, title, found), lambda: draw_levels(folder))
-
-
-def serve() -> None:
-    """The other process: load all that a picture takes, then draw what standard input says, if it says anything."""
-    with contextlib.suppress(Exception):  # what is wrong is said when there is something to be drawn
-        canvas("", 1)[0].savefig(io.BytesIO())
-    if job := sys.stdin.buffer.read():
-        folder, title, found = json.loads(job)
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        draw_run(Path(folder), title, found)
-
-
-# How --------------------------------------------------------------------------------------------------------
 
 
 def canvas(title: str, *heights: float, **edges: float) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ All learn as nano does: four segments of 512 bytes a step, by Muon, the rate fal
 many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
 takes nothing from anyone. The rate is the best of a sweep over a fifth of the time. Hope has nano's chain of three
 levels, the others one level. Is it the step or what it teaches that decides? The reading below gives the others only as
-many steps as Hope gets. Three seeds. (An hour of a core.)
+many steps as Hope gets. Three seeds. (An hour and a half of a core.)
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from autograd import Tensor, last_change, no_grad
 from cms import LevelState
 from kernels.lanes import LANES
 from kernels.program import Program
-from kernels.shared import LINE, aligned
+from kernels.shared import aligned
 from kernels.titans import MEMORIES, Tables
 from kernels.titans.token import (
     AFTER,
@@ -57,7 +57,7 @@ ROOM = 64  # tokens for which there is room behind those that attention has read
 class Memories:
     """What self-modifying Titans of all layers hold after a token: tails, drifts and momenta, and where they lie.
 
-    at (L,HELD): addresses; made: the bytes of all; tensors: by layer a tail, and drifts and momenta by name, made when
+    at (L,HELD): addresses; made (L,·): all numbers; tensors: by layer a tail, and drifts and momenta by name, made when
     someone looks at them.
     """
 
@@ -110,9 +110,8 @@ class TitansToken:
         program.filter(table, h, mixer.conv.weight.data, filtered)
         for i, (f, z) in enumerate(zip(mixer.projection.values(), asked, strict=True)):
             program.product(f.weight.data, filtered, z, beside=i > 0)
-        width = max(d, *(layers[0].shape[1] for layers in initial.values()))
-        program.memories(table, settings_of(c.adaptive, l2, value_targets, power, exact, c.momentum, width), eta_max,
-                         B * H)
+        settings = settings_of(c.adaptive, l2, value_targets, power, exact, c.momentum, d, initial)
+        program.memories(table, settings, eta_max, B * H)
         normed(program, RMSNorm(d, learned=False), o[:, 0], merged)
         program.product(mixer.output.weight.data, merged.reshape(B, D), x, x)
 
@@ -133,12 +132,11 @@ class TitansToken:
         for kind, first in (("drift", DRIFT), ("momentum", MOMENTUM))[:1 + mixer.config.momentum]:
             for name, layers in mixer.initial.items():
                 part(kind, name, first + 2 * MEMORIES.index(name), *(M0.shape for M0 in layers))
-        self.bytes = len(self.mixers) * self.size * self.dtype.itemsize
         self.places = np.arange(len(self.mixers))[:, None] * self.size * self.dtype.itemsize + places
 
     def tensors(self, made: Array) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for row in made[:self.bytes].view(self.dtype).reshape(len(self.mixers), self.size):
+        for row in made:
             its: dict[str, Any] = {"drift": {}, "momentum": {}}
             for kind, name, first, shape in self.parts:
                 x = Tensor(row[first:first + math.prod(shape)].reshape(shape))
@@ -171,9 +169,8 @@ class TitansToken:
 
     def __call__(self, memories: Memories, starts: Starts) -> Memories:
         """Where everything lies that the program will read and write; what it will have written."""
-        made = np.empty(self.bytes + LINE, np.uint8)
-        at = made.__array_interface__["data"][0]
-        after = Memories(self.places + (at + -at % LINE), made[-at % LINE:], self.tensors)
+        made = aligned((len(self.mixers), self.size), self.dtype)
+        after = Memories(self.places + made.__array_interface__["data"][0], made, self.tensors)
         self.before[...], self.after[...] = memories.at, after.at
         if len(starts) < len(self.sizes) or self.placed() is not starts:
             self.start[...] = memories.at[:, DRIFT:DRIFT + LAYERS]

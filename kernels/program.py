@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
-import kernels.runtime as runtime
 from kernels.attention import attend
 from kernels.causal_conv import causal_conv
 from kernels.gelu import gelu
 from kernels.product import dot_rows_of_each
 from kernels.rms_norm import rms_norm
-from kernels.runtime import if_given, inner, jit, join_in, need_soon, prepare
+from kernels.runtime import if_given, inner, jit, join_in, need_soon, prepare, threads
 from kernels.shared import array_at, count, look, step_aside
 from kernels.swiglu import swiglu
 from kernels.titans.tables import MEMORY, matrix
@@ -218,7 +217,7 @@ class Program:
                 beside: bool = False) -> None:
         """z = start + x Wᵀ.  W (n,m), x (B,m), z (B,n), start like a row of z, or z"""
         n, m = W.shape
-        bytes = BYTES * max(1, 4 // runtime._threads)
+        bytes = BYTES * max(1, 4 // threads())
         self.add(PRODUCT, n, max(4, bytes // W[0].nbytes // 4 * 4), W, x, z, start, m, len(x), beside=beside)
 
     def norm(self, eps: float, x: np.ndarray, w: np.ndarray, z: np.ndarray) -> None:
@@ -254,7 +253,7 @@ class Program:
 
     def memories(self, table: np.ndarray, settings: np.ndarray, eta_max: float, sequences: int) -> None:
         """Both rounds of a token, for so many sequences; all lies where the table says"""
-        part, many = max(1, sequences // (4 * runtime._threads)), sequences >= MANY * runtime._threads
+        part, many = max(1, sequences // (4 * threads())), sequences >= MANY * threads()
         rounds = ((REMEMBER, 1, part),) if many else ((ASK, MEMORY, 1), (WRITE, MEMORY + 1, 1))
         for loop, parts, together in rounds:
             self.add(loop, sequences * parts, together, table, *settings.tolist(), real=eta_max)

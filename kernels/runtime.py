@@ -132,6 +132,11 @@ def set_threads(n: int) -> None:
     _threads = n
 
 
+def threads() -> int:
+    """How many kernels use."""
+    return _threads
+
+
 def split(loop: Callable, n: int, work: int, *args: Any) -> None:
     """loop(start, stop, *args) over 0…n, by several threads if there is more work than it takes to wake them.
 

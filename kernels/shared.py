@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from kernels.lanes import intrinsic
-from kernels.runtime import JIT, inner
+from kernels.runtime import JIT, LINE, inner
 
 if JIT:
     from numba import carray
     from numba.core import types
     from numba.core.cgutils import get_or_insert_function, ir  # LLVM's instructions
-
-LINE = 64  # bytes
 
 
 @intrinsic

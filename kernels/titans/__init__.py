@@ -78,8 +78,7 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, b
         need_soon(read_spans_backward, 0, 0, *settings, *found, found[0], flat)
         program.need_walk_soon(tables.dtype, True)  # a model that is trained is asked to write, too
     if T == 1:
-        width = max(d, *(layers[0].shape[1] for layers in shared[2].values()))
-        of_token = settings_of(adaptive, l2, value_targets, power, exact, bool(momentum), width)
+        of_token = settings_of(adaptive, l2, value_targets, power, exact, bool(momentum), d, shared[2])
         split(read_token, B * H, WORK * o.size, of_token, eta_max, table_of(tables, found, B * H, d), flat)
     else:
         split(read_spans, B * H, WORK * o.size, *settings, *found, flat)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from kernels.lanes import LANES, dot, exp, fetch, lane, load, plus, scaled, store, totals, zero
-from kernels.runtime import inner, jit
+from kernels.runtime import LINE, inner, jit
 from kernels.shared import array_at
 from kernels.titans.tables import MEMORIES, MEMORY, READ, SCALARS, matrix
 
@@ -22,7 +22,7 @@ FEEDS, BIAS, READOUT, ASKED, INITIAL, START = 0, 5, 8, 11, 12, 12 + LAYERS  # ro
 BEFORE, DRIFT, MOMENTUM, HELD = START + LAYERS, 1, 1 + LAYERS, 1 + 2 * LAYERS  # a tail, drifts and momenta, and …
 AFTER, ROWS = BEFORE + HELD, BEFORE + 2 * HELD  # … the same after the token
 ADAPTIVE, L2, VALUE_TARGETS, POWER, EXACT, MOVING, WIDTH = range(7)  # settings; of memories and momentum; of a row
-LINE = 16  # numbers in a line of the cache, or two lines
+NUMBERS = LINE // 4  # in a line of the cache; of float64 in two
 ROOM = 11  # rows that a part needs for what it computes
 
 # Layers of a memory, W = M₀ + drift: their numbers in a row, for to cut rows out of an array is to count who has it ---
@@ -72,8 +72,8 @@ def times_each(M, P, S, R, k, v, q, y, width, ahead):
         for j in range(0, whole, LANES):
             m, x = load(M, a + j), load(k, j)
             if ahead:
-                fetch(P, a + j + ahead), fetch(P, a + j + ahead + LINE)
-                fetch(S, a + j + ahead), fetch(S, a + j + ahead + LINE)
+                fetch(P, a + j + ahead), fetch(P, a + j + ahead + NUMBERS)
+                fetch(S, a + j + ahead), fetch(S, a + j + ahead + NUMBERS)
             begun = plus(m, one, load(P, a + j))
             s0, s1 = plus(s0, begun, x), plus(s1, plus(m, one, load(S, a + j)), x)
             s2, s3 = plus(s2, begun, load(v, j)), plus(s3, plus(m, one, load(R, a + j)), load(q, j))
@@ -111,7 +111,7 @@ def decay(a, x, delta, clip, Wz, rate, z, y, ahead):
         u, i = -rate * (delta[p] * clip + Wz[p]), p * n
         for j in range(0, whole, LANES):
             if ahead:
-                fetch(y, i + j + ahead), fetch(y, i + j + ahead + LINE)
+                fetch(y, i + j + ahead), fetch(y, i + j + ahead + NUMBERS)
             store(y, i + j, plus(scaled(a, load(x, i + j)), u, load(z, j)))
         for j in range(whole, n):
             y[i + j] = a * x[i + j] + u * z[j]
@@ -154,7 +154,6 @@ def add(y, x):
     """y += x"""
     for j in range(len(y)):
         y[j] += x[j]
-
 
 
 # Two rounds --------------------------------------------------------------------------------------------------
@@ -293,7 +292,8 @@ def table_of(tables, found, heads, size):
     return table
 
 
-def settings_of(adaptive, l2, value_targets, power, exact, momentum, width):
-    """As the loops take them"""
+def settings_of(adaptive, l2, value_targets, power, exact, momentum, size, initial):
+    """As the loops take them; a row is as long as a head or a hidden layer"""
+    width = max(size, *(layers[0].shape[1] for layers in initial.values()))
     bits = sum(1 << MEMORIES.index(name) for name in adaptive)
     return np.array([bits, l2, value_targets, power, exact, momentum, width], np.int64)

@@ -3,6 +3,7 @@
     python -m benchmarks                     all of them
     python -m benchmarks hope delta          two of them
     python -m benchmarks loss --minutes 3    against the clock, for so many minutes each
+    python -m benchmarks --avx2 hope         as on a machine without AVX-512
     python -m benchmarks --readme            and write what was found into benchmarks/README.md
 """
 
@@ -33,6 +34,11 @@ BENCHMARKS = {  # name → where it is
     "hope": "benchmarks.training:hope", "delta": "benchmarks.delta:run", "growth": "benchmarks.growth:run",
     "decode": "benchmarks.decode:run", "start": "benchmarks.start:run", "loss": "benchmarks.loss:run",
     "adopted": "benchmarks.adopted:run", "felt": "benchmarks.felt:run"}
+ORDER = [name + kind for name in BENCHMARKS for kind in ("", report.AVX2)]  # of the page
+IMITATED = {  # what makes the libraries take the machine for one that has AVX2 alone
+    "OPENBLAS_CORETYPE": "HASWELL", "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma",
+    "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Options, argparse.Namesp
     made.add_argument("--minutes", type=positive, default=Options.minutes,
                       help=f"how long each model of `loss` learns [{Options.minutes:g}]")
     made.add_argument("--eager", action="store_true", help="leave out what PyTorch would have to compile")
+    made.add_argument("--avx2", action="store_true", help="imitate a machine without AVX-512")
     made.add_argument("--small", action="store_true", help="small sizes, to see that everything runs")
     made.add_argument("--json", metavar="FILE", type=Path,
                       help="keep the results in this file, beside earlier ones")
@@ -96,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if something that was to be compared disagrees or fails, 2 for bad input, 130 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     names, options, given = parse(arguments)
-    failed = False
+    failed, kind = False, ""
+    if given.avx2:
+        os.environ.update(IMITATED)  # which all programs inherit
+        kind = report.AVX2
     for name in names:
         started = time.monotonic()
         module, _, function = BENCHMARKS[name].partition(":")
@@ -116,13 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: error: {error}", file=sys.stderr)
             return 2
         settings = [a for a in arguments if a not in (*BENCHMARKS, "--readme")]
-        found = {name: result.finished(shlex.join(["python", "-m", "benchmarks", name, *settings]),
-                                       time.monotonic() - started)}
+        command = shlex.join(["python", "-m", "benchmarks", name, *settings])
+        found = {name + kind: result.finished(command, time.monotonic() - started)}
         print(report.page(found), end="\n\n", flush=True)
         if given.json:
-            report.merge(given.json, found, list(BENCHMARKS))
+            report.merge(given.json, found, ORDER)
         if given.readme:
-            results = report.merge(report.HERE / "results.json", found, list(BENCHMARKS))
+            results = report.merge(report.HERE / "results.json", found, ORDER)
             page = report.HERE / "README.md"
             page.write_text(report.rewrite(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     return int(failed)

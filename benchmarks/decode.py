@@ -23,12 +23,13 @@ from benchmarks.worker import Contender
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
 
+COMPARED = 1000  # tokens read before, where programs are compared
 PUBLIC = ("Public figures: a cached PyTorch Transformer 270 tokens/s after 512 tokens and 110 after 4,096, "
           "the fastest peers with linear attention 440 to 660.")
 
 
-def ours(folder: str) -> Contender:
-    """One more token by our model, after each context that is asked for."""
+def ours(folder: str, batch: int = 1) -> Contender:
+    """One more token of every sequence by our model, after each context that is asked for."""
     from autograd import Tensor, no_grad
     from hope import State
 
@@ -41,13 +42,13 @@ def ours(folder: str) -> Contender:
     def after(context: int) -> State:
         """The state after a context: read on from the longest one before, or, of attention, made up."""
         if attention:
-            one = model(np.zeros((1, 1), np.int64), State.start(model.config))[1]
+            one = model(np.zeros((batch, 1), np.int64), State.start(model.config))[1]
             return one.map(lambda t: Tensor(np.repeat(t.data, context, axis=2)))
         past = max(n for n in states if n <= context)
         read = states[past]
         while past < context:
             n = min(512, context - past)
-            read = model(rng.integers(0, 256, (1, n)), read)[1]
+            read = model(rng.integers(0, 256, (batch, n)), read)[1]
             past += n
         return read
 
@@ -61,7 +62,7 @@ def ours(folder: str) -> Contender:
         gone[context] = gone.get(context, 0) + 1
         if attention and gone[context] % (1 + context // 20) == 0:  # else its context would grow
             states[context] = begun[context][0]
-        _, states[context] = model.step(np.zeros((1, 1), np.int64), states[context])
+        _, states[context] = model.step(np.zeros((batch, 1), np.int64), states[context])
         return begun[context][1]
 
     @no_grad()
@@ -88,7 +89,10 @@ def run(options: Options) -> Result:
     table = Table("Tokens per second of one sequence",
                   ["program", "threads", "context", "tokens/s", "quartiles", "MB per token",
                    "share of the limit, from memory", "from the cache"])
+    batches = Table(f"Several sequences after {COMPARED:,} tokens each",
+                    ["program", "threads", "sequences", "tokens/s", "ms per token of all"])
     shares: dict[int, list[float]] = {}
+    rates: dict[tuple[str, int, int], float] = {}
     flats: dict[int, float] = {}
     notes, others = [], []
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
@@ -128,13 +132,27 @@ def run(options: Options) -> Result:
                                                f"{low} – {high}", read / 1e6 if read else None, *share])
                             if name == "Hope":
                                 shares[threads] = share
+                            rates[name, threads, int(context)] = 1 / lane.median
                         if name == "Hope":
                             times = [lane.median for lane in lanes.values()]
                             flats[threads] = max(times) / min(times) - 1
+            for batch in (2,) if options.small else (8, 32):
+                jobs = {n: Job(programs[n].make, programs[n].arguments | {"batch": batch}, {"context": COMPARED})
+                        for n in programs}
+                with race(jobs, threads) as lanes:
+                    others.append(take_turns(lanes, options.rounds, options.seconds))
+                    batches.rows += [[name, threads, batch, batch / lane.median, 1000 * lane.median]
+                                     for name, lane in lanes.items()]
     notes.append(PUBLIC)
+    ahead = {n: {context: rates["Hope", n, context] / rate for (name, threads, context), rate in rates.items()
+                 if "PyTorch" in name and threads == n} for n in options.threads}
     targets = [t for n in options.threads for t in (
         Target.least(f"share of the limit of memory, {n} thread(s)", shares[n][0], 0.6),
         Target.least(f"share of the limit of the last cache, {n} thread(s)", shares[n][1], 0.6),
         Target.most(f"time per token from 100 to {contexts[-1]:,} tokens: slowest over fastest, − 1, "
-                    f"{n} thread(s)", flats[n], 0.05))]
-    return Result("decode", [table], targets, notes, float(np.mean(others)))
+                    f"{n} thread(s)", flats[n], 0.05),
+        Target.least(f"tokens/s after {COMPARED:,} tokens, PyTorch's Transformer = 1, {n} thread(s)",
+                     ahead[n].get(COMPARED), 1.5),
+        Target.least(f"the same after 100 to {longest['Transformer, PyTorch']:,}, the least, {n} thread(s)",
+                     min(ahead[n].values(), default=None), 1.0))]
+    return Result("decode", [table, batches], targets, notes, float(np.mean(others)))

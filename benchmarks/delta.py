@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SHAPES = [(4, 4, 512, 64), (1, 4, 4096, 64), (16, 4, 512, 64), (4, 2, 512, 128), (4, 8, 512, 32)]  # B,H,T,d
 CHUNK = 64
+WANTED = {"PyTorch": 5.0, "PyTorch, row by row": 8.0}  # times ours
 NAMES = ("q", "k", "v", "log_a", "b", "c", "S")
 
 
@@ -149,6 +150,7 @@ def in_jax(shape: list[int], backward: bool) -> Contender:
         results, pull = jax.vjp(rule, *inputs)
         return results, pull(bars)
     call = jax.jit(there_and_back if backward else rule)
+    jax.block_until_ready(call(*inputs))  # compiles
     return Contender(lambda: jax.block_until_ready(call(*inputs)) is None,
                      lambda: named(*there_and_back(*inputs)))
 
@@ -168,10 +170,12 @@ def run(options: Options) -> Result:
                         "PyTorch": Job(port, given),
                         "PyTorch, row by row": Job(port, given | {"system": "rows"}),
                         "PyTorch, compiled": Job(port, given | {"compiled": True}, limit=300),
-                        "JAX, compiled": Job("benchmarks.delta:in_jax", given)}
+                        "JAX, compiled": Job("benchmarks.delta:in_jax", given, limit=120)}
+                if threads > 1 and backward:
+                    del jobs["JAX, compiled"]  # 0.10.2 hangs there: its two threads wait for one another
                 if options.eager:
                     del jobs["PyTorch, compiled"]
-                with race(jobs, threads, ("PyTorch, compiled",)) as lanes:
+                with race(jobs, threads, ("PyTorch, compiled", "JAX, compiled")) as lanes:
                     if backward:
                         worst = max(worst, agree(lanes, 1e-3))
                     others.append(take_turns(lanes, options.rounds, options.seconds / 6))
@@ -181,9 +185,9 @@ def run(options: Options) -> Result:
                                            "both" if backward else "forward", name, 1e3 * lane.median,
                                            f"{low} – {high}", ratio(lane, lanes["ours"])])
                     if shape == shapes[0] and backward:
-                        for name in list(jobs)[1:3]:
+                        for name in WANTED:
                             slowdowns[name, threads] = ratio(lanes[name], lanes["ours"]) if name in lanes else None
     targets = [Target.least(f"forward and backward at {', '.join(map(str, shapes[0]))}: time of {name} (eager), "
-                            f"ours = 1, {n} thread(s)", slow, 5.0) for (name, n), slow in slowdowns.items()]
+                            f"ours = 1, {n} thread(s)", slow, WANTED[name]) for (name, n), slow in slowdowns.items()]
     notes = [f"o, the last S and all cotangents differ by at most {worst:.1g} (relative norm)."]
     return Result("delta", [table], targets, notes, float(np.mean(others)))

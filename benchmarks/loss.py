@@ -1,35 +1,46 @@
-"""What does a minute buy?  Bits per byte on held-out text against the clock, for three models of one size.
+"""What does a minute buy?  Bits per byte on held-out text against minutes, for four models of one size.
 
-`nano`, the Transformer of as many parameters here, and the same Transformer in PyTorch learn from the same
-batches in the same order, in turns, each in a process of its own. The optimiser, AdamW or Muon, and the
-learning rate are the best of a sweep for either model; both Transformers take the same. The rate falls as a
-cosine of the time, and measuring the loss takes none of it.
+`nano`, the gated delta rule, the Transformer of as many parameters here, and the same Transformer in PyTorch. What
+a step of each takes is measured first, in turns; then each takes as many steps as fit into the minutes. So it takes
+nothing from anyone that several learn at a time, or that another program runs. All learn by Muon from the same
+batches in the same order, the rate falling as a cosine to the last step; it is the one that the claim `clock` found
+best for each. A seed decides on the weights and on the order of the text. PyTorch's Transformer computes what ours does
+(the benchmark `transformer` compares them) and learns with one seed only.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Job, Others, race
+from benchmarks.harness import ROOT, Job, Lane, Others, race, take_turns
 from benchmarks.report import HERE, Result, Table, Target
 from benchmarks.training import SMALL, Trainer, load, prepare
-from benchmarks.worker import Contender, against_the_clock
+from benchmarks.worker import Contender, scheduled
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
+    from config import Config
 
-SWEEP = (("adamw", 4e-3), ("muon", 0.025), ("muon", 0.05), ("muon", 0.1))
-TURNS = 12  # how often all take turns
-COLOURS = ("#1f5fa8", "#d1731f", "#7a7a7a")
+SWEPT = ROOT / "docs" / "claims" / "clock.json"  # the rates that were tried, by model
+MODELS = {  # name here → name there
+    "nano": "Hope", "gated delta": "gated delta", "Transformer, ours": "Transformer",
+    "Transformer, PyTorch": "Transformer"}
+COLOURS = ("#1f5fa8", "#3a8f4d", "#d1731f", "#7a7a7a")
+SEEDS, POINTS = 3, 12  # of the curve
+Key = tuple[str, int]  # model, seed
 
 
-def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int = 20, final: float = 0.1,
-             **options: Any) -> Contender:
+def learning(folder: str, optimizer: str, lr: float, steps: int, warmup: int = 20, final: float = 0.1, **options: Any
+             ) -> Contender:
     """Our side; the loss is that of the batches in held_out.npy."""
     from autograd import no_grad
 
@@ -39,84 +50,118 @@ def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int
     def nats() -> float:
         return float(np.mean([trainer.model.loss(tokens)[0].item() for tokens in held_out]))
     batches = np.load(Path(folder) / "tokens.npy", mmap_mode="r")
-    return against_the_clock(trainer, batches, nats, seconds, warmup, final)
+    return scheduled(trainer, batches, nats, steps, warmup, final)
 
 
-def learn(jobs: dict[str, Job], minutes: float, threads: int, turns: int
-          ) -> dict[str, list[dict[str, float]]]:
-    """Let all learn for so long, in turns; what each had reached after each of its turns."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    timed = {n: Job(j.make, j.arguments | {"seconds": 60 * minutes}) for n, j in jobs.items()}
-    with race(timed, threads) as lanes:
-        for turn in range(1, turns + 1):
-            for name, lane in lanes.items():
-                lane.arguments = {"until": 60 * minutes * turn / turns}
+def configurations(nano: Config) -> dict[str, Config]:
+    """Every model, with as many parameters as `nano` has."""
+    from apps.claims.study import equal
+    from hope import count, transformer
+
+    attention = transformer(nano)
+    return {"nano": nano, "gated delta": equal(replace(nano, mixer="gated", chunks=(1,)), count(nano)),
+            "Transformer, ours": attention, "Transformer, PyTorch": attention}
+
+
+def learn(jobs: dict[Key, Job], steps: dict[Key, int], threads: int) -> dict[Key, list[dict[str, float]]]:
+    """Let all learn, as many at once as there are cores for; steps and bits per byte at every point of the curve."""
+    running: list[Lane] = []
+
+    def one(key: Key) -> list[dict[str, float]]:
+        with race({str(key): jobs[key]}, threads) as lanes:
+            lane = lanes[str(key)]
+            running.append(lane)
+            points = []
+            for i in range(1, POINTS + 1):
+                lane.arguments = {"until": round(steps[key] * i / POINTS)}
                 lane.step()
-                found.setdefault(name, []).append(lane.values[0])
-    return found
+                points.append(lane.values[0])
+            print(f"{key[0]}, seed {key[1]}: {points[-1]['bits']:.3f} bits per byte after {steps[key]} steps",
+                  file=sys.stderr)
+            return points
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
+        try:
+            return dict(zip(jobs, pool.map(one, jobs), strict=True))
+        except BaseException:
+            for lane in running:  # so that nobody waits for what is not wanted any more
+                lane.process.process.kill()
+            raise
 
 
 def run(options: Options) -> Result:
     """Bits per byte after so many minutes, and a picture."""
+    from apps.claims.study import verdict
     from config import PRESETS
     from data import Corpus, fixed
-    from hope import transformer
 
     nano, training = PRESETS["nano"]
     nano = replace(nano, **SMALL) if options.small else nano
     threads, others = max(options.threads), Others()
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        held_out = np.stack(list(fixed(Corpus.default().split("validation"), 4, nano.segment, 16)))
-        for folder, config in ((one, nano), (other, transformer(nano))):
-            prepare(folder, config, 4, 64 if options.small else 4000)
-            np.save(Path(folder) / "held_out.npy", held_out.astype(np.int64))
-        makers = {"nano": ("benchmarks.loss:learning", one),
-                  "Transformer, ours": ("benchmarks.loss:learning", other),
-                  "Transformer, PyTorch": ("benchmarks.torch_port:learning", other)}
+    seeds = 2 if options.small else SEEDS
+    sweep = json.loads(SWEPT.read_text(encoding="utf-8"))["sweep"]
+    rates = {name: float(max(sweep[there], key=sweep[there].__getitem__)) for name, there in MODELS.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        held_out = np.stack(list(fixed(Corpus.default().split("validation"), 4, nano.segment, 16))).astype(np.int64)
+        batch, batches = training.batch, 64 if options.small else 4000
 
-        def job(name: str, optimizer: str, lr: float) -> Job:
-            make, folder = makers[name]
-            more = training.rung() if name == "nano" and optimizer == training.optimizer else {}
-            return Job(make, {"folder": folder, "optimizer": optimizer, "lr": lr, **more})
-        sweep = Table("The sweep: bits per byte after a fifth of the time",
-                      ["model", *(f"{optimizer} {lr:g}" for optimizer, lr in SWEEP)])
-        best = {}
-        for name in list(makers)[:2]:
-            tried = learn({f"{way}": job(name, *way) for way in SWEEP}, options.minutes / 5, threads, 1)
-            bits = {way: tried[f"{way}"][-1]["bits"] for way in SWEEP}
-            best[name] = min(bits, key=bits.__getitem__)
-            sweep.rows.append([name, *bits.values()])
-        best["Transformer, PyTorch"] = best["Transformer, ours"]
-        found = learn({name: job(name, *way) for name, way in best.items()}, options.minutes, threads, TURNS)
-    table = Table(f"Bits per byte on {held_out[:, :, 1:].size:,} held-out bytes after {options.minutes:g} "
-                  f"minutes, {threads} thread(s)",
-                  ["model", "optimiser", "learning rate", "steps", "half the time", "all of it"])
-    for name, points in found.items():
-        table.rows.append([name, *best[name], points[-1]["steps"], points[len(points) // 2 - 1]["bits"],
-                           points[-1]["bits"]])
-    draw(found, options)
-    last = {name: points[-1]["bits"] for name, points in found.items()}
-    targets = [Target.most(f"bits per byte of nano less those of {name}, {options.minutes:g} minutes",
-                           last["nano"] - last[name] if name in last else None, 0.0)
-               for name in list(makers)[1:]]
+        def job(name: str, seed: int, steps: int) -> Job:
+            folder, kind = Path(scratch) / f"{name}, {seed}", "PyTorch" in name
+            if not folder.exists():
+                folder.mkdir()
+                prepare(str(folder), configurations(nano)[name], batch, batches, seed)
+                np.save(folder / "held_out.npy", held_out)
+            return Job("benchmarks.torch_port:learning" if kind else "benchmarks.loss:learning",
+                       {"folder": str(folder), "optimizer": training.optimizer, "lr": rates[name], "steps": steps,
+                        **({} if kind else training.rung())})
+        with race({name: job(name, 0, 1) for name in MODELS}, threads) as lanes:
+            take_turns(lanes, options.rounds, options.seconds)
+            seconds = {name: lane.median for name, lane in lanes.items()}
+        steps = {name: max(POINTS, round(60 * options.minutes / spent)) for name, spent in seconds.items()}
+        jobs = {(name, seed): job(name, seed, steps[name]) for seed in range(seeds) for name in seconds
+                if not seed or "PyTorch" not in name}
+        found = learn(jobs, {key: steps[key[0]] for key in jobs}, threads)
+    bits = {name: np.array([[p["bits"] for p in found[name, seed]] for seed in range(seeds) if (name, seed) in found])
+            for name in seconds}
+    table = Table(f"Bits per byte on {held_out[:, :, 1:].size:,} held-out bytes after {options.minutes:g} minutes, "
+                  f"{threads} thread(s), {seeds} seeds",
+                  ["model", "learning rate", "ms per step", "steps", "half the time", "all of it", "nano below it"])
+    targets = []
+    for name, b in bits.items():
+        below = b[:, -1] - bits["nano"][:len(b), -1]
+        half, all_of_it = (written(b[:, i]) for i in (POINTS // 2 - 1, -1))
+        table.rows.append([name, rates[name], 1000 * seconds[name], steps[name], half, all_of_it,
+                           "" if name == "nano" else verdict(below) if len(b) > 1 else "one seed"])
+        if name != "nano":
+            targets.append(Target.most(f"bits per byte of nano less those of {name}, {options.minutes:g} minutes",
+                                       -float(np.mean(below)), 0.0))
+    draw({name: (np.arange(1, POINTS + 1) * options.minutes / POINTS, b) for name, b in bits.items()}, options)
     notes = [] if options.small else ["![Bits per byte against minutes](loss.png)"]
-    return Result("loss", [table, sweep], targets, notes, others.share())
+    return Result("loss", [table], targets, notes, others.share())
 
 
-def draw(found: dict[str, list[dict[str, float]]], options: Options) -> None:
+def written(bits: np.ndarray) -> str:
+    """Their mean and its 95% interval; of a single one only that."""
+    from apps.claims.study import interval, said
+
+    return said(interval(bits), 3) if len(bits) > 1 else f"{bits[0]:.3f}"
+
+
+def draw(found: dict[str, tuple[np.ndarray, np.ndarray]], options: Options) -> None:
     """loss.png beside this file, unless it is only a look."""
     from tools.plots import canvas
 
     if options.small:
         return
     figure, (panel,) = canvas("Bits per byte on held-out text against minutes of learning", 1)
-    colours, beside = dict(zip(found, COLOURS, strict=False)), -np.inf
-    highest = max(points[0]["bits"] for points in found.values())
-    for name, points in sorted(found.items(), key=lambda item: item[1][-1]["bits"]):
-        seconds, bits = ([p[key] for p in points] for key in ("seconds", "bits"))
-        panel.plot(np.divide(seconds, 60), bits, color=colours[name], marker=".", linewidth=2)
-        beside = max(bits[-1], beside + 0.04 * (highest - bits[-1]))  # names do not cover one another
-        panel.annotate(f"{name} {bits[-1]:.2f}", (seconds[-1] / 60, beside), xytext=(6, 0), color=colours[name],
+    colours, beside = dict(zip(MODELS, COLOURS, strict=True)), -np.inf
+    highest = max(bits[:, 0].max() for _, bits in found.values())
+    for name, (minutes, bits) in sorted(found.items(), key=lambda item: item[1][1][:, -1].mean()):
+        mean = bits.mean(0)
+        panel.plot(minutes, mean, color=colours[name], marker=".", linewidth=2)
+        panel.fill_between(minutes, bits.min(0), bits.max(0), color=colours[name], alpha=0.15, linewidth=0)
+        beside = max(mean[-1], beside + 0.04 * (highest - mean[-1]))  # names do not cover one another
+        panel.annotate(f"{name} {mean[-1]:.2f}", (minutes[-1], beside), xytext=(6, 0), color=colours[name],
                        size=9, textcoords="offset points", va="center")
-    panel.set(xlabel="minutes", ylabel="bits per byte", xlim=(0, options.minutes * 1.25))
+    panel.set(xlabel="minutes", ylabel="bits per byte; from the lowest to the highest of the seeds",
+              xlim=(0, options.minutes * 1.3))
     figure.savefig(HERE / "loss.png")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+AVX2 = ", AVX2"  # what a result's name ends with if a machine without AVX-512 was imitated
 BEGIN, END = "<!-- results: python -m benchmarks --readme -->\n", "\n<!-- end of results -->"
 
 
@@ -92,16 +93,18 @@ def markdown(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
-def section(found: dict[str, Any]) -> str:
-    """One benchmark's part of the page."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+def section(name: str, found: dict[str, Any]) -> str:
+    """One benchmark's part of the page; that of the other kind of machine is folded."""
+    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     busy = found["others"]
     noise = "" if busy is None or math.isnan(busy) else f" Other programs took {busy:.0%} of the machine."
-    parts = [f"### {found['name']}", f"`{found['command']}`, {found['date']}, {found['seconds']:.0f} s, on "
+    parts = [f"### {name}", f"`{found['command']}`, {found['date']}, {found['seconds']:.0f} s, on "
              f"{found['machine']} ({versions}).{noise}"]
     for table in found["tables"]:
         parts += [f"**{table['title']}**", markdown(table["columns"], table["rows"])]
     parts += [f"- {note}" for note in found["notes"]]
+    if name.endswith(AVX2):
+        parts = [parts[0], f"<details><summary>{name}</summary>", *parts[1:], "</details>"]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ")
 
 
@@ -110,10 +113,15 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     if not results:
         return "Nothing has been measured yet: `python -m benchmarks --readme`, on a quiet machine."
     words = {True: "yes", False: "no", None: "–"}
-    rows = [[f"[{name}](#{name})", t["what"], t["wanted"], t["measured"], words[t["met"]]]
-            for name, found in results.items() for t in found["targets"]]
-    targets = markdown(["benchmark", "target", "wanted", "measured", "met"], rows)
-    return "\n\n".join([targets, *map(section, results.values())])
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, found in results.items():
+        kind = int(name.endswith(AVX2))
+        for t in found["targets"]:
+            one = name.removesuffix(AVX2)
+            row = rows.setdefault((one, t["what"]), [f"[{one}](#{one})", t["what"], t["wanted"], *"––––"])
+            row[3 + 2 * kind:5 + 2 * kind] = t["measured"], words[t["met"]]
+    targets = markdown(["benchmark", "target", "wanted", "measured", "met", "with AVX2", "met"], list(rows.values()))
+    return "\n\n".join([targets, *(section(name, found) for name, found in results.items())])
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

@@ -74,7 +74,7 @@ def run(options: Options) -> Result:
             table.rows.append([name, float(np.median(found)), f"{low} – {high}", len(found)])
     warm, theirs = float(np.median(times["warm"])), times["PyTorch script"]
     slower = float(np.median(np.divide(theirs, times["warm"]))) if theirs else None
-    targets = [Target.most("warm", warm, 2.0, " s"),
+    targets = [Target.most("warm", warm, 1.5, " s"),
                Target.least("time of the PyTorch script, warm = 1", slower, 1.0),
                Target.most("cold", float(np.median(times["cold"])), 15.0, " s")]
     return Result("start", [table], targets, [], busy)

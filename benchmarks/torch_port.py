@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.worker import Contender, against_the_clock
+from benchmarks.worker import Contender, scheduled
 
 SCALARS = ("eta", "alpha")
 COVERED = {"memory": "mlp", "targets": "self", "reads": "exact", "retention": "initial",
@@ -367,9 +367,9 @@ def training(folder: str, dtype: str = "float32", compiled: bool = False, lr: fl
     return Contender(step, answer)
 
 
-def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int = 20, final: float = 0.1
+def learning(folder: str, optimizer: str, lr: float, steps: int, warmup: int = 20, final: float = 0.1
              ) -> Contender:
-    """Training against the clock, as in loss.py."""
+    """Training by so many steps, as in loss.py."""
     trainer = Trainer(load(folder), lr, optimizer)
     batches = torch.from_numpy(np.load(Path(folder) / "tokens.npy", mmap_mode="c"))
     held_out = torch.from_numpy(np.load(Path(folder) / "held_out.npy"))
@@ -377,27 +377,27 @@ def learning(folder: str, optimizer: str, lr: float, seconds: float, warmup: int
     @torch.no_grad()
     def nats() -> float:
         return float(np.mean([trainer.model.loss(tokens).item() for tokens in held_out]))
-    return against_the_clock(trainer, batches, nats, seconds, warmup, final)
+    return scheduled(trainer, batches, nats, steps, warmup, final)
 
 
 # Decoding ---------------------------------------------------------------------------------------------------
 
 
-def decoding(folder: str) -> Contender:
-    """Tokens of one sequence by the Transformer with a cache; what was read before is made up."""
+def decoding(folder: str, batch: int = 1) -> Contender:
+    """A token of every sequence by the Transformer with a cache; what was read before is made up."""
     model = load(folder)
     heads, width = model.blocks[0].mixer.heads, model.width
     rooms: dict[int, list[Tensor]] = {}
 
     def room(size: int) -> list[Tensor]:
-        return [torch.full((2, 1, heads, size, width // heads), 0.01) for _ in model.blocks]
+        return [torch.full((2, batch, heads, size, width // heads), 0.01) for _ in model.blocks]
 
     @torch.inference_mode()
     def step(context: int) -> None:
         if context not in rooms:
             rooms.clear()
             rooms[context] = room(context + 1)
-        model.decode(torch.zeros(1, 1, dtype=torch.int64), rooms[context], context)
+        model.decode(torch.zeros(batch, 1, dtype=torch.int64), rooms[context], context)
 
     @torch.inference_mode()
     def answer() -> dict[str, np.ndarray]:

@@ -36,15 +36,15 @@ SMALL = {"width": 32, "layers": 2, "heads": 2, "segment": 150, "hidden": 64}
 # Our side ---------------------------------------------------------------------------------------------------
 
 
-def prepare(folder: str, config: Config, batch: int, batches: int = 8) -> None:
+def prepare(folder: str, config: Config, batch: int, batches: int = 8, seed: int = 0) -> None:
     """A folder with what both sides read: config.json, weights.npz, tokens.npy (batches, batch, T+1)."""
     from data import Corpus, Segments
     from hope import Hope
 
-    model = Hope(config, np.random.default_rng(0))
+    model = Hope(config, np.random.default_rng(seed))
     (Path(folder) / "config.json").write_text(json.dumps(asdict(config)), encoding="utf-8")
     np.savez(Path(folder) / "weights.npz", **model.state_dict())
-    source = Segments(Corpus.default().split("train"), batch, config.segment)
+    source = Segments(Corpus.default().split("train"), batch, config.segment, seed=seed)
     np.save(Path(folder) / "tokens.npy", np.stack([next(source) for _ in range(batches)]).astype(np.int64))
 
 
@@ -230,7 +230,7 @@ def hope(options: Options) -> Result:
         at = f"{threads} thread(s)"
         result.targets += [
             Target.least(f"share of the ceiling, {at}", mine["share"], 0.7),
-            Target.least(f"tokens/s, PyTorch compiled = 1, {at}", compiled.get("ratio"), 1.5),
+            Target.least(f"tokens/s, PyTorch compiled = 1, {at}", compiled.get("ratio"), 1.8),
             Target.least(f"tokens/s, PyTorch eager = 1, {at}", eager.get("ratio"), 4.0),
             Target.most(f"peak memory, PyTorch eager = 1, {at}",
                         mine["memory"] / eager["memory"] if eager else None, 1.0)]

@@ -48,24 +48,19 @@ def build(path: str, arguments: dict[str, Any]) -> Contender:
     return getattr(importlib.import_module(module), function)(**arguments)
 
 
-def against_the_clock(trainer: Any, batches: Any, nats: Callable[[], float], seconds: float, warmup: int, final: float
-                      ) -> Contender:
-    """Training against the clock: a step lasts until so many seconds of learning are over, in all.
+def scheduled(trainer: Any, batches: Any, nats: Callable[[], float], steps: int, warmup: int, final: float
+              ) -> Contender:
+    """Training for so many steps: asked to work, it takes one, or all up to the step that is named.
 
-    The rate rises for `warmup` steps and falls as a cosine of the time to `final`. What comes back is the number
-    of steps taken, and bits per byte: `nats` measures the model, and takes none of the time.
+    The rate rises for `warmup` steps and falls as a cosine of them to `final` times the highest. What comes back is the
+    number of steps taken and, of those up to a step, the bits per byte after them, by `nats`.
     """
-    spent = 0.0
-
-    def step(until: float) -> dict[str, float]:
-        nonlocal spent
-        while spent < until:
-            started = time.perf_counter()
-            cosine = (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
+    def step(until: int = 0) -> dict[str, float]:
+        for _ in range(max(until - trainer.clock, 0) if until else 1):
+            cosine = (1 + math.cos(math.pi * min(trainer.clock / steps, 1.0))) / 2
             scale = min(1.0, (trainer.clock + 1) / warmup) * (final + (1 - final) * cosine)
             trainer.step(batches[trainer.clock % len(batches)], scale)
-            spent += time.perf_counter() - started
-        return {"steps": trainer.clock, "seconds": spent, "bits": nats() / math.log(2)}
+        return {"steps": trainer.clock, **({"bits": nats() / math.log(2)} if until else {})}
     return Contender(step)
 
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import harness, report
+from benchmarks import harness, loss, report
 from benchmarks.__main__ import BENCHMARKS, Options, main, parse
 from benchmarks.harness import Disagreement, Failed, Job, Others, agree, race, ratio, take_turns
 from benchmarks.report import Result, Table, Target, cell, page, rewrite
-from benchmarks.worker import Contender
+from benchmarks.worker import Contender, scheduled
 
 HERE = "tests.test_benchmarks:"
 
@@ -41,6 +41,10 @@ def notes(file, letter, seconds=0.0):
 
 def takes_memory(megabytes):
     return Contender(lambda: np.ones(megabytes << 17).size, None)
+
+
+def learns(bits):
+    return Contender(lambda until: {"steps": until, "bits": bits})
 
 
 def needs_torch():
@@ -252,6 +256,9 @@ def test_the_page_holds_every_target_table_and_note_and_rewriting_changes_nothin
                  "- a | b", "`python -m benchmarks ceiling`", found["ceiling"]["date"],
                  found["ceiling"]["machine"]):
         assert part in text
+    both = page(found | {"ceiling, AVX2": found["ceiling"]})
+    assert "| [ceiling](#ceiling) | speed | ≥ 1 | 2 | yes | 2 | yes |" in both
+    assert "<details><summary>ceiling, AVX2</summary>" in both
     around = f"before\n{report.BEGIN}old{report.END}\nafter"
     assert rewrite(around, found) == f"before\n{report.BEGIN}{text}{report.END}\nafter"
     with pytest.raises(ValueError, match="once each"):
@@ -276,6 +283,27 @@ def test_time_in_a_library_is_counted_for_the_function_of_ours_that_called_it():
     rooms, functions = by_room(stats)
     assert rooms == {"layers.py": 4 / 7, "cms.py": 3 / 7}
     assert functions == {"layers.py::linear": 4 / 7, "cms.py::move": 3 / 7}
+
+
+def test_learning_by_steps_warms_up_cools_down_and_measures_where_it_is_asked():
+    trainer = SimpleNamespace(clock=0, took=[])
+
+    def step(batch, scale):
+        trainer.clock += 1
+        trainer.took.append((batch, scale))
+    trainer.step = step
+    learner = scheduled(trainer, "abc", lambda: 2 * np.log(2), steps=40, warmup=4, final=0.1)
+    assert learner.step() == {"steps": 1} and learner.step(until=1) == {"steps": 1, "bits": 2}
+    assert learner.step(until=40) == {"steps": 40, "bits": 2}
+    batches, scales = zip(*trainer.took, strict=True)
+    assert "".join(batches) == ("abc" * 14)[:40]
+    assert scales[0] == 0.25 and 0.9 < max(scales) <= 1 and scales[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_models_that_learn_at_the_same_time_keep_their_curves_apart():
+    jobs = {(name, seed): Job(HERE + "learns", {"bits": i + seed}) for i, name in enumerate("ab") for seed in (0, 1)}
+    found = loss.learn(jobs, {key: 24 for key in jobs}, 1)
+    assert list(found) == list(jobs) and found["b", 1] == [{"steps": 2 * i, "bits": 2} for i in range(1, 13)]
 
 
 # What is compared -------------------------------------------------------------------------------------------

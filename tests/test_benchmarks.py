@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import harness, loss, report
-from benchmarks.__main__ import BENCHMARKS, Options, main, parse
+from benchmarks.__main__ import BENCHMARKS, IMITATED, Options, main, parse
 from benchmarks.harness import Disagreement, Failed, Job, Others, agree, race, ratio, take_turns
 from benchmarks.report import Result, Table, Target, cell, page, rewrite
 from benchmarks.worker import Contender, scheduled
@@ -216,6 +216,16 @@ def test_results_are_kept_beside_those_of_other_benchmarks(monkeypatch, capsys, 
     assert found["ceiling"]["tables"][0]["rows"] == [[5, 0.5]]
     assert found["start"]["tables"][0]["rows"] == [[4, 0.5]]
     assert found["ceiling"]["command"] == f"python -m benchmarks ceiling --json {file} --rounds 5"
+
+
+def test_a_machine_without_avx512_is_imitated_and_kept_beside_this_one(monkeypatch, tmp_path):
+    monkeypatch.setitem(BENCHMARKS, "ceiling", HERE + "finds")
+    for name in IMITATED:
+        monkeypatch.setenv(name, "as it was")  # and will be again
+    for kind in ([], ["--avx2"]):
+        assert main(["ceiling", "--json", str(tmp_path / "results.json"), *kind]) == 0
+        assert {os.environ[name] for name in IMITATED} == ({*IMITATED.values()} if kind else {"as it was"})
+    assert list(report.read(tmp_path / "results.json")) == ["ceiling", "ceiling, AVX2"]
 
 
 def test_a_file_of_something_else_is_not_overwritten(capsys, tmp_path):

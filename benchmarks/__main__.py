@@ -103,10 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, 1 if something that was to be compared disagrees or fails, 2 for bad input, 130 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     names, options, given = parse(arguments)
-    failed, kind = False, ""
+    failed, kind = False, report.AVX2 if given.avx2 else ""
     if given.avx2:
         os.environ.update(IMITATED)  # which all programs inherit
-        kind = report.AVX2
     for name in names:
         started = time.monotonic()
         module, _, function = BENCHMARKS[name].partition(":")

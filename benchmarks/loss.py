@@ -28,7 +28,6 @@ from benchmarks.worker import Contender, scheduled
 
 if TYPE_CHECKING:
     from benchmarks.__main__ import Options
-    from config import Config
 
 SWEPT = ROOT / "docs" / "claims" / "clock.json"  # the rates that were tried, by model
 MODELS = {  # name here → name there
@@ -51,16 +50,6 @@ def learning(folder: str, optimizer: str, lr: float, steps: int, warmup: int = 2
         return float(np.mean([trainer.model.loss(tokens)[0].item() for tokens in held_out]))
     batches = np.load(Path(folder) / "tokens.npy", mmap_mode="r")
     return scheduled(trainer, batches, nats, steps, warmup, final)
-
-
-def configurations(nano: Config) -> dict[str, Config]:
-    """Every model, with as many parameters as `nano` has."""
-    from apps.claims.study import equal
-    from hope import count, transformer
-
-    attention = transformer(nano)
-    return {"nano": nano, "gated delta": equal(replace(nano, mixer="gated", chunks=(1,)), count(nano)),
-            "Transformer, ours": attention, "Transformer, PyTorch": attention}
 
 
 def learn(jobs: dict[Key, Job], steps: dict[Key, int], threads: int) -> dict[Key, list[dict[str, float]]]:
@@ -90,6 +79,7 @@ def learn(jobs: dict[Key, Job], steps: dict[Key, int], threads: int) -> dict[Key
 
 def run(options: Options) -> Result:
     """Bits per byte after so many minutes, and a picture."""
+    from apps.claims.clock import models
     from apps.claims.study import verdict
     from config import PRESETS
     from data import Corpus, fixed
@@ -97,7 +87,7 @@ def run(options: Options) -> Result:
     nano, training = PRESETS["nano"]
     nano = replace(nano, **SMALL) if options.small else nano
     threads, others = max(options.threads), Others()
-    seeds = 2 if options.small else SEEDS
+    configs, seeds = models(nano), 2 if options.small else SEEDS
     sweep = json.loads(SWEPT.read_text(encoding="utf-8"))["sweep"]
     rates = {name: float(max(sweep[there], key=sweep[there].__getitem__)) for name, there in MODELS.items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,14 +95,14 @@ def run(options: Options) -> Result:
         batch, batches = training.batch, 64 if options.small else 4000
 
         def job(name: str, seed: int, steps: int) -> Job:
-            folder, kind = Path(scratch) / f"{name}, {seed}", "PyTorch" in name
+            folder, theirs = Path(scratch) / f"{name}, {seed}", "PyTorch" in name
             if not folder.exists():
                 folder.mkdir()
-                prepare(str(folder), configurations(nano)[name], batch, batches, seed)
+                prepare(str(folder), configs[MODELS[name]], batch, batches, seed)
                 np.save(folder / "held_out.npy", held_out)
-            return Job("benchmarks.torch_port:learning" if kind else "benchmarks.loss:learning",
+            return Job("benchmarks.torch_port:learning" if theirs else "benchmarks.loss:learning",
                        {"folder": str(folder), "optimizer": training.optimizer, "lr": rates[name], "steps": steps,
-                        **({} if kind else training.rung())})
+                        **({} if theirs else training.rung())})
         with race({name: job(name, 0, 1) for name in MODELS}, threads) as lanes:
             take_turns(lanes, options.rounds, options.seconds)
             seconds = {name: lane.median for name, lane in lanes.items()}

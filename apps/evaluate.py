@@ -51,7 +51,7 @@ import optimizers
 from apps import estimate, optimisers
 from apps.questions import multiple_choice
 from apps.runs import DEMO, newest
-from apps.tasks import KINDS, LANGUAGES, Drawn, hidden, words, written_recall
+from apps.tasks import KINDS, LANGUAGES, NAMES, Drawn, hidden, words, written_recall
 from autograd import Tensor, no_grad
 from config import Config
 from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
@@ -121,8 +121,11 @@ def share_right(guesses: np.ndarray, targets: np.ndarray, whole: bool = False) -
 
 def fit(model: Hope, draw: Callable[[], tuple[Any, Any]], steps: int, lr: float = 2e-3, *,
         schedule: str = "cosine", optimizer: optimizers.Optimizer | None = None, bar: Any = None,
-        loss: Callable[[Any, Any], Tensor] | None = None) -> list[float]:
-    """Train a model on what `draw` gives, by AdamW unless told otherwise; returns the losses, in nats."""
+        loss: Callable[[Any, Any], Tensor] | None = None, after: Callable[[int], None] | None = None) -> list[float]:
+    """Train a model on what `draw` gives, by AdamW unless told otherwise; returns the losses, in nats.
+
+    `after` is told after every step how many have been taken.
+    """
     optimizer = optimizer or optimizers.build("adamw", model.groups(), lr)
     losses = []
     for step in range(steps):
@@ -138,6 +141,8 @@ def fit(model: Hope, draw: Callable[[], tuple[Any, Any]], steps: int, lr: float 
             raise FloatingPointError(f"step {step + 1}: the loss is {losses[-1]}; try a lower --lr")
         if bar is not None:
             bar.update()
+        if after is not None:
+            after(step + 1)
     return losses
 
 
@@ -223,7 +228,7 @@ def recall(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """Multi-query associative recall: the share of the values told rightly, by the number of pairs."""
     counts = given.pairs
     return searched(given, model, "pairs", counts, {
-        "values": lambda rng, n: written_recall(rng, given.batch, n)}, min(counts[len(counts) // 2], 700))
+        "values": lambda rng, n: written_recall(rng, given.batch, n)}, min(counts[len(counts) // 2], NAMES))
 
 
 def needle(given: argparse.Namespace, model: Hope) -> dict[str, Any]:

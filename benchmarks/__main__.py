@@ -2,7 +2,6 @@
 
     python -m benchmarks                     all of them
     python -m benchmarks hope delta          two of them
-    python -m benchmarks loss --minutes 3    against the clock, for so many minutes each
     python -m benchmarks --avx2 hope         as on a machine without AVX-512
     python -m benchmarks --readme            and write what was found into benchmarks/README.md
 """
@@ -48,7 +47,6 @@ class Options:
     threads: tuple[int, ...] = (1, 2)
     rounds: int = 9
     seconds: float = 60
-    minutes: float = 10
     eager: bool = False
     small: bool = False
 
@@ -81,8 +79,6 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Options, argparse.Namesp
                       help=f"rounds in which all programs take a turn, at most [{Options.rounds}]")
     made.add_argument("--seconds", type=positive, default=Options.seconds,
                       help=f"after so many of one comparison, no further round [{Options.seconds:g}]")
-    made.add_argument("--minutes", type=positive, default=Options.minutes,
-                      help=f"how long each model of `loss` learns [{Options.minutes:g}]")
     made.add_argument("--eager", action="store_true", help="leave out what PyTorch would have to compile")
     made.add_argument("--avx2", action="store_true", help="imitate a machine without AVX-512")
     made.add_argument("--small", action="store_true", help="small sizes, to see that everything runs")
@@ -95,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Options, argparse.Namesp
             made.error(f"unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
     if given.small and given.readme:
         made.error("--small is for a look; its numbers do not go into README.md")
-    options = Options(given.threads, given.rounds, given.seconds, given.minutes, given.eager, given.small)
+    options = Options(given.threads, given.rounds, given.seconds, given.eager, given.small)
     return [n for n in BENCHMARKS if n in given.names or not given.names], options, given
 
 

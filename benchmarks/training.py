@@ -86,10 +86,10 @@ class Trainer:
         return loss.item()
 
 
-def ours(folder: str, dtype: str = "float32", lr: float = 1e-3, optimizer: str = "adamw") -> Contender:
-    """Steps of training on the batches in a folder."""
+def ours(folder: str, dtype: str = "float32", lr: float = 1e-3, optimizer: str = "adamw", **options: Any) -> Contender:
+    """Steps of training on the batches in a folder; the optimiser may have options."""
     batches = np.load(Path(folder) / "tokens.npy")
-    trainer = Trainer(load(folder, dtype), lr, optimizer)
+    trainer = Trainer(load(folder, dtype), lr, optimizer, **options)
 
     def step() -> float:
         return trainer.step(batches[trainer.clock % len(batches)])
@@ -100,7 +100,7 @@ def ours(folder: str, dtype: str = "float32", lr: float = 1e-3, optimizer: str =
         loss, _ = model.loss(batches[0])
         loss.backward()
         found = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-        fresh = Trainer(model, lr, optimizer)
+        fresh = Trainer(model, lr, optimizer, **options)
         losses = [fresh.step(batches[i % len(batches)]) for i in range(3)]
         return {"loss": np.array(loss.item()), **found, "losses of three steps": np.array(losses)}
     return Contender(step, answer)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import harness, loss, report
+from benchmarks import harness, report
 from benchmarks.__main__ import BENCHMARKS, IMITATED, Options, main, parse
 from benchmarks.harness import Disagreement, Failed, Job, Others, agree, race, ratio, take_turns
 from benchmarks.report import Result, Table, Target, cell, page, rewrite
@@ -41,10 +41,6 @@ def notes(file, letter, seconds=0.0):
 
 def takes_memory(megabytes):
     return Contender(lambda: np.ones(megabytes << 17).size, None)
-
-
-def learns(bits):
-    return Contender(lambda until: {"steps": until, "bits": bits})
 
 
 def needs_torch():
@@ -158,7 +154,7 @@ def test_all_benchmarks_run_unless_some_are_named_and_in_their_order():
 @pytest.mark.parametrize("arguments, words", [
     (["hop"], "unknown benchmark 'hop'"), (["--threads", "0"], "give numbers from 1"),
     (["--threads", "x"], "threads"), (["--rounds", "2"], "at least 3"),
-    (["--minutes", "0"], "positive"), (["--seconds", "nan"], "positive"),
+    (["--seconds", "0"], "positive"), (["--seconds", "nan"], "positive"),
     (["--small", "--readme"], "do not go into README.md")])
 def test_a_bad_argument_gets_one_clear_line_and_exit_code_2(arguments, words, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -168,8 +164,8 @@ def test_a_bad_argument_gets_one_clear_line_and_exit_code_2(arguments, words, ca
 
 
 def test_the_command_line_reaches_the_benchmark():
-    _, options, _ = parse(["loss", "--threads", "1", "--rounds", "5", "--minutes", "3", "--small", "--eager"])
-    assert options == Options(threads=(1,), rounds=5, minutes=3.0, small=True, eager=True)
+    _, options, _ = parse(["loss", "--threads", "1", "--rounds", "5", "--seconds", "3", "--small", "--eager"])
+    assert options == Options(threads=(1,), rounds=5, seconds=3.0, small=True, eager=True)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -310,10 +306,24 @@ def test_learning_by_steps_warms_up_cools_down_and_measures_where_it_is_asked():
     assert scales[0] == 0.25 and 0.9 < max(scales) <= 1 and scales[-1] == pytest.approx(0.1, abs=0.01)
 
 
-def test_models_that_learn_at_the_same_time_keep_their_curves_apart():
-    jobs = {(name, seed): Job(HERE + "learns", {"bits": i + seed}) for i, name in enumerate("ab") for seed in (0, 1)}
-    found = loss.learn(jobs, {key: 24 for key in jobs}, 1)
-    assert list(found) == list(jobs) and found["b", 1] == [{"steps": 2 * i, "bits": 2} for i in range(1, 13)]
+def test_the_curves_of_a_claim_stand_beside_that_of_pytorch(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks import loss
+
+    names = ("Hope", "gated delta", "Transformer")
+    claim = {"x": ["minutes", [2, 4, 6]], "seeds": 2, "date": "2001-01-01", "steps": dict.fromkeys(names, 6),
+             "sweep": {name: {"0.1": -2.0, "0.05": -1.0} for name in names},
+             "scores": {"Hope": [[4, 3, 2.0], [4, 3, 2.1]], "gated delta": [[4, 3, 2.5], [4, 3, 2.6]],
+                        "Transformer": [[4, 3, 1.9], [4, 3, 2.2]]}}
+    (tmp_path / "clock.json").write_text(json.dumps(claim), encoding="utf-8")
+    monkeypatch.setattr(loss, "CLAIM", tmp_path / "clock.json")
+    found = loss.run(Options(threads=(1,), rounds=3, seconds=0.1, small=True))
+    rows = {row[0]: row[1:] for row in found.tables[0].rows}
+    assert list(rows) == ["nano", "gated delta", "Transformer, ours", "Transformer, PyTorch"]
+    assert rows["gated delta"][:2] == [0.05, 6] and rows["gated delta"][-1] == "yes"
+    assert rows["Transformer, ours"][-1] == "not shown" and rows["Transformer, PyTorch"][-1] == "one seed"
+    assert [float(target.measured) for target in found.targets[:2]] == [-0.5, 0.0]
+    assert 2 < float(rows["Transformer, PyTorch"][-2]) < 9
 
 
 # What is compared -------------------------------------------------------------------------------------------

@@ -441,6 +441,11 @@ def test_the_list_of_claims_tells_the_minutes_of_those_measured(capsys):
             assert f"{found[name]['processor seconds'] / 60:.1f} min" in line
 
 
+def test_a_claim_that_took_more_than_ten_minutes_of_a_core_is_a_long_one():
+    for name, found in claims.measured(claims.FOLDER).items():
+        assert claims.long(name) == (found["processor seconds"] > 600), name
+
+
 def test_all_claims_are_those_of_at_most_ten_minutes_unless_the_long_ones_are_asked_for(tmp_path, monkeypatch, capsys):
     def claim(name: str, **more: bool) -> SimpleNamespace:
         def measure(study: Study) -> None:

@@ -30,6 +30,7 @@ from memory import zeros
 
 PAPER = ("formal languages: Hope, LSTM and SRWM solve them all; DeltaNet and attention fail at parity, (aa)* and "
          "(abab)* (Table 5)")
+LONG = True  # more than ten minutes of a core
 ASKED = LANGUAGES[:4]  # parity, aa, abab, anbn
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class Study:
                 break
             (one, next_one) = tried_rates[:2] if best[0] == tried_rates[0] else tried_rates[:-3:-1]
             beyond = float(f"{one * one / next_one:.2g}")
-            found[beyond] = tried(beyond)
+            found[beyond], = self.each(tried, [beyond])
         self.sweeps[name] = {f"{rate:g}": found[rate] for rate in sorted(found)}
         best = [rate for rate in sorted(found) if found[rate] == max(found.values())]
         self.best[name] = best[len(best) // 2]
@@ -161,9 +161,9 @@ def alike(base: Config, mixers: dict[str, str]) -> dict[str, Config]:
 
 
 def trained(study: Study, config: Config, rate: float, seed: int, steps: int, optimizer: str = "adamw",
-            batch: int = 8, **options: Any) -> Hope:
-    """A model that has read so many batches of random segments of the training text."""
+            batch: int = 8, watch: Callable[[Hope, int], None] | None = None, **options: Any) -> Hope:
+    """A model that has read so many batches of random segments of the training text; `watch` sees it after each."""
     model = Hope(config, np.random.default_rng(seed))
     fit(model, text_batches(corpus()[0], batch, config.segment, seed), steps, rate, bar=study.bar,
-        optimizer=optimizers.build(optimizer, model.groups(), rate, **options))
+        after=watch and partial(watch, model), optimizer=optimizers.build(optimizer, model.groups(), rate, **options))
     return model

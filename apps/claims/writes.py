@@ -17,6 +17,7 @@ from apps.claims.study import Study, bits_per_byte, interval, said, trained, ver
 from config import Config
 
 PAPER = "said, not compared: initial states are learned through the writes of their context (§8.1)"
+LONG = True  # more than ten minutes of a core
 
 
 def measure(study: Study) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def keep(run: Path, folder: Path) -> str:
         beside.unlink(missing_ok=True)
     about = read_json(run / "config.json")
     about["data"] = {name: value for name, value in about["data"].items() if name != "documents"}
-    about["training"] |= {"out": "", "origin": ""}
+    about["training"] |= {"out": "", "origin": "", "minutes": 0.0}
     write_text(folder / "config.json", json.dumps(about, indent=1))
     write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log_lines(run)[-2:]))
     sample = (run / "sample.txt").read_text(encoding="utf-8").strip().split("\n\nstep ")[-1]

@@ -7,13 +7,13 @@ slow; the one with chunk size C changes only when its clock is due, and then by 
     y = MLP_k( … MLP_2(MLP_1(x)) … )
     θ_ℓ ← θ_ℓ − Σ_{last C_ℓ steps} η_ℓ f(θ_ℓ; x)     if i ≡ 0 (mod C_ℓ),      else unchanged
 
-One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment, or all
-that one step of the optimiser takes in.
+One level with chunk size 1 is the Transformer's MLP, exactly. A *step* i of the clocks is one segment, all that
+one step of the optimiser takes in, or a tick, which is a part of one window.
 
 The clocks tick in two places. In training, the optimiser holds one parameter group per chunk size, and
 changes the initial states. While reading with learning on, `CMS.learn` changes the running state: each level's
-drift from its initial state, one per sequence. (Nested levels learn in this second way while they are trained
-as well, and the initial states are learned through it; their steps are the parts of one window.)
+drift from its initial state, one per sequence. (Nested levels, and all with `moves="context"`, learn in this second
+way while they are trained as well, tick by tick, and the initial states are learned through it.)
 
 Legend: B batch, T time, D width, F hidden size, k levels, C chunk size (in steps), i clock.
 """
@@ -120,7 +120,7 @@ class CMS(Module):
     independent  x + Σ_ℓ w_ℓ MLP_ℓ(norm x), w = softmax of learned weights [A 74]
     spread       one level per block, the chunk sizes spread over the depth of the model, fast to slow [§7.3]
 
-    Each level has an inner learning rate η_ℓ of its own, which is learned where levels move in the context.
+    Each level has an inner learning rate η_ℓ of its own, which is learned with `moves="context"`.
 
     CHOICE: every level is residual behind its own norm, so that one level is the Transformer's MLP and a
     chain of untrained ones passes its input on.

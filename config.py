@@ -78,7 +78,7 @@ class Config:
     memory_hidden: int = 0      # its hidden size; 0 = the head size
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")  # the memories; "q" may join
     objective: str = "l2"       # what a write lowers: ½‖M(k) − v̂‖², or −⟨M(k), v̂⟩
-    error_power: float = 2.0    # p of ‖M(k) − v̂‖ᵖ, where the objective is l2
+    error_power: float = 2.0    # p of Σᵢ|M(k) − v̂|ᵢᵖ, where the objective is l2
     targets: str = "self"       # v̂ = M(v), or the value itself
     reads: str = "exact"        # the main memory is read as of the last token, or as of the chunk's start
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state
@@ -316,7 +316,7 @@ PRESETS = {
     "nano": (Config(eta_start=0.02, memory_hidden=16),
              Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "paper-nano": (Config(adaptive=MEMORIES, step="printed", momentum=True, retention="zero", reads="chunk",  # nano's
-                          memory_chunk=64, projection_chunk=16, eta_max=0.1, eta_start=0.01),  # size, all as printed
+                          memory_chunk=64, projection_chunk=16, eta_max=0.1, eta_start=0.01),  # size, they as printed
                    Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),

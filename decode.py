@@ -100,7 +100,7 @@ class TitansToken:
         found = tables.inputs(  # of states, any: where they lie is put in before every token
             [*feeds, o], biases, readouts, initial, initial, {}, initial if c.momentum else {}, ({}, {}),
             (initial, initial))
-        table, (l2, value_targets, eta_max, power, exact) = self.tables[len(self.mixers)], mixer.kernel_settings()
+        table, (l2, value_targets, eta_max, forgets, exact) = self.tables[len(self.mixers)], mixer.kernel_settings()
         table[:] = table_of(tables, found, B * H, d)
         table[START:, 1] *= B
         table[[BEFORE, AFTER], 1:] = B, (mixer.conv.taps - 1) * D * dtype.itemsize, mixer.conv.taps - 1, D
@@ -110,7 +110,7 @@ class TitansToken:
         program.filter(table, h, mixer.conv.weight.data, filtered)
         for i, (f, z) in enumerate(zip(mixer.projection.values(), asked, strict=True)):
             program.product(f.weight.data, filtered, z, beside=i > 0)
-        settings = settings_of(c.adaptive, l2, value_targets, power, exact, c.momentum, d, initial)
+        settings = settings_of(c.adaptive, l2, value_targets, forgets, exact, c.momentum, d, initial)
         program.memories(table, settings, eta_max, B * H)
         normed(program, RMSNorm(d, learned=False), o[:, 0], merged)
         program.product(mixer.output.weight.data, merged.reshape(B, D), x, x)

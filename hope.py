@@ -194,9 +194,9 @@ class Hope(Module):
               ) -> tuple[float, State]:
         """Predict a segment, then let the levels whose clock is due learn from it: tokens (B,T+1).
 
-        Only the running state moves: each sequence's drift, by the gradient of its own loss, summed over the
-        last C_ℓ segments [A 71] and clipped to norm 1 per sequence and level (CHOICE: f is the plain
-        gradient, of the next-token loss). Nested levels return to their initial states when the clock of the next
+        Only the running state moves: each sequence's drift, by the gradients of its own loss, of norm 1 at most per
+        sequence and level, summed over the last C_ℓ segments [A 71] (CHOICE: f is the plain gradient, of the
+        next-token loss, clipped). Nested levels return to their initial states when the clock of the next
         slower level is due [A 72]. Returns the mean loss before learning, and the state after it.
         """
         state, tokens = (state or State.start(self.config)).detach(), self._checked(tokens, state)
@@ -226,8 +226,8 @@ class Hope(Module):
         The window is cut into ticks of the levels' clocks. After each, a level gathers the gradient of its own loss,
         and moves when its clock is due, at its own rate; the next tick is predicted by what it is then. The initial
         states are learned by the gradient of the whole window's loss through all these moves (`first_order` leaves
-        out their second derivatives), and so are the rates, in every variant [A 73]. In the nested one a window is a
-        context of the slowest level, which therefore rests in it [A 72].
+        out their second derivatives) [A 73], and so are the rates with `moves="context"`. Nested levels have a window
+        for the context of the slowest, which therefore rests in it [A 72].
 
         With `carry` the window goes on from the drifts of the state, and the state after it has moved at its end, too;
         otherwise levels begin and end at their initial states.
@@ -285,7 +285,9 @@ class Hope(Module):
     # its weights --------------------------------------------------------------------------------------------
 
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser: one per clock; what has two axes with weight decay, the rest by AdamW.
+        """Parameter groups for an optimiser, one per clock: matrices with weight decay; all else by AdamW without it.
+
+        All else is vectors, embeddings and the initial states of memories, which are stacks of matrices.
 
         CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
         for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end.
@@ -343,7 +345,7 @@ def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 
 def transformer(config: Config) -> Config:
     """The Transformer with as many parameters in its one MLP as all levels have together."""
     parameters = count(config)
-    one = replace(config, mixer="attention", chunks=(1,), cms="sequential")
+    one = replace(config, mixer="attention", chunks=(1,), cms="sequential", level_rates=(), moves="optimizer")
     matrices = 3 if config.activation == "swiglu" else 2
     per_unit = matrices * config.width * config.layers  # parameters of one hidden unit in every block
     return replace(one, hidden=max(1, config.hidden + round((parameters - count(one)) / per_unit)))

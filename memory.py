@@ -109,8 +109,8 @@ def momentum_rule(q: Tensor | None, k: Tensor, v: Tensor, d: Tensor, log_a: Tens
                   log_beta: Tensor, S: Tensor, N: Tensor, form: str = "chunked") -> tuple[Any, Tensor, Tensor]:
     """All reads o_t = S_{t−1} q_t (None without queries), S_T and N_T; d like v, log_beta like log_a, N like S.
 
-    CHOICE: Table 6 shows what momentum is worth, but no equation holds it. As in Titans, S ← β S − η ∇L and then
-    M ← M(α I − η k kᵀ) + S; β_t is given per token and head, and what is forgotten along k gathers no momentum.
+    CHOICE: Table 6 shows what momentum is worth, but no equation holds it. As in Titans, N ← β N − η ∇L and then
+    S ← S(α I − η k kᵀ) + N; β_t is given per token and head, and what is forgotten along k gathers no momentum.
     """
     if form == "recurrent":
         return momentum_recurrent(q, k, v, d, log_a, b, c, log_beta, S, N)
@@ -229,7 +229,7 @@ class MemoryMixer(Mixer):
 # One matrix per head, written at every token ------------------------------------------------------------
 
 
-def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
+def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, forgets: float = 1.0) -> Tensor:
     """The exact step of delta gradient descent, η′ = η/(1 + η‖x‖²) [A 56–57], by [A 113–121].
 
     It is stable for any η if the target does not depend on the memory. (It takes what `printed` takes.)
@@ -237,12 +237,12 @@ def proximal(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1
     return eta / (1 + eta * squared)
 
 
-def printed(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, power: float = 1.0) -> Tensor:
-    """The plain η of [A 88, 92–93]. Along k a memory keeps α − pη‖k‖²; p is 2 where the error forgets too, else 1.
+def printed(eta: Tensor, squared: Any = 1.0, alpha: Any = 1.0, forgets: float = 1.0) -> Tensor:
+    """The plain η of [A 88, 92–93]. A write `forgets` once along k, or twice where its error forgets, too.
 
-    CHOICE: no step goes below an eigenvalue of −1, which is what state tracking needs: η ≤ (1 + α)/(p‖k‖²).
+    CHOICE: no step goes below an eigenvalue of −1, which is what state tracking needs: η ≤ (1 + α)/(forgets·‖k‖²).
     """
-    return minimum(eta, (1 + alpha) / (power * squared + 1e-12))
+    return minimum(eta, (1 + alpha) / (forgets * squared + 1e-12))
 
 
 STEPS = {"proximal": proximal, "printed": printed}
@@ -265,7 +265,7 @@ GATES = {"linear": (), "retention": ("alpha",), "delta": ("eta",), "signed": ("e
 
 
 def l2_rates(log_alpha: Tensor, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Forgotten by the retention and once more by the error: −η k kᵀ − η (M k − v) kᵀ."""
+    """Forgotten by the factor α I − η k kᵀ and once more by the error: −η S k kᵀ − η (S k − v) kᵀ."""
     return log_alpha, rate * 2, rate
 
 
@@ -273,7 +273,9 @@ def oja(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c: Tensor, S:
         ) -> tuple[Tensor, Tensor]:
     """Oja's rule [A 66–67]: S ← α S + η v(k − Sᵀv)ᵀ, read o = S q. It is the delta rule of Sᵀ, v being the key:
 
-        Sᵀ ← Sᵀ(α I − η v vᵀ) + η k vᵀ        (b = c = η; the printed α S loses a transpose)
+        Sᵀ ← Sᵀ(α I − η v vᵀ) + η k vᵀ        (b = c = η; the print has k − Sᵀv without its ᵀ)
+
+    CHOICE: a value, along which it forgets, has length 1 in `MatrixMemory`, where those of other rules have RMS 1.
     """
     X, reads = S.mT, []  # (…,d_k,d_v)
     for t in range(0, k.shape[-2], chunk):

@@ -7,7 +7,8 @@
     SimpleRecurrent   one vector, for comparison
     SideBySide        several mixers that read the same; their answers are added
 
-The first is the paper's; weight generator, banks and cell come from seed systems.
+The first is the paper's; weight generator, banks and cell are from other systems, the simple recurrent network is for
+comparison.
 
 Legend: B batch, T time, D width, H heads, d head size, C chunk size in tokens.
 """

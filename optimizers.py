@@ -196,7 +196,8 @@ class Preconditioned(Optimizer, matrix=True, rate=0.05, eps=1e-8):
 
     CHOICE: it lowers ½‖Pĝ − g‖², and ĝ is g at unit scale. As a matrix, ĝ is g with all singular values 1 and P
     the average of (ggᵀ)^½, on the shorter side of g; per element (matrix=False) ĝ is sign(g) and P the average of
-    |g|: AdamW without its m. ζ = ρ/(1 − (1 − ρ)ᵗ), ρ = `rate`, so that the average has no bias.
+    |g|: AdamW without its m, but for the root of the mean of g² that AdamW has. ζ = ρ/(1 − (1 − ρ)ᵗ), ρ = `rate`, so
+    that the average has no bias.
     """
 
     def update(self, p, g, state, group):
@@ -531,8 +532,8 @@ def gather(optimizer: Optimizer, p, x, state: State, group: dict):
     """The level clock [A 71, N 31]: None until step i ≡ 0 (mod C), counted from 1, then what C steps have brought.
 
     C is `period`. accumulate="updates": the sum of the last C updates, each computed at the frozen weights, as
-    printed; "gradients": the mean of the last C gradients, for one update. CHOICE: the printed sum has C + 1 terms,
-    ours the last C.
+    printed. CHOICE: with "gradients" it is one update, by the mean of the last C gradients. CHOICE: the printed sum has
+    C + 1 terms, ours the last C.
     """
     period = group["period"]
     if period == 1:

@@ -6,7 +6,8 @@ spans, and the kernel that reads them at once. The initial states are learned by
 writes in between. `python titans.py` prints which memories of a small one move when.
 
 Legend: B batch, T time, n tokens of one span, D width, H heads, d head size, h hidden size; □ any of the memories;
-        M₀ an initial state, S the drift M_□ − M₀.
+        M₀ an initial state, S the drift M_□ − M₀, N what goes on of its writes (with momentum); z and δ the input of
+        one of its layers and its output error.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class SelfModifyingTitans(MemoryMixer):
         made, inputs = self.memory(name, W, k)
         target = self.target(name, W, v)
         delta = made - target if self.config.objective == "l2" else -target
-        if self.config.objective == "l2" and self.config.error_power != 2:  # of ‖M(k) − v̂‖ᵖ/p
+        if self.config.objective == "l2" and self.config.error_power != 2:  # of Σᵢ|M(k) − v̂|ᵢᵖ/p
             delta = sign(delta) * absolute(delta) ** (self.config.error_power - 1)
         if len(W) == 1:
             return [(k, delta)]
@@ -265,8 +266,8 @@ class SelfModifyingTitans(MemoryMixer):
              ) -> tuple[Tensor, Drifts, Drifts]:
         """Read and write the tokens of all spans, in one kernel where there is one.
 
-        It knows two layers, squared errors, and gradients through writes; anything else is computed in operations,
-        with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
+        It knows two layers, both objectives with p = 2, and gradients through writes; anything else is computed in
+        operations, with the kernel of the delta rule. Retention to zero is retention to an initial state of zeros.
         """
         c = self.config
         plain = (c.reads, c.step, c.momentum) == ("exact", "proximal", False)
@@ -288,10 +289,10 @@ class SelfModifyingTitans(MemoryMixer):
         return {name: [Tensor(np.zeros_like(M0.data)) for M0 in layers] for name, layers in self.initial.items()}
 
     def kernel_settings(self) -> tuple[bool, bool, float, float, bool]:
-        """Of `kernel.titans`: l2, value_targets, eta_max, power (0 for the proximal step) and exact."""
+        """Of `kernel.titans`: l2, value_targets, eta_max, forgets (0 for the proximal step) and exact."""
         c = self.config
-        power = 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0
-        return c.objective == "l2", c.targets == "value", c.eta_max, power, c.reads == "exact"
+        forgets = 0.0 if c.step == "proximal" else 2.0 if c.objective == "l2" else 1.0
+        return c.objective == "l2", c.targets == "value", c.eta_max, forgets, c.reads == "exact"
 
     def read_in_operations(self, asked: dict[str, Tensor], spans: list[Span], chunk_start: Drifts, drift: Drifts,
                            momentum: Drifts) -> tuple[Tensor, Drifts, Drifts]:

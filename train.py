@@ -352,13 +352,7 @@ def finish(run: Run) -> bool:
     if run.training.keep:
         run.judge(bits)
     seconds, found = time.perf_counter() - run.started, {"this run": bits}
-    if run.training.baseline:
-        training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
-        other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
-                    run.ranks)
-        (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
-        if run.ranks.rank == 0:
-            folder.hand_down(run.folder, other.folder)
+    if run.training.baseline and (other := baseline(run)):
         print(f"\nbaseline: a Transformer of {hope.count(other.config):,} parameters, same data, same steps")
         if other.train(run.step):
             return True
@@ -374,6 +368,22 @@ def finish(run: Run) -> bool:
     if not run.training.quiet:
         console.what_now(run.folder)
     return False
+
+
+def baseline(run: Run) -> Run | None:
+    """The run of a Transformer of as many parameters, begun or as of its last checkpoint; None where there can be none.
+    """
+    training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
+    other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
+                run.ranks)
+    try:
+        (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
+    except ValueError as error:  # one that was cut short, or of another version: it costs nothing else
+        print(f"no baseline: {error}; move {other.folder} away, and resume", file=sys.stderr)
+        return None
+    if run.ranks.rank == 0:
+        folder.hand_down(run.folder, other.folder)
+    return other
 
 
 def opened(arguments: Sequence[str], held: ExitStack, ranks: Alone | None = None) -> Run | None:

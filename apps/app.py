@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -95,7 +96,11 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async def every(seconds: float, what: Any) -> None:
             while True:
-                await asyncio.to_thread(what)
+                try:
+                    await asyncio.to_thread(what)
+                except Exception as error:  # the next time it may go
+                    with contextlib.suppress(OSError):
+                        print(f"apps.serve: {error}", file=sys.stderr, flush=True)
                 await asyncio.sleep(seconds)
 
         def sweep() -> None:
@@ -175,7 +180,7 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
         """What the page is made of."""
-        if name not in {path.name for path in PAGE.iterdir()}:
+        if name not in {path.name for path in PAGE.iterdir() if path.suffix in KINDS}:
             raise Refused(404, f"the page has no part {name!r}")
         text = (PAGE / name).read_text(encoding="utf-8")
         return Response(text, media_type=KINDS[Path(name).suffix],

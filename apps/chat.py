@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import argparse
 import codecs
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -37,11 +38,12 @@ import numpy as np
 import hope
 from apps.about import About
 from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read, without_start
-from apps.sessions import Session, file_of, saved_in
+from apps.sessions import Session, before, file_of, saved_in
 from config import nearest
 from tools import console
 from tools.command import Help, Parser
 from tools.console import amount
+from tools.folder import name_again
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
 UNSAVED = "unsaved"
@@ -185,9 +187,14 @@ class Chat:
         folder = self.run.folder
         vanished = "" if folder.exists() else f"; the run's folder was gone, {folder} is made anew"
         session = replace(self.session, name=name)
-        path = session.save(self.folder, self.run.fingerprint)
+        path = file_of(self.folder, name)
+        taken = path.exists() and self.session.name != name
+        if taken:
+            name_again(path, before(path))
+        session.save(self.folder, self.run.fingerprint)
         self.session, self.saved = session, True
-        return f"{name} is saved, {amount(path.stat().st_size)}{vanished}"
+        was = f"; the {name} that was there is kept as {before(path).name}" if taken else ""
+        return f"{name} is saved, {amount(path.stat().st_size)}{was}{vanished}"
 
     def load(self, name: str) -> str:
         path = file_of(self.folder, name)
@@ -198,8 +205,12 @@ class Chat:
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
 
     def keep(self) -> str:
-        """At the end: what was learned and not saved is saved."""
-        return "" if self.saved else f"{self.save(UNSAVED)}; /load {UNSAVED} goes on with it"
+        """At the end: what was learned and not saved is saved, under a name that is free."""
+        if self.saved:
+            return ""
+        names = itertools.chain([UNSAVED], (f"{UNSAVED}-{n}" for n in itertools.count(2)))
+        name = next(name for name in names if not file_of(self.folder, name).exists())
+        return f"{self.save(name)}; /load {name} goes on with it"
 
     # what a person sees -------------------------------------------------------------------------------------
 

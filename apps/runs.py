@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,8 @@ class Run:
         if words.unit == "byte" and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "
                              "be talked to, or tokens with a vocabulary beside them")
-        sha = hashlib.sha256(json.dumps(asdict(model.config)).encode())
+        with np.load(path, allow_pickle=False) as file:  # settings as saved: newer ones are not its own
+            sha = hashlib.sha256(str(file["config"]).encode())
         for name, weights in model.state_dict().items():
             sha.update(name.encode() + np.ascontiguousarray(weights).tobytes())
         return cls(folder.absolute(), model, sha.hexdigest(), words)

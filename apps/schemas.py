@@ -83,7 +83,7 @@ class Unsupported(ValueError):
 class Body(BaseModel):
     """A JSON object; numbers are numbers and strings are strings, nothing is converted."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class StreamOptions(Body):

@@ -49,6 +49,12 @@ def at_least(least: int, most: float = float("inf")) -> Callable[[str], int]:
     return whole
 
 
+def days(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of days; give one, or 0 for never")
+    return number
+
+
 def parser() -> Parser:
     made = Parser(prog="python -m apps.serve", description=__doc__, allow_abbrev=False,
                   formatter_class=Help)
@@ -62,7 +68,8 @@ def parser() -> Parser:
     who = made.add_argument_group("who may ask")
     who.add_argument("--api-key", action="append", default=[], metavar="KEY",
                      help="clients must send this key; each of several has sessions of its own [$HOPE_API_KEY]")
-    who.add_argument("--api-key-file", default="", metavar="FILE", help="a file with such keys, one a line")
+    who.add_argument("--api-key-file", default="", metavar="FILE",
+                     help="a file with such keys, one a line; a line that begins with # is none")
     who.add_argument("--api-key-env", default=KEY, metavar="VARIABLE",
                      help=f"the environment variable that holds a key [{KEY}]")
     who.add_argument("--open", action="store_true", help="ask for no key even beyond this machine")
@@ -81,7 +88,7 @@ def parser() -> Parser:
     kept.add_argument("--session-folder", default="", metavar="FOLDER", help="where sessions are [the run's own]")
     kept.add_argument("--sessions", type=at_least(0), default=32,
                       help="how many stay in memory, the last used ones; the disk keeps all; 0 = no bound [32]")
-    kept.add_argument("--session-days", type=float, default=30, help="days without use until one goes; 0 = never [30]")
+    kept.add_argument("--session-days", type=days, default=30, help="days without use until one goes; 0 = never [30]")
     kept.add_argument("--quiet", action="store_true", help="no line per request")
     kept.add_argument("--verbose", action="store_true", help="log requests with what is in them")
     return made
@@ -92,11 +99,15 @@ def keys(given: argparse.Namespace) -> list[str]:
     found = list(given.api_key)
     if given.api_key_file:
         try:
-            found += Path(given.api_key_file).read_text(encoding="utf-8-sig").split()
+            lines = Path(given.api_key_file).read_text(encoding="utf-8-sig").splitlines()
+            found += [line for line in lines if not line.lstrip().startswith("#")]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--api-key-file {given.api_key_file} cannot be read: {error}") from None
     found.append(os.environ.get(given.api_key_env, ""))
     found = list(dict.fromkeys(filter(None, (key.strip() for key in found))))
+    if not found and (given.api_key or given.api_key_file):
+        where = given.api_key_file if given.api_key_file else "--api-key"
+        raise ValueError(f"{where} holds no key; leave it out if none is wanted")
     if any(not (key.isascii() and key.isprintable()) for key in found):
         raise ValueError("a key has characters that no header can carry; use letters, digits and signs of ASCII")
     if not found and not given.open and not is_loopback(given.host):

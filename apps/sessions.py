@@ -12,6 +12,7 @@ folder keeps all sessions, memory those that were used last.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,16 @@ def before(path: Path) -> Path:
     return path.with_suffix(".before")
 
 
+def set_aside(path: Path) -> Path:
+    """Give a session's file, and that of the one before it, names that no session has."""
+    free = next(n for n in itertools.count(1) if not path.with_suffix(f".other-{n}").exists())
+    if before(path).exists():
+        os.replace(before(path), path.with_suffix(f".other-{free}-before"))
+    other = path.with_suffix(f".other-{free}")
+    os.replace(path, other)
+    return other
+
+
 def saved_in(folder: Path, fingerprint: str) -> dict[Key, dict[str, Any]]:
     """What is known of all sessions in a folder, the last used first; others are named on the screen and left alone."""
     found = {}
@@ -171,6 +183,8 @@ class Sessions:
         self.files = threading.Lock()  # of what is in the folder; taken first where both are
         self.memory: OrderedDict[Key, Session] = OrderedDict()  # the last used last
         self.known = saved_in(folder, fingerprint)
+        ours = {file_of(folder, name, owner) for owner, name in self.known}
+        self.strange = set(folder.glob("*.npz")) - ours  # of another model, or damaged: nothing takes their place
         self.writing: dict[Key, int] = {}  # how many versions of a session have not been written yet
         self.unsaved: set[Key] = set()  # those whose last version could not be written
         self.jobs: queue.SimpleQueue[tuple[Session | None, bool, Future[bool]] | None] = queue.SimpleQueue()
@@ -257,37 +271,41 @@ class Sessions:
 
         LookupError if there is nothing to go back to.
         """
-        session = self.get(key)
-        if session is None:
-            return None
-        if what != "last":
-            return self.commit(session, session.reset(what, self.start))
+        while session := self.get(key):
+            old = session.reset(what, self.start) if what != "last" else self.undone(session)
+            if saved := self.commit(session, old, undone=what == "last"):
+                return saved  # else somebody has changed it meanwhile: then it is that which is reset
+        return None
+
+    def undone(self, session: Session) -> Session:
+        """The session as it was before its last change; LookupError if that is not known."""
         self.flush()  # the version before this one may be on its way to the disk
-        path = before(file_of(self.folder, key[1], key[0]))
+        path = before(file_of(self.folder, session.name, session.owner))
         if not path.exists():
             raise LookupError("there is nothing to undo")
-        old = replace(Session.load(path, self.fingerprint), changes=session.changes + 1, used=clock(),
-                      created=session.created)
-        return self.commit(session, old, undone=True)
+        return replace(Session.load(path, self.fingerprint), changes=session.changes + 1, used=clock(),
+                       created=session.created)
 
     def delete(self, key: Key) -> bool:
         """Remove a session and its files; False if there is none of this name."""
         with self.files:
             with self.lock:
-                known = self.known.pop(key, None)
-                self.memory.pop(key, None)
-                self.unsaved.discard(key)
-            if known:
+                known = key in self.known
+            if known:  # what cannot be removed is not forgotten
                 path = file_of(self.folder, key[1], key[0])
                 path.unlink(missing_ok=True)
                 before(path).unlink(missing_ok=True)
-        return known is not None
+            with self.lock:
+                self.known.pop(key, None)
+                self.memory.pop(key, None)
+                self.unsaved.discard(key)
+        return known
 
     def sweep(self) -> int:
         """Remove what was not used for too long; how many those were."""
         with self.lock:
             old = [key for key, about in self.known.items() if clock() - about["used"] > self.days * DAY]
-        return len([key for key in old if self.delete(key)]) if self.days else 0
+        return len([key for key in old if self.delete(key)]) if self.days > 0 else 0
 
     # writing ------------------------------------------------------------------------------------------------
 
@@ -298,14 +316,14 @@ class Sessions:
             if session is None:
                 saved.set_result(True)
                 continue
-            error: OSError | None = None
+            error: Exception | None = None
             try:
                 with self.files:
                     with self.lock:
                         wanted = session.key in self.known
                     if wanted:
                         self.store(session, undone)
-            except OSError as found:
+            except Exception as found:  # whatever it was, the next one may be written
                 error = found
             with self.lock:
                 self.writing[session.key] -= 1
@@ -318,7 +336,8 @@ class Sessions:
                     self.unsaved.discard(session.key)
                     self.problem = self.problem if self.unsaved else ""
             if error:
-                print(f"apps.serve: {self.problem}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # where the log is on the same full disk
+                    print(f"apps.serve: {self.problem}", file=sys.stderr, flush=True)
             saved.set_result(error is None)
 
     def store(self, session: Session, undone: bool) -> None:
@@ -328,6 +347,9 @@ class Sessions:
             session.save(self.folder, self.fingerprint)
             old.unlink(missing_ok=True)
             return
+        if path in self.strange and path.exists():
+            print(f"apps.serve: another model's session {session.name!r} is now {set_aside(path)}", file=sys.stderr)
+        self.strange.discard(path)
         if path.exists():
             name_again(path, old)
         else:

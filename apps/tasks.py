@@ -19,6 +19,7 @@ Drawn = tuple[Tokens, Tokens]
 Part = Callable[[int], Drawn]  # from the number of a task in a stream of tasks
 LANGUAGES = ("parity", "aa", "abab", "anbn", "anbncn", "shuffle-dyck")
 KINDS = ("single", "multi-key", "multi-value")  # of needles hidden in text
+NAMES = 26 * 26  # of two letters, for pairs to be recalled
 GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 
 
@@ -148,7 +149,9 @@ def _shuffle_dyck(rng: Generator, batch: int, length: int) -> Drawn:
 
 def written_recall(rng: Generator, batch: int, pairs: int) -> Drawn:
     """Multi-query recall in bytes: "ab:37 cd:12 …", then the same pairs in another order, values asked."""
-    names = rng.permuted(np.tile(np.arange(26 * 26), (batch, 1)), axis=1)[:, :pairs]
+    if pairs > NAMES:
+        raise ValueError(f"{pairs} pairs need as many names, and there are {NAMES} of two letters: ask for fewer")
+    names = rng.permuted(np.tile(np.arange(NAMES), (batch, 1)), axis=1)[:, :pairs]
     values = rng.integers(100, size=(batch, pairs))
     order = rng.permuted(np.tile(np.arange(pairs), (batch, 1)), axis=1)
     colon, space = np.full_like(names, ord(":")), np.full_like(names, ord(" "))

@@ -295,7 +295,8 @@ def write(folder: Path, mixture: Mixture, limits: Limits, processes: int = 1) ->
         found = report.result(mixture) | {"limits": asdict(limits), "seconds": round(time.perf_counter() - started, 2)}
         for path, _ in parts.values():
             os.replace(path, path.with_suffix(""))
-        write_text(folder / "report.json", json.dumps(found, indent=1, ensure_ascii=False))
+        said = json.dumps(found, indent=1, ensure_ascii=False)  # a file's name may be no UTF-8
+        write_text(folder / "report.json", said.encode("utf-8", "replace").decode())
         write_text(folder / "mixture.json", json.dumps({"validation": mixture.validation, "sources": {
             source.name: {"paths": f"{source.name}.jsonl.zst"} | ({"weight": source.weight} if source.weight else {})
             for source in mixture.sources}}, indent=1))

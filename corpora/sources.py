@@ -100,7 +100,7 @@ def fingerprint(source: Source) -> str:
     sha = hashlib.sha256()
     for file, _ in files(source) if source.paths else ():
         found = file.stat()
-        sha.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
+        sha.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
     return sha.hexdigest()
 
 

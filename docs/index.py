@@ -163,7 +163,7 @@ ROWS = [
     Row("A 65", "exact",
         "M_t = M_{t−1} (I − η k kᵀ) + η v kᵀ, from ‖M k − v‖²; printed with the factor on the left, finding 18",
         RULES),
-    Row("A 66–67", "exact",
+    Row("A 66–67", "choice 54",
         "Oja: M_t = α M_{t−1} + η v (φ(k) − M_{t−1}ᵀ v)ᵀ, from −2⟨M k, v⟩ + ‖Mᵀ v‖²: the delta rule of Mᵀ, finding 20",
         "test_memory::test_ojas_rule_is_the_delta_rule_of_the_transpose"),
     Row("A 68", "choice 51",
@@ -176,7 +176,7 @@ ROWS = [
         "y = MLP_k( … MLP_2(MLP_1(x)) … ), fast to slow as in Fig. 5, finding 19",
         "test_cms::test_a_chain_is_the_composition_of_its_residual_levels_fast_to_slow "
         "test_cms::test_one_level_behind_attention_is_a_transformer"),
-    Row("A 71", "choice 14, 15, 16, 41",
+    Row("A 71", "choice 14, 15, 16, 41, 53",
         "θ_ℓ ← θ_ℓ − Σ_{last C_ℓ tokens} η_t^ℓ f(θ_ℓ; x_t)  if i ≡ 0 (mod C_ℓ), else unchanged",
         "test_cms::test_in_training_a_level_moves_at_exactly_the_steps_its_clock_says "
         "test_cms::test_in_reading_a_level_moves_at_exactly_the_segments_its_clock_says "
@@ -198,7 +198,7 @@ ROWS = [
         "M₁ ← M₁ + β₁ g;  V ← V + β₂ g²;  every f steps M₂ ← M₂ + β₃ Σ_{last f} g;  θ ← θ − η (NS(M₁) + α "
         "NS(M₂))/√(V + ε); A 75 has − β₂ for + β₃, finding 10",
         f"{CLOSED} test_optimizers::test_m3_ema_reads_slow_memory_from_the_step_after_its_window {LIMITS}"),
-    Row("A 76–78", "choice 2",
+    Row("A 76–78", "choice 1, 2, 3, 4, 6, 8, 9, 10, 11, 13",
         "k = W_k x, v = W_v x, q = W_q x, η = W_η x, α = W_α x;  min L(M; k, v);  y_t = M_t q_t",
         "test_memory::test_plain_titans_are_one_memory_fed_by_fixed_projections"),
     Row("A 79–82",
@@ -290,14 +290,14 @@ ROWS = [
         f"{CLOSED} test_optimizers::test_low_rank_loses_nothing_for_good", "MultiTimescale low_rank"),
     Row("", "choice 39",
         "momentum in Titans (Table 6; from the Titans paper): S_t = β_t S_{t−1} − η_t ∇L,  "
-        "M_t = M_{t−1} (α_t I − η_t k kᵀ) + S_t",
+        "M_t = M_{t−1} (α_t I − η_t k kᵀ) + S_t; in code N for S, S for M",
         "test_memory::test_momentum_in_chunks_is_momentum_token_by_token "
         "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions", "momentum_rule"),
     Row("", "exact",
         "other norms: ‖M k − v‖_p^p/p in place of half the squared error (§5)",
         "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions",
         "SelfModifyingTitans.errors"),
-    Row("§8.2", "exact",
+    Row("§7.1", "exact",
         "C_ℓ = max C / f_ℓ: chunk, relative frequency and length of backpropagation of every component, as in Fig. 5",
         "test_cms::test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach"),
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def definition(q, k, v, log_a, b, c, S):
         o_t = S_{t−1} q_t,      S_t = S_{t−1}(a_t I − b_t k_t k_tᵀ) + c_t v_t k_tᵀ = a_t S_{t−1} + u_t k_tᵀ
                                 u_t = c_t v_t − b_t S_{t−1} k_t
 
-    Hebbian a=1, b=0, c=1 [A 14–18, 64; N 12–15] · with retention a=α [A 5] · delta rule a=1, b=c=β [A 65] ·
+    Hebbian a=1, b=0, c=1 [A 14–18; N 12–16] · with retention a=α [A 5, 64] · delta rule a=1, b=c=β [A 65] ·
     gated delta rule a=α, b=αβ, c=β · delta gradient descent a=α, b=c=η′, v=u [A 56–57, 88, 92–93].
 
     q, k (…,T,d_k); v (…,T,d_v); log_a, b, c (…,T); S (…,d_v,d_k) → o (…,T,d_v), S_T (…,d_v,d_k). Without

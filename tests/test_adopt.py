@@ -530,6 +530,11 @@ def test_training_goes_on_from_an_adopted_model_in_its_own_tokens_and_it_can_be_
     moved, before = (files.tensors(tmp_path / name)["model.layers.2.mlp.gate_proj.weight"].read()
                      for name in ("back", "theirs"))
     assert not np.array_equal(moved, before)
+    about = json.loads((out / "adopted.json").read_text(encoding="utf-8"))  # of somebody else, who names other files
+    about["files"] |= {str(tmp_path / "outside"): "x", "../outside": "x"}
+    (out / "adopted.json").write_text(json.dumps(about), encoding="utf-8")
+    assert program.main(["--export", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert not list(tmp_path.rglob("outside"))
 
 
 def talk(run, capfd, monkeypatch, text, *flags):

@@ -11,6 +11,7 @@ import sys
 import time
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -299,6 +300,64 @@ def test_memory_holds_the_last_used_sessions_the_disk_all_but_the_old_ones(run, 
     assert [name for name, _ in Sessions(tmp_path / "s", run.fingerprint).list()] == ["middle", "old"]
 
 
+def test_another_models_session_of_the_same_name_is_moved_aside_with_the_one_before_it(run, tmp_path, capsys):
+    sessions, one = Sessions(tmp_path / "s", "another model"), learned(run)
+    two = lesson(run, one)
+    for earlier, later in ((None, one), (one, two)):
+        assert sessions.commit(earlier, later).result()
+    ours = Sessions(tmp_path / "s", run.fingerprint)
+    three = learned(run)
+    assert ours.list() == [] and ours.commit(None, three).result() and ours.commit(three, lesson(run, three)).result()
+    assert ours.reset(three.key, "last").result() and same(ours.get(three.key).place, three.place)
+    path = file_of(tmp_path / "s", "ann")
+    assert f"now {path.with_suffix('.other-1')}" in capsys.readouterr().err
+    assert same(Session.load(path.with_suffix(".other-1"), "another model").place, two.place)
+    assert same(Session.load(path.with_suffix(".other-1-before"), "another model").place, one.place)
+
+
+def test_a_reset_that_a_lesson_overtakes_is_done_to_what_the_lesson_left(run, tmp_path, monkeypatch):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    sessions.commit(None, one)
+    two, commit = lesson(run, one), sessions.commit
+
+    def overtaken(old, new, undone=False):
+        monkeypatch.undo()
+        assert commit(one, two)
+        return commit(old, new, undone)
+    monkeypatch.setattr(sessions, "commit", overtaken)
+    assert sessions.reset(one.key, "levels").result()
+    now = sessions.get(one.key)
+    assert not now.place.drifted and now.changes == two.changes + 1 and now.learned == two.learned
+    assert sessions.reset(("", "nobody"), "all") is None
+
+
+def test_the_writer_survives_whatever_a_write_and_its_own_words_meet(run, tmp_path, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+        flush = write
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    for error in (OSError(28, "No space left on device"), MemoryError("no room")):
+        with monkeypatch.context() as patch:
+            patch.setattr(hope, "write_npz", Mock(side_effect=error))
+            patch.setattr(sys, "stderr", Full())
+            found = sessions.send(one)
+            assert found.result(10) is False and str(error) in sessions.problem
+    sessions.retry()
+    sessions.flush()
+    assert not sessions.problem and file_of(tmp_path / "s", "ann").exists()
+
+
+def test_a_session_whose_files_cannot_be_removed_is_not_forgotten(run, tmp_path, monkeypatch):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    assert sessions.commit(None, one).result()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", Mock(side_effect=OSError(30, "Read-only file system")))
+        with pytest.raises(OSError):
+            sessions.delete(one.key)
+    assert sessions.list() and sessions.delete(one.key) and not sessions.list()
+
+
 def test_no_bound_is_no_bound(run, tmp_path):
     sessions = Sessions(tmp_path / "s", run.fingerprint, limit=0, days=0)
     for i in range(40):
@@ -335,6 +394,18 @@ def test_a_kill_while_saving_loses_no_earlier_state(run, tmp_path):
 def talk(run: Run, text: bytes, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "apps.chat", run.folder, "--seed", "1", "--max-tokens", "12", *flags],
                           input=text, capture_output=True, cwd=ROOT, timeout=300, check=False)
+
+
+def test_what_was_learned_and_not_saved_takes_no_other_sessions_place(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat.Run, "sessions", tmp_path)
+    given = chat.parser().parse_args([str(run.folder)])
+    for name in ("unsaved", "unsaved-2"):
+        talker = chat.Chat(run, given, False)
+        talker.begin(learned(run, "chat"))
+        talker.saved = False
+        assert f"/load {name} goes on" in talker.keep() and talker.keep() == ""
+    talker.begin(learned(run, "chat"))
+    assert "the unsaved that was there is kept as" in talker.save("unsaved") and "kept" not in talker.save("unsaved")
 
 
 @pytest.mark.parametrize("given", [

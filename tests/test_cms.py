@@ -721,7 +721,7 @@ def test_settings_of_moves_in_the_context_are_checked(settings, message):
 
 
 def test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach():
-    """[§8.2, Fig. 5]: C_ℓ = max C/f_ℓ, and the slowest has f = 1."""
+    """[§7.1, Fig. 5]: C_ℓ = max C/f_ℓ, and the slowest has f = 1."""
     found = timetable(Config(segment=512, chunks=(1, 4, 16), memory_chunk=64, projection_chunk=16), 2048)
     assert found == [
         ("main memory", 64, 512, 512),

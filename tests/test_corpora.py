@@ -3,6 +3,7 @@
 # ruff: noqa: E402  what may be missing is imported after it was found not to be
 import gzip
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -527,6 +528,18 @@ def test_filtering_is_the_same_with_more_processes_and_what_breaks_off_leaves_no
     assert "many.jsonl:91" in said(capsys) and not (tmp_path / "broken").exists()
     assert main(["filter", str(path), "--out", str(tmp_path / "x"), "--languages", "klingon"]) == 2
     assert "klingon" in said(capsys)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_utf8_costs_neither_a_report_nor_a_fingerprint(tmp_path):
+    for name, text in ((b"caf\xe9.txt", prose(1)), (b"same.txt", prose(1)), (b"two.txt", prose(2))):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w", encoding="utf-8") as file:
+            file.write(text)
+    mixed = mixture.read([str(tmp_path)])
+    assert len({sources.fingerprint(source) for source in mixed.sources}) == len(mixed.sources)
+    filters.write(tmp_path / "kept", mixed, filters.Limits(), 1)
+    report = json.loads((tmp_path / "kept" / "report.json").read_text(encoding="utf-8"))
+    assert report["rules"]["exact duplicate"]["removed"] == 1
 
 
 # --- the rest -----------------------------------------------------------------------------------------------

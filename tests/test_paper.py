@@ -163,14 +163,14 @@ def test_every_choice_mentioned_in_code_is_in_the_paper():
             continue  # a room's choices are about its own experiments
         assert not number or f"`{place}`" in PARTS.get(number, ""), f"choice {number} does not name {place}"
         assert number or any(place == where and words.startswith(said) for where, said in known), (
-            f"PAPER.md quotes no choice of {place} that begins “{words[:50]}”: add it to part 4")  # fmt: skip
+            f"PAPER.md quotes no choice of {place} that begins “{words[:50]}”: add it to part 6")  # fmt: skip
 
 
 def test_every_choice_quoted_in_the_paper_is_in_the_code():
     found = mentions()
     for place, said in claims():
         assert any(place == where and words.startswith(said) for where, _, words in found), (
-            f"{place} has no CHOICE that begins “{said}”: correct part 4 of PAPER.md")  # fmt: skip
+            f"{place} has no CHOICE that begins “{said}”: correct part 6 of PAPER.md")  # fmt: skip
 
 
 def test_every_choice_says_where_it_is_in_code_and_every_reference_to_one_exists():

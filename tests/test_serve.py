@@ -796,7 +796,7 @@ def test_what_cannot_be_served_is_said_in_one_line(run, tmp_path, capsys, flags,
 
 
 def test_keys_come_from_flags_a_file_and_a_variable(tmp_path, monkeypatch):
-    (tmp_path / "keys").write_text("three\nfour\n\n", encoding="utf-8")
+    (tmp_path / "keys").write_text("# of the school\nthree\n four\n\n", encoding="utf-8")
     monkeypatch.setenv("HOPE_API_KEY", "five")
     monkeypatch.setenv("MINE", "six")
     flags = ["--host", "0.0.0.0", "--api-key", "one", "--api-key", "two", "--api-key-file", str(tmp_path / "keys")]
@@ -806,6 +806,20 @@ def test_keys_come_from_flags_a_file_and_a_variable(tmp_path, monkeypatch):
     assert serve.keys(serve.parser().parse_args(["--api-key-env", "MINE"])) == ["six"]
     monkeypatch.delenv("HOPE_API_KEY")
     assert serve.keys(serve.parser().parse_args([])) == serve.keys(serve.parser().parse_args(["--host", "::1"])) == []
+
+
+def test_a_key_that_is_asked_for_and_empty_is_not_no_key(tmp_path):
+    (tmp_path / "keys").write_text("# none yet\n", encoding="utf-8")
+    for flags, where in ((["--api-key", ""], "--api-key"), (["--api-key-file", str(tmp_path / "keys")], "keys")):
+        with pytest.raises(ValueError, match=f"{where} holds no key"):
+            serve.keys(serve.parser().parse_args(flags))
+
+
+@pytest.mark.parametrize("given", ["-1", "nan", "inf"])
+def test_the_days_of_a_session_are_a_number_or_0_for_never(given):
+    with pytest.raises(ValueError, match="0 for never"):
+        serve.parser().parse_args(["--session-days", given])
+    assert serve.parser().parse_args(["--session-days", "0"]).session_days == 0
 
 
 @pytest.mark.parametrize("host, shown", [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:"),

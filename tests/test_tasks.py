@@ -211,6 +211,13 @@ def test_an_unknown_language_or_a_length_without_a_word_is_an_error():
             formal_language(name, np.random.default_rng(0), 1, length)
 
 
+def test_more_pairs_than_there_are_names_are_an_error():
+    rng = np.random.default_rng(0)
+    assert written_recall(rng, 1, 676)[0].shape == (1, 2 * 676 * 6 - 1)
+    with pytest.raises(ValueError, match="677 pairs need as many names, and there are 676"):
+        written_recall(rng, 1, 677)
+
+
 @given(seeds, st.integers(1, 40))
 @few
 def test_every_recalled_value_was_shown_before(seed, pairs):

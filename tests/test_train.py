@@ -23,6 +23,7 @@ import hope
 import train
 from config import PRESETS
 from data import Corpus, Document, Segments, Vocabulary
+from tools import checkpoint as checkpoints
 from tools import folder as folders
 from tools import stopping
 from tools.folder import read_log
@@ -119,6 +120,26 @@ def test_the_report_stands_beside_gzip_xz_and_the_transformer(finished):
     assert f"{last['bytes']:,} bytes" in out
     ours, baseline = (hope.load(p / "checkpoint.npz")[0].config for p in (folder, folder / "baseline"))
     assert baseline == hope.transformer(ours) and abs(hope.count(ours) - hope.count(baseline)) <= 16
+
+
+@pytest.mark.parametrize("changed", [
+    {"level_rates": (0.1, 0.05, 0.02)}, {"moves": "context", "tick": 4, "chunks": (1, 2)}, {"cms": "independent"}])
+def test_the_baseline_of_any_model_is_a_transformer_whose_mlp_stands_still(changed):
+    config = replace(PRESETS["tiny"][0], **changed)
+    found = hope.transformer(config)
+    assert (found.mixer, found.chunks, found.moves, found.level_rates) == ("attention", (1,), "optimizer", ())
+    assert abs(hope.count(config) - hope.count(found)) <= config.width * config.layers
+
+
+def test_a_baseline_that_cannot_go_on_costs_a_line_and_nothing_else(text, tmp_path, capsys):
+    run = small(text, tmp_path / "run", steps=1, baseline=True).begin()
+    (run.folder / "baseline").mkdir()
+    (run.folder / "baseline" / "checkpoint.npz").write_bytes(b"cut short")
+    run.train(1)
+    assert train.finish(run) is False
+    out, err = capsys.readouterr()
+    assert "no baseline: " in err and "not a readable checkpoint" in err and "this run" in out
+    assert "transformer" not in folders.log_lines(run.folder)[-1]["validation_bits_per_byte"]
 
 
 def test_validation_is_the_mean_over_the_measured_bytes(text, tmp_path):
@@ -484,6 +505,26 @@ def test_a_run_that_cannot_go_on_says_why(text, tmp_path, capsys, change, words)
     assert words in one_line(capsys)
 
 
+def test_a_model_without_its_documents_is_no_run_to_go_on_with(text, tmp_path, capsys):
+    small(text, tmp_path / "run", steps=2).begin().train(1)
+    path = tmp_path / "run" / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    del about["data"]["documents"]  # as in the demonstration
+    path.write_text(json.dumps(about), encoding="utf-8")
+    (tmp_path / "other.txt").write_text("something else " * 99, encoding="utf-8")
+    assert train.main(["--resume", str(tmp_path / "run"), "--data", str(tmp_path / "other.txt")]) == 2
+    assert "the data is not what this run began with" in one_line(capsys)
+
+
+def test_a_run_of_a_preset_that_is_no_more_goes_on(text, tmp_path):
+    small(text, tmp_path / "run", steps=3).begin().train(1)
+    path = tmp_path / "run" / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(about | {"preset": "once"}), encoding="utf-8")
+    run = train.resume(tmp_path / "run", {})
+    assert run.preset == "once" and run.config.width == 16 and run.step == 1 and not run.train(2)
+
+
 def test_a_run_goes_on_with_the_same_data_elsewhere(text, tmp_path):
     moved = tmp_path / "elsewhere" / "another name.txt"
     moved.parent.mkdir()
@@ -682,6 +723,13 @@ def test_the_last_checkpoints_are_kept_and_the_best_by_validation_text(text, tmp
     assert [line["validation"] for line in folders.log_lines(folder) if "validation" in line] == [4.0, 3.0, 3.5]
     assert train.main(["--resume", str(folder), "--steps", "5"]) == 0
     assert kept() == ["4", "5", "best", "checkpoint"] and step_of(folder / "best.npz") == 5
+
+
+def test_of_a_million_steps_the_newest_are_kept(tmp_path):
+    (tmp_path / "checkpoint.npz").write_bytes(b"now")
+    for step in (999_900, 1_000_000, 1_000_100):
+        checkpoints.keep(tmp_path, step, last=2, best=False)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1000000.npz", "checkpoint-1000100.npz"}
 
 
 def step_of(path):

@@ -78,5 +78,5 @@ def keep(folder: Path, step: int, last: int, best: bool) -> None:
     """Give the newest checkpoint a name of its own, let go of all such but the last, and remember the best."""
     for name in [f"checkpoint-{step:06}.npz", *[BEST] * best]:
         name_again(folder / LAST, folder / name)
-    for old in sorted(folder.glob("checkpoint-*.npz"))[:-last]:
+    for old in sorted(folder.glob("checkpoint-*.npz"), key=lambda path: int(path.stem.partition("-")[2]))[:-last]:
         old.unlink()

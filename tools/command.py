@@ -210,7 +210,8 @@ def resumed(run: Path, saved: dict[str, Any], given: dict[str, Any]) -> tuple[st
     for name in given:
         if name in {f.name for f in fields(Config)} | {"out", "origin"}:
             raise ValueError(f"{name} is one of the things a resumed run keeps; start a new run to change it")
-    return saved["preset"], *settings(saved["preset"], flat(saved), given)
+    base = PRESETS.get(saved["preset"], (Config(), Training()))  # one of another version: what it set is in the file
+    return saved["preset"], *settled(base, flat(saved), given)
 
 
 def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
@@ -221,7 +222,12 @@ def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}{nearest(preset, list(PRESETS))}; "
                          f"choose from {', '.join([*PRESETS, 'stories'])}")
-    values = {name: value for part in PRESETS[preset] for name, value in vars(part).items()}
+    return settled(PRESETS[preset], *layers)
+
+
+def settled(base: tuple[Config, Training], *layers: dict[str, Any]) -> tuple[Config, Training]:
+    """What `settings` says, of what a preset holds."""
+    values = {name: value for part in base for name, value in vars(part).items()}
     for layer in layers:
         for name, value in layer.items():
             if name not in DEFAULTS:
@@ -230,7 +236,7 @@ def settings(preset: str, *layers: dict[str, Any]) -> tuple[Config, Training]:
         if layer.get("optimizer", values["optimizer"]) != values["optimizer"]:
             values["lr"] = RATES.get(layer["optimizer"], values["lr"])
         values |= layer
-    config, training = PRESETS[preset]
+    config, training = base
     return (replace(config, **{f.name: values[f.name] for f in fields(Config)}),
             replace(training, **{f.name: values[f.name] for f in fields(Training)}))
 

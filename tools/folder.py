@@ -144,8 +144,8 @@ def expect_data(folder: Path, saved: dict[str, Any], now: dict[str, Any], by_def
     if by_default:
         why, remedy = f"the library of Python {saved['versions']['python']}", "go on with that Python"
     else:
-        others = {**then["documents"], **now["documents"]}
-        names = [name for name in others if then["documents"].get(name) != now["documents"].get(name)]
+        known = then.get("documents", {})  # the demonstration names none
+        names = [name for name in {**known, **now["documents"]} if known.get(name) != now["documents"].get(name)]
         why = f"{len(names)} files are others, such as {names[0]}" if names else "the same names, other contents"
         remedy = "say with --data where it lies"
     raise ValueError(f"the data is not what this run began with ({why}): {remedy}, or start from its weights: "

@@ -7,7 +7,7 @@ from hope import make_mixer
 
 
 def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, int]]:
-    """What moves when [§8.2]: (component, chunk in tokens, frequency, how many tokens a gradient is carried back).
+    """What moves when [§7.1]: (component, chunk in tokens, frequency, how many tokens a gradient is carried back).
 
     step_tokens: what one step of the optimiser reads. A chunk is what a component takes in between two moves (0: it is
     computed anew for every token, and has no weights that move); frequencies are relative: the slowest has 1, and

@@ -160,5 +160,7 @@ def adopt(source: Path, run: Path, config: Mapping[str, Any]) -> None:
 def give_back(run: Path, folder: Path) -> None:
     """Write what `adopt` has read into a folder of theirs."""
     shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
-    for name, text in read_json(run / ABOUT)["files"].items():
-        write_text(folder / name, text)
+    texts = read_json(run / ABOUT)["files"]
+    for name in TEXTS:  # and no other, whatever somebody else's run may name
+        if name in texts:
+            write_text(folder / name, texts[name])

@@ -47,12 +47,12 @@ def has_titans(x: Array, plain: bool = True) -> bool:
     return there and x.dtype in (np.float32, np.float64)
 
 
-def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, back=False):
+def titans(adaptive, l2, value_targets, eta_max, forgets, exact, spans, *inputs, back=False):
     """Read and write T tokens with self-modifying Titans: two-layer memories, retention to M₀.
 
     adaptive: names of the memories that learn; l2: the objective, else the dot product; value_targets: the target is v;
-    eta_max: bound of η; power: p of the printed step η ≤ (1 + α)/(p‖z‖²), 0 for the proximal one; exact: the main
-    memory is read as of the last token, not as of its chunk's start.
+    eta_max: bound of η; forgets: how often a write by the printed step forgets along z, 0 for the proximal one; exact:
+    the main memory is read as of the last token, not as of its chunk's start.
     spans: (n, seen) for each: tokens that are written at once, and by the name of a memory the span with which
     its chunk began, whose state at that time its errors see; −1: that in `start`.
     inputs: feeds q, k, v, gate (B,H,T,d); bias (H,) and readout (H,1,d) of eta and alpha, with momentum of beta, too;
@@ -73,19 +73,19 @@ def titans(adaptive, l2, value_targets, eta_max, power, exact, spans, *inputs, b
     boundaries = [{} if P == 1 else _made(np.empty, state, tables.dtype, P - 1) for state in states]
     flat = o.reshape(B * H, T, d)
     found = tables.inputs([*feeds, flat], *shared, drift, start, momentum, boundaries, after)
-    settings = (*options, power, exact), eta_max, moved
+    settings = (*options, forgets, exact), eta_max, moved
     if back:
         need_soon(read_spans_backward, 0, 0, *settings, *found, found[0], flat)
         program.need_walk_soon(tables.dtype, True)  # a model that is trained is asked to write, too
     if T == 1:
-        of_token = settings_of(adaptive, l2, value_targets, power, exact, bool(momentum), d, shared[2])
+        of_token = settings_of(adaptive, l2, value_targets, forgets, exact, bool(momentum), d, shared[2])
         split(read_token, B * H, WORK * o.size, of_token, eta_max, table_of(tables, found, B * H, d), flat)
     else:
         split(read_spans, B * H, WORK * o.size, *settings, *found, flat)
     return o, *after, boundaries
 
 
-def titans_backward(adaptive, l2, value_targets, eta_max, power, exact, spans, boundaries,
+def titans_backward(adaptive, l2, value_targets, eta_max, forgets, exact, spans, boundaries,
                     *inputs_and_cotangents):
     """Cotangents of all inputs of `titans`, in their order, from those of o and of the drifts and momenta after."""
     *inputs, o_bar, drift_bar, momentum_bar = inputs_and_cotangents
@@ -105,7 +105,7 @@ def titans_backward(adaptive, l2, value_targets, eta_max, power, exact, spans, b
     boundaries_bar = [_made(np.zeros, xs, tables.dtype) for xs in boundaries]
     found, *_ = tables.inputs([*feeds, o_bar], *inputs[1:], boundaries, (drift, momentum))
     found_bar, *after_bar = tables.inputs(bars[0], *shared, *bars[1:], boundaries_bar, (drift_bar, momentum_bar))
-    split(read_spans_backward, B * H, WORK * o_bar.size, (*options, power, exact), eta_max, moved, found, *after_bar,
+    split(read_spans_backward, B * H, WORK * o_bar.size, (*options, forgets, exact), eta_max, moved, found, *after_bar,
           found_bar, o_bar)
     initial_bar = {name: [x.sum(0) for x in layers] for name, layers in shared[2].items()}
     return [bars[0], *([x.sum(0) for x in xs] for xs in shared[:2]), initial_bar, *bars[1:]]

@@ -69,7 +69,7 @@ def betas_backward(momentum, i, x, x_T, x_bar, inputs, inputs_bar, bars, n):
 
 
 @inner
-def chunk(i, inputs, of, adaptive, eta_max, power, like):
+def chunk(i, inputs, of, adaptive, eta_max, forgets, like):
     """What is asked of the memories, and what they are all written with."""
     gate = padded(matrix(inputs.feeds, 3, i, like))  # eta, alpha and beta have one feed
     projections = (project(0, of[0], padded(matrix(inputs.feeds, 0, i, like)), adaptive),
@@ -89,15 +89,15 @@ def chunk(i, inputs, of, adaptive, eta_max, power, like):
     retention = retain(log_alpha, like)
     momentum = momentum_decays(betas(inputs.momentum, i, inputs, projections[3].x, n), log_alpha, n, like)
     return projections, Chunk(q, q_r, k, k_r, transposed(k), v, v_r, transposed(v), eta, log_alpha, retention,
-                              triangular_system(k, eta, log_alpha, retention.ratio, momentum, power), momentum)
+                              triangular_system(k, eta, log_alpha, retention.ratio, momentum, forgets), momentum)
 
 
 @inner
 def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_max, like):
     """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
-    adaptive, power, exact, o_bar = options[0], options[4], options[5], matrix(inputs.feeds, READ, i, like)
+    adaptive, forgets, exact, o_bar = options[0], options[4], options[5], matrix(inputs.feeds, READ, i, like)
     of, of_bar = memories(inputs, i, like), memories(inputs_bar, i, like, True)
-    projections, c = chunk(i, inputs, of, adaptive, eta_max, power, like)
+    projections, c = chunk(i, inputs, of, adaptive, eta_max, forgets, like)
     (d, width), n, read_bar = c.k.shape, len(o_bar), padded(o_bar)[1]
     bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
                 momentum_bars(c.momentum))
@@ -126,7 +126,7 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
                               W1_bar, bars.k, q_bar, bars, memory_bar.layer1)
             learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar,
                            hidden_bar, RU, EW, rate_bar, bars, memory_bar)
-    triangular_system_backward(c.k, c.system, c, power, RU, EW, rate_bar, bars, bars.k)
+    triangular_system_backward(c.k, c.system, c, forgets, RU, EW, rate_bar, bars, bars.k)
     gate_bar = np.zeros_like(c.k)
     betas_backward(c.momentum, i, projections[3].x, projections[3].x_T, gate_bar, inputs, inputs_bar, bars, n)
 
@@ -156,15 +156,15 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
 @jit
 def read_spans(first, last, options, eta_max, moved, tables, after, momentum_after, like):
     """Some of the sequences. options: which memories adapt; l2 and so on. moved: which have moved, by span."""
-    adaptive, l2, value_targets, power, exact = options
+    adaptive, l2, value_targets, forgets, exact = options
     for i in range(first, last):
         for p in range(len(moved)):
             inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
             of, o = memories(inputs, i, like[i]), matrix(inputs.feeds, READ, i, like[i])
-            c = chunk(i, inputs, of, adaptive, eta_max, power, like[i])[1]
+            c = chunk(i, inputs, of, adaptive, eta_max, forgets, like[i])[1]
             for m in range(MEMORY + 1):
                 if adaptive[m]:
-                    L = learn(m, of[m], c, (adaptive, moved[p], l2, value_targets, power, exact))
+                    L = learn(m, of[m], c, (adaptive, moved[p], l2, value_targets, forgets, exact))
                     layer1, layer2 = of[m].layer1, of[m].layer2
                     write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, c.k),
                           matrix_if(momenta, 2 * m, i, c.k))
@@ -182,9 +182,9 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
 @jit
 def read_spans_backward(first, last, options, eta_max, moved, tables, after_bar, momentum_bar, bars, like):
     """… and back, from the last span to the first"""
-    adaptive, l2, value_targets, power, exact = options
+    adaptive, l2, value_targets, forgets, exact = options
     for i in range(first, last):
         for p in range(len(moved) - 1, -1, -1):
-            of_this = adaptive, moved[p], l2, value_targets, power, exact
+            of_this = adaptive, moved[p], l2, value_targets, forgets, exact
             chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), of_this,
                            eta_max, like[i])

@@ -51,7 +51,7 @@ MomentumWrites = record("MomentumWrites", "c w NZ")  # of a layer with momentum
 @inner
 def learn(m, memory, c, options):
     """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
-    (_, moved, l2, value_targets, power, _), retention, k, v = options, c.retention, c.k, c.v
+    (_, moved, l2, value_targets, forgets, _), retention, k, v = options, c.retention, c.k, c.v
     layer1, layer2 = memory.layer1, memory.layer2
     MZ1, SZ1 = product(layer1.initial, k), product(layer1.drift, k)
     PZ1 = product(layer1.start, k) if moved[m] else SZ1
@@ -72,7 +72,7 @@ def learn(m, memory, c, options):
         delta = negative(target)
     D = product(memory.weights2.T, delta)
     delta_1 = times_slope(D, s, hidden)
-    second = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, power)
+    second = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, forgets)
     writes1 = momentum_writes(c.momentum, layer1, k, delta_1, clip_limit(m, delta_1), c.system)
     writes2 = momentum_writes(c.momentum, layer2, hidden, delta, clip_limit(m, delta), second)
     E1 = errors(delta_1, clip_limit(m, delta_1), MZ1, SZ1, retention.before, c.system, writes1, c.momentum)
@@ -85,7 +85,7 @@ def learn(m, memory, c, options):
 def learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
                    EW, rate_bar, bars, memory_bar):
     """`learn` and `write`, line by line from the last."""
-    (_, moved, l2, value_targets, power, _), retention, k = options, c.retention, c.k
+    (_, moved, l2, value_targets, forgets, _), retention, k = options, c.retention, c.k
     layer1, layer2, layer1_bar, layer2_bar = memory.layer1, memory.layer2, memory_bar.layer1, memory_bar.layer2
     one, two = k.dtype.type(1), k.dtype.type(2)
     RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)
@@ -114,7 +114,7 @@ def learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar,
         apply_backward(m, memory, True, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, memory_bar)
     write_backward(layer2, G2, L.hidden, L.hidden_T, onward(L.U2, retention, L.writes2, c.momentum), L.SZ2,
                    E2_bar, made_bar, moved[m], retention, hidden_bar, bars, layer2_bar)
-    triangular_system_backward(L.hidden, L.system, c, power, RU2, EW2, rate2_bar, bars, hidden_bar)
+    triangular_system_backward(L.hidden, L.system, c, forgets, RU2, EW2, rate2_bar, bars, hidden_bar)
     inner_bar = times_slope(hidden_bar, L.s, L.hidden)
     gates, hidden, D = L.s, L.hidden, L.D
     for j in range(len(inner_bar)):

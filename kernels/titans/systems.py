@@ -30,16 +30,16 @@ def unmasked(momentum, gram):
 
 
 @inner
-def largest_step(log_alpha, square, power):
-    """η ≤ (1 + α)/(p‖z‖²): no eigenvalue below −1"""
-    return (1 + math.exp(log_alpha)) / (power * square + 1e-12)
+def largest_step(log_alpha, square, forgets):
+    """η ≤ (1 + α)/(forgets·‖z‖²): no eigenvalue below −1"""
+    return (1 + math.exp(log_alpha)) / (forgets * square + 1e-12)
 
 
 @inner
-def triangular_system(z, eta, log_alpha, ratio, momentum, power):
+def triangular_system(z, eta, log_alpha, ratio, momentum, forgets):
     """I + L, L = diag(η′)(ratio·zᵀz), inverted by rows: x_t = e_t − Σ_{i<t} L_ti x_i.
 
-    η′ = η/(1 + η‖z‖²), or with a power min(η, `largest_step`)
+    η′ = η/(1 + η‖z‖²), or, where a write `forgets` so many times along z, min(η, `largest_step`)
     """
     n, square, gram = z.shape[1], dots_of(z, z), product(z.T, z)
     rate, inverse, plain = np.empty_like(square), np.zeros((n, n), z.dtype), unmasked(momentum, gram)
@@ -47,8 +47,8 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
     mask(gram, ratio)
     for t in range(n):
         rate[t] = eta[t] / (1 + eta[t] * square[t])
-        if power:
-            rate[t] = min(eta[t], largest_step(log_alpha[t], square[t], power))
+        if forgets:
+            rate[t] = min(eta[t], largest_step(log_alpha[t], square[t], forgets))
         for i in range(n):
             minus_L[i] = -rate[t] * gram[t, i]
         for j in range(0, t, TILE // 2):  # four sums at a time, for each waits for what it was before
@@ -70,7 +70,7 @@ def triangular_system(z, eta, log_alpha, ratio, momentum, power):
 
 
 @inner
-def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_bar):
+def triangular_system_backward(z, system, c, forgets, RU, EW, rate_bar, bars, z_bar):
     """L̄ = −tril(R̄ᵀU): to the decays, to η′ and by it to η, and to z by the Gram matrix and ‖z‖²."""
     n, rate, to_z, g_bar = z.shape[1], system.rate, np.empty_like(RU), np.zeros_like(system.rate)
     gram, ratio, g = system.gram, c.retention.ratio, bars.g
@@ -81,8 +81,8 @@ def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_ba
             to_z[t, i] = -RU[t, i] * rate_t * ratio[t, i]
         rate_bar[t] -= total
         bars.before[t] -= total * rate_t
-        if power:
-            printed_step_backward(t, c, system.square[t], power, rate_bar[t], bars, to_z)
+        if forgets:
+            printed_step_backward(t, c, system.square[t], forgets, rate_bar[t], bars, to_z)
         else:
             bars.eta[t] += rate_bar[t] * (1 - rate_t * system.square[t]) ** 2
             to_z[t, t] = -rate_bar[t] * rate_t ** 2
@@ -93,15 +93,15 @@ def triangular_system_backward(z, system, c, power, RU, EW, rate_bar, bars, z_ba
 
 
 @inner
-def printed_step_backward(t, c, square, power, rate_bar, bars, to_z):
+def printed_step_backward(t, c, square, forgets, rate_bar, bars, to_z):
     """… where η′ is the smaller of η and (1 + α)/(p‖z‖²)"""
-    most = largest_step(c.log_alpha[t], square, power)
+    most = largest_step(c.log_alpha[t], square, forgets)
     if c.eta[t] <= most:
         bars.eta[t] += rate_bar
     else:
-        per_square = 1 / (power * square + 1e-12)
+        per_square = 1 / (forgets * square + 1e-12)
         add_to_log_alpha(bars, t, rate_bar * per_square * math.exp(c.log_alpha[t]))
-        to_z[t, t] = -rate_bar * most * per_square * power
+        to_z[t, t] = -rate_bar * most * per_square * forgets
 
 
 @if_given

@@ -292,8 +292,8 @@ def table_of(tables, found, heads, size):
     return table
 
 
-def settings_of(adaptive, l2, value_targets, power, exact, momentum, size, initial):
+def settings_of(adaptive, l2, value_targets, forgets, exact, momentum, size, initial):
     """As the loops take them; a row is as long as a head or a hidden layer"""
     width = max(size, *(layers[0].shape[1] for layers in initial.values()))
     bits = sum(1 << MEMORIES.index(name) for name in adaptive)
-    return np.array([bits, l2, value_targets, power, exact, momentum, width], np.int64)
+    return np.array([bits, l2, value_targets, forgets, exact, momentum, width], np.int64)

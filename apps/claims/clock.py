@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.claims.steps import without_writes
-from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict
+from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict, without_writes
 from config import PRESETS, Config
 from hope import Hope, count
 
@@ -35,14 +34,18 @@ def models(nano: Config) -> dict[str, Config]:
     return {name: equal(config, count(nano)) for name, config in found.items()}
 
 
-def learned(study: Study, config: Config, rate: float, seed: int, steps: int, marks: int = 1) -> list[float]:
+def as_nano(study: Study, config: Config, rate: float, seed: int, steps: int, watch: Any = None) -> Hope:
+    return trained(study, config, rate, seed, steps, TRAINING.optimizer, BATCH, watch, **TRAINING.rung())
+
+
+def learned(study: Study, config: Config, rate: float, seed: int, steps: int, marks: int) -> list[float]:
     """Bits per byte after equal parts of the steps, as many as there are marks; then of a Hope that writes nothing."""
     at, bits = {round(steps * i / marks) for i in range(1, marks + 1)}, []
 
     def watch(model: Hope, done: int) -> None:
         if done in at:
             bits.append(bits_per_byte(model, HELD_OUT))
-    model = trained(study, config, rate, seed, steps, TRAINING.optimizer, BATCH, watch, **TRAINING.rung())
+    model = as_nano(study, config, rate, seed, steps, watch)
     return [*bits, without_writes(model, HELD_OUT)] if config.mixer == "titans" else bits
 
 
@@ -52,7 +55,7 @@ def seconds_per_step(study: Study, configs: dict[str, Config], rounds: int = 7, 
     for _ in range(1 + rounds):  # the first compiles
         for name, config in configs.items():
             started = time.process_time()
-            trained(study, config, RATES[0], 0, steps, TRAINING.optimizer, BATCH, **TRAINING.rung())
+            as_nano(study, config, RATES[0], 0, steps)
             found[name].append((time.process_time() - started) / steps)
     return {name: float(np.median(seconds[1:])) for name, seconds in found.items()}
 
@@ -64,8 +67,8 @@ def measure(study: Study) -> dict[str, Any]:
     steps = {name: 2 * marks if quick else round(60 * MINUTES[-1] / spent) for name, spent in seconds.items()}
     for name, config in configs.items():
         study.parameters[name] = count(config)
-        study.sweep(name, RATES, lambda rate, seed, name=name: -learned(  # type: ignore[misc]
-            study, configs[name], rate, seed, max(2, steps[name] // 2))[0])
+        study.sweep(name, RATES, lambda rate, seed, name=name: -bits_per_byte(  # type: ignore[misc]
+            as_nano(study, configs[name], rate, seed, max(2, steps[name] // 2)), HELD_OUT))
 
     def after(name: str) -> np.ndarray:
         """(seeds,points), at the best rate."""

@@ -13,20 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict
+from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict, without_writes
 from config import Config
-from hope import Hope, count
+from hope import count
 
 PAPER = "language modelling: Hope below Titans, these below RetNet, DeltaNet and Transformer++ (Table 2)"
 STEPS, OPTIMIZER, RATES = 150, "muon", (2e-2, 5e-2, 1e-1, 2e-1)
 BASE = Config(width=64, layers=2, heads=2, segment=128, chunks=(1,), hidden=192, memory_hidden=32)
-
-
-def silent(model: Hope) -> Hope:
-    """The same model, whose memories write nothing any more: η is nearly 0."""
-    for block in model.blocks:
-        block.mixer.config = replace(block.mixer.config, eta_max=1e-9, eta_start=1e-10)
-    return model
 
 
 def measure(study: Study) -> dict[str, Any]:
@@ -42,7 +35,7 @@ def measure(study: Study) -> dict[str, Any]:
         seconds[config.mixer] = time.process_time() - started  # of the last, which compiles nothing
         bits = bits_per_byte(model)
         if config.mixer == "titans" and seed < study.seeds:
-            written_off.append(bits_per_byte(silent(model)))
+            written_off.append(without_writes(model))
         return [-bits]
     bits = {name: -scores for name, scores in study.compare(models, RATES, score).items()}
     longer = {name: max(steps, round(steps * seconds["titans"] / seconds[mixers[name]]))

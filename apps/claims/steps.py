@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-import optimizers
 from apps.claims.modelling import BASE, OPTIMIZER
-from apps.claims.study import Study, bits_per_byte, corpus, equal, interval, said, verdict
-from apps.evaluate import fit, text_batches
+from apps.claims.study import Study, bits_per_byte, equal, interval, said, trained, verdict, without_writes
 from config import Config
 from hope import Hope, count
 
@@ -26,25 +24,12 @@ MARKS = (50, 150)  # steps
 MODELS = {"Hope": ("titans", 0.2), "gated delta": ("gated", 0.2), "Transformer": ("attention", 0.1)}  # mixer, rate
 
 
-def without_writes(model: Hope, batches: int = 8) -> float:
-    """Bits per byte of the model while its memories write nothing: η is nearly 0."""
-    mixers = [block.mixer for block in model.blocks]
-    kept = [mixer.config for mixer in mixers]
-    for mixer in mixers:
-        mixer.config = replace(mixer.config, eta_max=1e-9, eta_start=1e-10)
-    bits = bits_per_byte(model, batches)
-    for mixer, config in zip(mixers, kept, strict=True):
-        mixer.config = config
-    return bits
-
-
 def watched(study: Study, config: Config, rate: float, seed: int, marks: list[int]) -> tuple[list[list[float]], float]:
     """Bits per byte after so many steps of one training, of Hope without writes, too; and seconds a step."""
-    model = Hope(config, np.random.default_rng(seed))
     found: list[list[float]] = []
     looking = 0.0
 
-    def look(done: int) -> None:
+    def look(model: Hope, done: int) -> None:
         nonlocal looking
         if done not in marks:
             return
@@ -52,8 +37,7 @@ def watched(study: Study, config: Config, rate: float, seed: int, marks: list[in
         found.append([bits_per_byte(model), *([without_writes(model)] if config.mixer == "titans" else [])])
         looking += time.process_time() - started
     started = time.process_time()
-    fit(model, text_batches(corpus()[0], 8, config.segment, seed), marks[-1], rate, bar=study.bar, after=look,
-        optimizer=optimizers.build(OPTIMIZER, model.groups(), rate))
+    trained(study, config, rate, seed, marks[-1], OPTIMIZER, watch=look)
     return found, (time.process_time() - started - looking) / marks[-1]
 
 

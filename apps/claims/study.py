@@ -119,6 +119,18 @@ def bits_per_byte(model: Hope, batches: int = 8) -> float:
     return float(np.mean(nats)) / BIT
 
 
+def without_writes(model: Hope, batches: int = 8) -> float:
+    """Bits per byte of the model while its memories write nothing: η is nearly 0."""
+    mixers = [block.mixer for block in model.blocks]
+    kept = [mixer.config for mixer in mixers]
+    for mixer in mixers:
+        mixer.config = replace(mixer.config, eta_max=1e-9, eta_start=1e-10)
+    bits = bits_per_byte(model, batches)
+    for mixer, config in zip(mixers, kept, strict=True):
+        mixer.config = config
+    return bits
+
+
 class Filtered(Mixer):
     """A mixer that reads through a short causal filter, as the memories do by themselves; state: (tail, the mixer's)"""
 

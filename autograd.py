@@ -253,7 +253,13 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
 
-last_change = [0]  # of any leaf: who knows all of them as they were then need not ask each
+last_change = [0]  # of any leaf or module: who knows all of them as they were then need not ask each
+
+
+def note_change() -> int:
+    """The number of a change, which is the last one now."""
+    number = last_change[0] = next(_order)
+    return number
 
 
 class Leaf(Tensor):
@@ -268,8 +274,7 @@ class Leaf(Tensor):
 
     def mark_changed(self) -> None:
         """Say that elements of the array were written to: no graph that was recorded before goes back any more."""
-        object.__setattr__(self, "changed", next(_order))
-        last_change[0] = self.changed
+        object.__setattr__(self, "changed", note_change())
 
 
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:

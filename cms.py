@@ -179,7 +179,7 @@ class CMS(Module):
             pending = gather(state.pending, clip(g))
             if not due(clock, self.levels[n].chunk):
                 after[n] = LevelState(drift, pending)
-            elif self.ends and any(due(clock, slower.chunk) for slower in self.levels[n + 1:n + 2]):
+            elif self.ends and n + 1 < len(self.levels) and due(clock, self.levels[n + 1].chunk):
                 after[n] = LevelState()
             else:
                 after[n] = LevelState(move(drift, pending, rates[n]))

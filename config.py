@@ -45,7 +45,7 @@ LOGS = ("json", "tensorboard", "wandb")  # of a run: log.jsonl is always written
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice that makes a model. Chunk sizes are periods: tokens for memories, segments for levels."""
+    """Every choice that makes a model."""
 
     # size
     width: int = 256            # D, the length of the vector that stands for a token
@@ -89,13 +89,14 @@ class Config:
     beta_start: float = 0.5     # where β starts
     retention: str = "initial"  # retention pulls towards the initial state, or (literally) towards zero
     through_writes: bool = True  # gradients through the memories' own writes; False cuts them there
+    # of how memories are written
+    step: str = "proximal"      # of Titans, dgd, dgd-l2: the exact η/(1 + η‖z‖²), or η as the paper prints it
+    form: str = "fused"         # how the delta rule and Titans are computed
     # of the mixers with one matrix per head
-    step: str = "proximal"      # of a write: the exact η/(1 + η‖z‖²), or η as the paper prints it
     features: str = "identity"  # φ of keys and queries: identity, relu, elu (+ 1), square
     omega_window: int = 4       # c, the tokens that every write of an omega memory learns from
-    form: str = "fused"         # how the delta rule is computed
     # of the mixer attention
-    window: int = 0             # tokens that it looks back, the present one among them; 0 = all
+    window: int = 0             # tokens that it, or ada, looks back, the present one among them; 0 = all
     key_heads: int = 0          # heads of keys and values, each for several of queries; 0 = as many
     head_size: int = 0          # d; 0 = width/heads
     rotary_base: float = 10000.0  # of rotary positions; 0 = none
@@ -155,6 +156,8 @@ class Config:
                              f"{min(self.width, self.hidden)}")
         if self.level_rates and (len(self.level_rates) != len(self.chunks) or min(self.level_rates) <= 0):
             raise ValueError(f"level_rates {self.level_rates}; give each of the {len(self.chunks)} levels one, above 0")
+        if self.moves == "context" and not (self.level_rates or self.learn_rate):
+            raise ValueError("learn_rate 0; levels that move in the context learn their rates from one above 0 on")
         if self.moves == "context" and (self.segment % self.tick if self.tick else self.segment % self.chunks[-1]):
             raise ValueError(f"a segment of {self.segment} tokens cannot be cut into ticks of "
                              f"{self.tick or self.segment / self.chunks[-1]:g}; choose a tick that divides it")
@@ -183,7 +186,7 @@ class Config:
     @property
     def ticks(self) -> int:
         """Ticks of the levels' clocks in one segment, where levels move in the context."""
-        return max(1, self.segment // self.tick) if self.tick and self.cms != "nested" else self.chunks[-1]
+        return self.segment // self.tick if self.tick and self.cms != "nested" else self.chunks[-1]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -215,7 +218,7 @@ class Training:
     lr: float = 2e-3            # learning rate after the warm-up
     warmup: int = 20            # steps in which it rises to that
     schedule: str = "cosine"    # how it falls from there
-    final: float = 0.1          # the share of it that is left at the last step
+    final: float = 0.1          # the share of it towards which it falls
     weight_decay: float = 0.1   # of matrices, in units of the learning rate
     clip: float = 1.0           # the gradient is shortened to this norm
     # where it starts
@@ -315,8 +318,9 @@ PRESETS = {
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40, checkpoint_every=10)),
     "nano": (Config(eta_start=0.02, memory_hidden=16),
              Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
-    "paper-nano": (Config(adaptive=MEMORIES, step="printed", momentum=True, retention="zero", reads="chunk",  # nano's
-                          memory_chunk=64, projection_chunk=16, eta_max=0.1, eta_start=0.01),  # size, they as printed
+    # nano's width and depth; of its memories the printed side of every setting, as wide as a head
+    "paper-nano": (Config(adaptive=MEMORIES, step="printed", momentum=True, retention="zero", reads="chunk",
+                          projection_chunk=16, eta_max=0.1, eta_start=0.01),
                    Training(steps=500, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),

@@ -88,7 +88,7 @@ class TitansToken:
     def fits(self, mixer: Any) -> bool:
         """Whether it is one of Titans, and like those before it."""
         return type(mixer) is SelfModifyingTitans and mixer.known_to_kernel() and all(
-            form(mixer) == form(other) for other in self.mixers[:1])
+            common(mixer) == common(other) for other in self.mixers[:1])
 
     def add(self, program: Program, mixer: SelfModifyingTitans, h: Array, x: Array) -> None:
         (B, D), H, d, c, dtype = h.shape, mixer.heads, mixer.head_size, mixer.config, h.dtype
@@ -181,13 +181,13 @@ class TitansToken:
         return after
 
     def begun(self, starts: Starts, before: Memories, position: int) -> Starts:
-        """The starts of chunks that go on after so many tokens, of which the last found those before it."""
+        """Of each memory that is inside a chunk after `position` tokens: what was held where that chunk began."""
         if len(starts) == len(self.sizes) and all(map(position.__mod__, self.sizes.values())):
             return starts
         return Starts({name: starts.get(name, before) for name, size in self.sizes.items() if position % size})
 
 
-def form(mixer: SelfModifyingTitans) -> Any:
+def common(mixer: SelfModifyingTitans) -> Any:
     """What layers must have in common: when chunks end, and the shapes of what is held"""
     shapes = {name: [M0.shape for M0 in layers] for name, layers in mixer.initial.items()}
     return mixer.chunk_size, shapes, mixer.config.momentum, mixer.conv.weight.shape
@@ -360,9 +360,10 @@ class Plan:
             self.program.ready()
 
     def stands(self, model: Any) -> bool:
-        """Whether every weight has the array that it had, and every part is what it was."""
+        """Whether the model has the weights that it had, each with its array, and every part is what it was."""
         if self.last_change != last_change[0]:
-            if self.changes != [w.changed for w in self.weights]:
+            now = model.parameters()
+            if [*map(id, now)] != [*map(id, self.weights)] or self.changes != [w.changed for w in now]:
                 return False
             self.last_change = last_change[0]
         return self.parts == parts(model)

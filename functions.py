@@ -129,6 +129,8 @@ def sort(x: Tensor, axis: int | None = -1) -> Tensor:
 
 def topk(x: Tensor, k: int, axis: int = -1) -> tuple[Tensor, np.ndarray]:
     """The k largest along an axis, from the largest on, and where they stand"""
+    if not 0 <= k <= x.shape[axis]:
+        raise ValueError(f"k = {k}: of an axis of {x.shape[axis]} it must be 0 to {x.shape[axis]}")
     best = np.flip(np.take(argsort(x, axis, kind="stable"), np.arange(x.shape[axis] - k, x.shape[axis]), axis), axis)
     return take_along_axis(x, best, axis), best
 
@@ -236,7 +238,8 @@ def eye(n: int, m: int | None = None, k: int = 0, dtype: Any = np.float32, requi
 
 def arange(*start_stop_step: float, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """start, start + step, … below stop; integers if these are"""
-    return Tensor(np.arange(*start_stop_step).tolist(), requires_grad, dtype)
+    made = np.arange(*start_stop_step)
+    return Tensor(made if made.dtype.kind in "iu" and dtype is None else made.tolist(), requires_grad, dtype)
 
 
 # methods and NumPy's own words ------------------------------------------------------------------

@@ -223,11 +223,12 @@ class Hope(Module):
                      ) -> tuple[Tensor, State]:
         """The loss of a window in which the levels move, as they do in reading [A 71–73]: tokens (B,T+1).
 
-        The window is cut into ticks of the levels' clocks. After each, a level gathers the gradient of its own loss,
-        and moves when its clock is due, at its own rate; the next tick is predicted by what it is then. The initial
-        states are learned by the gradient of the whole window's loss through all these moves (`first_order` leaves
-        out their second derivatives) [A 73], and so are the rates with `moves="context"`. Nested levels have a window
-        for the context of the slowest, which therefore rests in it [A 72].
+        The window is cut into ticks of the levels' clocks; in reading, `learn` is given one at a time. After each, a
+        level gathers the gradient of its own loss, and moves when its clock is due, at its own rate; the next tick is
+        predicted by what it is then. The initial states are learned by the gradient of the whole window's loss through
+        all these moves (`first_order` leaves out their second derivatives) [A 73], and so are the rates with
+        `moves="context"`. A level that is due only at the end of a window rests in it, and its rate is not learned: the
+        slowest, if ticks are not told (`tick`) and for nested levels, for which the window is its context [A 72].
 
         With `carry` the window goes on from the drifts of the state, and the state after it has moved at its end, too;
         otherwise levels begin and end at their initial states.
@@ -287,7 +288,8 @@ class Hope(Module):
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser, one per clock: matrices with weight decay; all else by AdamW without it.
 
-        All else is vectors, embeddings and the initial states of memories, which are stacks of matrices.
+        All else is vectors, embeddings and the initial states of memories, which are stacks of matrices (a cell's are
+        one matrix, and go with the matrices).
 
         CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
         for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end.
@@ -319,6 +321,8 @@ class Hope(Module):
                     if not np.all(np.isfinite(level(level.norm(x + y), past.levels[n].drift).data)):
                         return f"block {i}, the level with chunk size {level.chunk}"
                 x = block.cms(x + y, past.levels)
+                if not np.all(np.isfinite(x.data)):
+                    return f"block {i}, its levels"
             logits = self.unembed(x)
         return "" if np.all(np.isfinite(logits.data)) else "the unembedding"
 
@@ -345,7 +349,8 @@ def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 
 def transformer(config: Config) -> Config:
     """The Transformer with as many parameters in its one MLP as all levels have together."""
     parameters = count(config)
-    one = replace(config, mixer="attention", chunks=(1,), cms="sequential", level_rates=(), moves="optimizer")
+    one = replace(config, mixer="attention", chunks=(1,), cms="sequential", level_rates=(), moves="optimizer",
+                  drift_rank=0)
     matrices = 3 if config.activation == "swiglu" else 2
     per_unit = matrices * config.width * config.layers  # parameters of one hidden unit in every block
     return replace(one, hidden=max(1, config.hidden + round((parameters - count(one)) / per_unit)))
@@ -359,7 +364,8 @@ def count(config: Config) -> int:
 def flops_per_token(config: Config) -> int:
     """Floating-point operations of matrix products per token, forward; training takes three times as many."""
     model = Hope(config, None)
-    dense = int(np.sum([p.size for p in model.parameters() if p.ndim == 2]))
+    looked_up = [*([] if config.tied else [model.embedding]), *([model.positions] if config.positions else [])]
+    dense = int(np.sum([p.size for p in model.parameters() if p.ndim == 2 and all(p is not t for t in looked_up)]))
     remembering = int(np.sum([block.mixer.cost(config.segment).products for block in model.blocks]))
     return 2 * (dense + remembering)
 

@@ -29,6 +29,7 @@ from autograd import (
     fused,
     grad_enabled,
     no_grad,
+    note_change,
     op,
     reshape,
     softmax,
@@ -37,7 +38,8 @@ from autograd import (
 )
 
 Rng = np.random.Generator
-TOKENS, WORK = 2**8, 2**26  # and multiplications by a weight, from which on they are dealt out to threads
+TOKENS = 2**8  # from so many tokens on, and
+WORK = 2**26  # from so many multiplications by a weight on, threads share them
 BASE = 10000.0  # of the angles of rotary positions [Su 2021]
 
 
@@ -54,6 +56,10 @@ class Parameter(Leaf):
 
 class Module:
     """A function with parameters, which are found by walking its attributes, in the order they were set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        note_change()  # a plan of the whole model was made for other parts (decode.py)
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """("blocks.0.mixer.query", parameter) pairs; each parameter once, under its first name."""
@@ -98,7 +104,7 @@ class Module:
                 p.data = arrays[name]
             else:
                 p.data[...] = np.asarray(arrays[name], like=p.data)
-            p.mark_changed()
+                p.mark_changed()
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Parameter]]:
@@ -298,7 +304,8 @@ class Mixer(Module):
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """`attention` over the last `window` tokens only, the query's own among them [A 63]: block by block of queries."""
-    reads, past = [], k.shape[2] - q.shape[2]
+    reads, past, shared = [], k.shape[2] - q.shape[2], q.shape[1] // k.shape[1]
+    k, v = (x if shared == 1 else x.repeat(shared, axis=1) for x in (k, v))  # each head of keys serves several
     for t in range(0, q.shape[2], window):
         n = min(window, q.shape[2] - t)
         first = max(0, past + t - window + 1)
@@ -336,7 +343,7 @@ class CausalAttention(Mixer):
         self.heads, self.window, self.key_heads, self.size = heads, window, key_heads or heads, size or width // heads
         self.clocks = {"attention": 0}
         self.rotate = functools.partial(rotate, base=base, scaling=scaling) if base else lambda x, start: x
-        self.positions = (self.size, base, scaling)
+        self.rotary = (self.size, base, scaling)
         self.query, self.key, self.value = (Linear(rng, width, n * self.size, bias="qkv" in biases)
                                             for n in (heads, self.key_heads, self.key_heads))
         self.output = Linear(rng, heads * self.size, width, scale, bias="output" in biases)
@@ -361,16 +368,18 @@ class CausalAttention(Mixer):
         # only distances count: positions begin anew with every window
         y = windowed_attention(q, self.rotate(k, start=0), v, self.window)
         kept = max(0, k.shape[2] - self.window + 1)
-        return self.output(merge_heads(y)), AttentionState(k[:, :, kept:], v[:, :, kept:])
+        return self.output(merge_heads(y)), AttentionState(*(x[:, :, kept:].copy() for x in (k, v)))
 
     def turn(self, position: int, dtype: Any) -> Any:
         """cos and sin, side by side, by which vectors at a position are turned: (d,), None if by nothing"""
-        size, base, scaling = self.positions
+        size, base, scaling = self.rotary
+        if not base:
+            return None
         turn = turns(position, 1, size, base, scaling)[0].astype(np.result_type(dtype, np.complex64), copy=False)
-        return turn.view(dtype) if base else None
+        return turn.view(dtype)
 
     def position(self, state: AttentionState) -> int:
-        return state.key.shape[2]
+        return 0 if self.window else state.key.shape[2]
 
     def cost(self, tokens: int) -> Cost:
         width, kept = self.heads * self.size, min(tokens, self.window - 1) if self.window else tokens

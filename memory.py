@@ -381,7 +381,8 @@ class OmegaMemory(MatrixMemory):
             reads.append(q[:, :, t:t + 1] @ S.mT)
             S = S * alpha[:, :, t, None, None] - (gamma * (K @ S.mT - V)).mT @ K
         T = x.shape[1]
-        return self.merge(concatenate(reads, axis=2)), OmegaState(tail, S, k[:, :, T:], v[:, :, T:], eta[:, :, T:])
+        kept = (x[:, :, T:].copy() for x in (k, v, eta))
+        return self.merge(concatenate(reads, axis=2)), OmegaState(tail, S, *kept)
 
     def cost(self, tokens: int) -> Cost:
         kept = (self.window - 1) * self.heads * (2 * self.head_size + 1)

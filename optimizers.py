@@ -46,6 +46,7 @@ class Optimizer:
         "lr": 0.0, "weight_decay": 0.0, "method": ("own", "adamw"), "adamw_lr_scale": 1.0,
         "period": 1, "accumulate": ("updates", "gradients")}
     matrices_only = False  # True: 1-D parameters take AdamW
+    averages: ClassVar[tuple[str, ...]] = ("beta1", "beta2", "beta3", "fast_ema", "slow_ema")  # shares that are kept
 
     def __init_subclass__(cls, **options):
         cls.defaults = {**cls.defaults, **options}  # a rung's own options stand in the head of its class
@@ -334,6 +335,8 @@ class NonlinearMomentum(Optimizer, momentum=0.9, output=("newton_schulz", "sign"
     CHOICE: a σ like these forgets the scale of m, and with it an η inside; so η stands outside, m is an average.
     """
 
+    averages = (*Optimizer.averages, "momentum")
+
     def update(self, p, g, state, group):
         m = hebbian(state, "m", g, group["momentum"], 1 - group["momentum"])
         if group["output"] == "newton_schulz":
@@ -349,6 +352,7 @@ class Muon(Optimizer, momentum=0.95, nesterov=True, scale=True, ns_steps=5, adam
     """
 
     matrices_only = True
+    averages = (*Optimizer.averages, "momentum")
 
     def update(self, p, g, state, group):
         mu = group["momentum"]
@@ -370,6 +374,7 @@ class M3(Optimizer, momentum=0.95, beta2=0.999, beta3=0.9, eps=1e-8, slow_weight
     """
 
     matrices_only = True
+    averages = (*Optimizer.averages, "momentum")
 
     def update(self, p, g, state, group):
         ema = group["reading"] == "ema"
@@ -499,9 +504,6 @@ def read_groups(rung: type[Optimizer], params, options: dict) -> list[dict]:
     return groups
 
 
-AVERAGES = ("beta1", "beta2", "beta3", "fast_ema", "slow_ema")  # options that are the share of an average that is kept
-
-
 def read_group(rung: type[Optimizer], given: dict) -> dict:
     known = {**AdamW.defaults, **rung.defaults} if rung.matrices_only else rung.defaults
     if given.get("method") == "adamw":
@@ -520,8 +522,10 @@ def read_group(rung: type[Optimizer], given: dict) -> dict:
                 raise ValueError(f"{key} = {value}: must be {wanted}")
             if not 0 <= value < math.inf:
                 raise ValueError(f"{key} = {value}: must be finite and not negative")
-            if key in AVERAGES and value >= 1 and given.get("reading") != "sum":
+            if key in rung.averages and value >= 1 and given.get("reading") != "sum":
                 raise ValueError(f"{key} = {value}: must be below 1, or what it averages never counts")
+            if key == "rate" and not 0 < value <= 1:
+                raise ValueError(f"{key} = {value}: must be above 0 and at most 1, the share of an average that is new")
         if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
             raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
         group[key] = value

@@ -38,7 +38,7 @@ class State:
     """What reading has changed, in every block."""
 
     blocks: list[BlockState]
-    clock: int = 0  # segments learned from
+    clock: int = 0  # of the levels: how often they have learned
 
     @classmethod
     def start(cls, config: Config) -> State:

@@ -37,6 +37,7 @@ from autograd import (
     sum,
     tanh,
     tree_map,
+    where,
 )
 from config import Config
 from kernels import titans as kernel
@@ -147,7 +148,8 @@ class SelfModifyingTitans(MemoryMixer):
         target = self.target(name, W, v)
         delta = made - target if self.config.objective == "l2" else -target
         if self.config.objective == "l2" and self.config.error_power != 2:  # of Σᵢ|M(k) − v̂|ᵢᵖ/p
-            delta = sign(delta) * absolute(delta) ** (self.config.error_power - 1)
+            size = where(delta.data == 0, 1.0, absolute(delta))  # whose power below 1 has no derivative at 0
+            delta = sign(delta) * size ** (self.config.error_power - 1)
         if len(W) == 1:
             return [(k, delta)]
         s = sigmoid(k @ W[0].mT)
@@ -248,8 +250,9 @@ class SelfModifyingTitans(MemoryMixer):
     def cut(self, T: int, position: int, inside: Drifts | Sequence[str]) -> list[Span]:
         """Cut T tokens wherever a memory's chunk ends; `inside`: the memories that are inside one already.
 
-        Drifts between spans stay inside the kernel. So the spans end early where the chunk that begins there
-        is not over at the end; and without gradients, which need all those drifts, after a few.
+        Of a chunk that is still open at the end the next call needs the drift at its start, and drifts between spans do
+        not leave the kernel: so the spans end where the first such chunk begins. Without gradients they end after FEW,
+        for all those drifts are held meanwhile.
         """
         spans: list[Span] = []
         seen = {name: EARLIER if name in inside else 0 for name in self.chunk_size}

@@ -138,7 +138,7 @@ class Run:
             self.ranks.backward(loss * (share / t.accumulate))
             self.last = after.detach()
             # the state of attention is the whole past: carried on, it would grow for ever
-            carried = consecutive and "attention" not in self.config.mixer.split("+")
+            carried = consecutive and "attention" not in self.model.blocks[0].mixer.clocks
             self.state = self.last if carried else None
         self.ranks.reduce()
         norm = optimizers.clip_grad_norm(self.optimizer.params, t.clip, self.ranks.add)
@@ -374,12 +374,12 @@ def baseline(run: Run) -> Run | None:
     """The run of a Transformer of as many parameters, begun or as of its last checkpoint; None where there can be none.
     """
     training = replace(run.training, minutes=0.0, baseline=False, keep=0, origin="", log=())
-    other = Run(run.folder / "baseline", run.preset, hope.transformer(run.config), training, run.corpus, run.words,
-                run.ranks)
+    place = run.folder / "baseline"
     try:
-        (other.restore if run.ranks.first((other.folder / checkpoint.LAST).exists) else other.begin)()
+        other = Run(place, run.preset, hope.transformer(run.config), training, run.corpus, run.words, run.ranks)
+        (other.restore if run.ranks.first((place / checkpoint.LAST).exists) else other.begin)()
     except ValueError as error:  # one that was cut short, or of another version: it costs nothing else
-        print(f"no baseline: {error}; move {other.folder} away, and resume", file=sys.stderr)
+        print(f"no baseline: {error}; move {place} away, and resume", file=sys.stderr)
         return None
     if run.ranks.rank == 0:
         folder.hand_down(run.folder, other.folder)

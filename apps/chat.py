@@ -59,7 +59,7 @@ class Chat:
         self.run, self.given, self.colours = run, given, colours
         self.folder, self.words = run.sessions / "chat", run.words
         self.learning, self.completing = given.learn, given.complete
-        self.begin(Session("chat", Place(last=run.words.start)))
+        self.begin(Session("", Place(last=run.words.start)))
         self.before = self.standing  # the last message
         self.rng = np.random.default_rng(given.seed)
 
@@ -71,9 +71,9 @@ class Chat:
         self.last: list[Piece] = []  # the last text, as it was read
 
     @property
-    def standing(self) -> tuple[Session, list[tuple[str, str]], str]:
+    def standing(self) -> tuple[Session, list[tuple[str, str]], str, bool]:
         """Where the conversation stands, for /undo."""
-        return self.session, self.said, self.heard
+        return self.session, self.said, self.heard, self.saved
 
     # what is said -------------------------------------------------------------------------------------------
 
@@ -115,6 +115,8 @@ class Chat:
             return
         tokens = without_start(self.words, self.session.place, self.words.encode(text).tolist())
         pieces = list(read(self.run.model, self.session.place, tokens, self.learning))
+        if not pieces:  # a text of which the vocabulary makes nothing
+            return
         self.last += pieces
         learned = len(text) if self.learning else 0
         self.session = self.session.after(pieces[-1].place, learned)
@@ -159,12 +161,12 @@ class Chat:
             return "lines are beginnings of texts" if self.completing else "lines are messages"
         if name == "reset":
             self.before = self.standing
-            self.begin(Session("chat", Place(last=self.words.start)))
+            self.begin(Session("", Place(last=self.words.start)))
             return "all is forgotten; the run is as it was trained (/undo takes that back)"
         if name == "undo":
             undone = self.session is not self.before[0]
-            self.session, self.said, self.heard = self.before
-            self.saved, self.last = self.session.learned == 0, []
+            self.session, self.said, self.heard, self.saved = self.before
+            self.last = []
             return "the last message is undone" if undone else "there is nothing to undo"
         if name in ("save", "load") and argument:
             return self.save(argument) if name == "save" else self.load(argument)
@@ -192,6 +194,10 @@ class Chat:
         if taken:
             name_again(path, before(path))
         session.save(self.folder, self.run.fingerprint)
+        if self.session is self.before[0]:
+            self.before = (session, *self.before[1:3], True)
+        elif self.before[0].name == name:  # it is on the disk no longer
+            self.before = (*self.before[:3], self.before[0].learned == 0)
         self.session, self.saved = session, True
         was = f"; the {name} that was there is kept as {before(path).name}" if taken else ""
         return f"{name} is saved, {amount(path.stat().st_size)}{was}{vanished}"

@@ -143,7 +143,7 @@ class Engine:
         return self
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take all jobs or none; Busy if there is no room for them in the queue."""
+        """Take all jobs or none; Busy if others wait already, and the queue has no room for these, too."""
         with self.lock:
             if self.closed:
                 raise Closing("the server is shutting down")

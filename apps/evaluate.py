@@ -77,14 +77,16 @@ class Reader:
     threshold: float = 0.0  # bits per token
     reset: str = "sample"
     rate: float | None = None  # of the levels; None = the model's own
-    segment: int = 0  # 0 = the model's own
+    segment: int = 0  # 0 = the model's own; a tick of it where all learns and levels were trained to move in ticks
     state: State | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("learn", LEARN), ("reset", ("sample", "never"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}")
-        self.segment = self.segment or self.model.config.segment
+        c = self.model.config
+        tick = c.segment // c.ticks if c.in_context and self.learn == "all" else c.segment
+        self.segment = self.segment or tick
 
     def begin(self) -> Reader:
         """A new sample begins."""
@@ -156,7 +158,8 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     texts = [in_words(t, given.words, given.limit) for t in texts]
     found: dict[str, dict[str, Any]] = {}
     for learn in dict.fromkeys(("off", given.learn)):
-        reader, segment = given.reader(model, learn=learn), given.segment or model.config.segment
+        reader = given.reader(model, learn=learn)
+        segment = reader.segment
         bits, seen, size, seconds = np.zeros(64), np.zeros(64), 0, time.perf_counter()
         total = sum(min(len(t) - 1, given.limit) for t in texts)
         with tqdm(total=total, unit="B", unit_scale=True, desc=learn, disable=given.quiet) as bar:
@@ -324,8 +327,9 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
 
 def with_levels(config: Config, chunks: Sequence[int]) -> Config:
     """The same configuration with other levels and, but for rounding, as many parameters in them together."""
-    hidden = config.hidden * len(config.chunks) // len(chunks)
-    return replace(config, chunks=tuple(chunks), hidden=max(1, hidden))
+    before, after = (1 if config.cms == "spread" else len(levels) for levels in (config.chunks, chunks))  # in a block
+    rates = config.level_rates if len(chunks) == len(config.chunks) else ()
+    return replace(config, chunks=tuple(chunks), level_rates=rates, hidden=max(1, config.hidden * before // after))
 
 
 def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[], Drawn]:
@@ -342,10 +346,13 @@ def text_batches(text: Text, batch: int, segment: int, seed: int) -> Callable[[]
 def scoring(held_out: Text, given: argparse.Namespace) -> Callable[[Hope], float]:
     """What share of the next tokens of a text a model tells rightly."""
     def next_token_accuracy(model: Hope) -> float:
-        reader, right = given.reader(model), []
+        readers: dict[int, Reader] = {}  # by the number of rows, of which the last window may have fewer
+        hits, asked = 0, 0
         for window in fixed(held_out, given.batch, min(model.config.segment, len(held_out) - 1), 8):
-            right.append(np.mean(reader.begin().step(window)[1] == window[:, 1:]))
-        return float(np.mean(right))
+            reader = readers.setdefault(len(window), given.reader(model))
+            right = reader.begin().step(window)[1] == window[:, 1:]
+            hits, asked = hits + int(np.sum(right)), asked + right.size
+        return hits / asked
     return next_token_accuracy
 
 
@@ -421,7 +428,7 @@ def parser() -> Parser:
         ("run", "", "the folder of a run; none = the newest, else the demonstration"),
         ("out", "", "folder for TASK.json and TASK.png [the run's own; claims: docs/claims]"),
         ("learn", "memory", f"what may outlast a segment: {', '.join(LEARN)}"),
-        ("threshold", 0.0, "bits per token below which a segment leaves nothing behind"),
+        ("threshold", 0.0, "bits per token, in the mean of a batch, below which a segment leaves nothing behind"),
         ("reset", "sample", "when the state is forgotten: sample or never"),
         ("rate", 0.0, "learning rate of the levels while reading; 0 = the model's"),
         ("segment", 0, "tokens read at a time; 0 = the model's"),
@@ -496,6 +503,8 @@ def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     if not path.exists():
         raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
     given.words = vocabulary(path.parent)
+    if given.names and given.task != "claims":
+        raise ValueError(f"{given.task} takes no name such as {given.names[0]!r}; files are given by --files")
     if given.words.unit != "byte" and given.task == "languages":
         raise ValueError(f"{run} has a model with tokens of its own, and the letters of these languages are none of "
                          "them; all other tasks can be asked")

@@ -56,9 +56,10 @@ def trained(config: Config, training: Training, corpus: Corpus, name: str, rate:
             optimizer.step()
         each = 1e3 * (time.perf_counter() - started) / training.steps
         with no_grad():
-            held_out = [model.loss(tokens)[0].item() for tokens in fixed(
+            held_out = [(model.loss(tokens)[0].item(), len(tokens)) for tokens in fixed(
                 corpus.split("validation"), training.batch, config.segment, training.validation)]
-    bits = float(np.mean(held_out)) / math.log(2)
+    losses_there, rows = zip(*held_out, strict=True)
+    bits = float(np.average(losses_there, weights=rows)) / math.log(2)
     return losses, bits if math.isfinite(bits) else math.inf, each
 
 

@@ -34,6 +34,8 @@ def multiple_choice(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
         before, nats = reader.state, []
         for choice in choices:
             tail = words.encode(choice.encode())
+            if not words.count(tail):
+                raise ValueError(f"the choice {choice!r} spells nothing in the words of this model; give it letters")
             reader.state = before
             found = reader.step(np.concatenate([head[at:], tail])[None])[0][0]
             nats.append((float(np.sum(found[-len(tail):])), words.count(tail)))

@@ -18,6 +18,7 @@ from typing import Any
 from apps.engine import Engine
 from apps.runs import process_bytes
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # of others one is counted like the other
 UNDER = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)  # seconds
 SAFE = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"), ("x-frame-options", "DENY"),
         ("cross-origin-opener-policy", "same-origin"),
@@ -55,7 +56,8 @@ class Record:
             await self.app(inner, receive, answer)
         finally:
             route = getattr(inner.get("route"), "path_format", "")
-            self.count(scope["method"], route or "other", status, time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.count(method, route or "other", status, time.perf_counter() - started)
             if self.log:
                 path = route or repr(scope["path"][:100])[1:-1]
                 client = (scope.get("client") or ["-"])[0]

@@ -25,6 +25,7 @@ import ipaddress
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,8 @@ def serve(given: argparse.Namespace) -> int:
         """A server that ends streams when it is asked to stop, instead of waiting for them."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            for engine in engines:
-                engine.close()
+            for engine in engines:  # by a thread, for the signal may have come while this one holds its lock
+                threading.Thread(target=engine.close).start()
             super().handle_exit(sig, frame)
     known, secure = keys(given), bool(given.ssl_certfile)
     for file in filter(None, (given.ssl_certfile, given.ssl_keyfile)):

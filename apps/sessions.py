@@ -293,8 +293,8 @@ class Sessions:
                 known = key in self.known
             if known:  # what cannot be removed is not forgotten
                 path = file_of(self.folder, key[1], key[0])
-                path.unlink(missing_ok=True)
-                before(path).unlink(missing_ok=True)
+                for old in (path, before(path)) if path not in self.strange else ():  # those are another model's
+                    old.unlink(missing_ok=True)
             with self.lock:
                 self.known.pop(key, None)
                 self.memory.pop(key, None)
@@ -320,7 +320,8 @@ class Sessions:
             try:
                 with self.files:
                     with self.lock:
-                        wanted = session.key in self.known
+                        known = self.known.get(session.key)
+                        wanted = known and known["created"] == session.created  # else it was deleted meanwhile
                     if wanted:
                         self.store(session, undone)
             except Exception as found:  # whatever it was, the next one may be written

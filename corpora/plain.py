@@ -90,7 +90,9 @@ def of_roff(text: str) -> str:
     """A manual page: requests are dropped, the words of macros kept, escapes resolved."""
     out: list[str] = []
     for line in text.splitlines():
-        if line[:1] in ".'":
+        if not line.strip():
+            out.append("\n\n")
+        elif line[0] in ".'":
             macro, _, rest = line[1:].strip().partition(" ")
             if macro.startswith('\\"') or macro in DROPPED:
                 continue

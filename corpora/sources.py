@@ -209,8 +209,8 @@ def rows(found: Iterable[Mapping[str, Any]], column: str, where: str, first: int
 def text_column(row: Mapping[str, Any], where: str) -> str:
     """The column that most likely holds the text: by its name, else the only or the longest string of the first row."""
     strings = {name: value for name, value in row.items() if isinstance(value, str)}
-    found = next((name for name in COLUMNS if name in strings), None) or max(strings, key=lambda n: len(strings[n]),
-                                                                             default=None)
+    known = (name for name in COLUMNS if name in strings or (name in row and row[name] is None))  # an empty text
+    found = next(known, None) or max(strings, key=lambda n: len(strings[n]), default=None)
     if found is None:
         raise ValueError(f"{where} has no column with text; it has {', '.join(map(str, row)) or 'none at all'}")
     return found

@@ -116,13 +116,14 @@ ROWS = [
         "test_optimizers::test_what_is_left_in_momentum_spoils_a_task_that_sgd_would_keep"),
     Row("A 46–47", "choice 22",
         "m ← α m + η P g,  W ← W − m, from ⟨m gᵀ, P⟩  (delta momentum with decay=0)",
-        "test_optimizers::test_delta_momentum_with_preconditioner_has_its_closed_form"),
+        "test_optimizers::test_delta_momentum_without_decay_is_preconditioned_momentum"),
     Row("A 48–49", "choice 21, 22",
         "m ← m (α I − gᵀg) + η P g,  W ← W − m, from ‖m gᵀ − P‖²",
         "test_optimizers::test_delta_momentum_is_the_printed_rule_for_small_gradients "
         "test_optimizers::test_delta_momentum_is_a_proximal_step_of_its_memory"),
     Row("A 50", "choice 23, 24, 25",
-        "m ← α m − η ∇L(m; u, 1),  W ← W − m(u),  u = g,  m an MLP",
+        "m ← α m − η ∇L(m; u, 1),  W ← W − m(u),  u = g,  m an MLP;  L = −⟨m(u), 1⟩, the sign of the text's, for which "
+        "W ← W + m(u)",
         "test_optimizers::test_deep_momentum_follows_the_gradient_of_its_dot_objective_and_reads_its_jacobian"
         " test_optimizers::test_deep_momentum_trains_each_layer_by_a_proximal_step_of_the_l2_objective"),
     Row("A 51", "choice 26",
@@ -197,12 +198,13 @@ ROWS = [
     Row("A 75, Algorithm 1", "choice 28, 29, 30, 42",
         "M₁ ← M₁ + β₁ g;  V ← V + β₂ g²;  every f steps M₂ ← M₂ + β₃ Σ_{last f} g;  θ ← θ − η (NS(M₁) + α "
         "NS(M₂))/√(V + ε); A 75 has − β₂ for + β₃, finding 10",
-        f"{CLOSED} test_optimizers::test_m3_ema_reads_slow_memory_from_the_step_after_its_window {LIMITS}"),
+        f"{CLOSED} test_optimizers::test_m3_as_printed_adds_up_a_window_and_reads_it_from_the_step_after "
+        f"test_optimizers::test_m3_ema_reads_slow_memory_from_the_step_after_its_window {LIMITS}"),
     Row("A 76–78", "choice 1, 2, 3, 4, 6, 8, 9, 10, 11, 13",
         "k = W_k x, v = W_v x, q = W_q x, η = W_η x, α = W_α x;  min L(M; k, v);  y_t = M_t q_t",
         "test_memory::test_plain_titans_are_one_memory_fed_by_fixed_projections"),
     Row("A 79–82",
-        "omitted: superseded by A 83–85, where every memory has keys and targets of its own",
+        "omitted: superseded by A 83–85, where all have the key k_t, and each makes a target of its own",
         "□_t = M_□,t−1(x_t) for k, v, q, η, α, each trained on (□_t, v_t), the main memory on (k_t, v_t);  "
         "y_t = M_mem,t(q_t)"),
     Row("A 83", "choice 5, 9, 10, 13, 19",
@@ -238,6 +240,8 @@ ROWS = [
         f"{TITANS} test_memory::test_every_rule_is_the_one_in_the_papers_table"),
     Row("A 94–97", "choice 17, 40",
         "Hope: A 83–88, then y = MLP_k( … MLP_1(o) … ); attention for Hope-Attention",
+        "test_cms::test_hope_is_titans_and_then_its_levels_in_a_chain "
+        "test_cms::test_one_level_behind_attention_is_a_transformer "
         "test_hope::test_a_text_reads_the_same_however_it_is_cut_and_in_whatever_batch "
         "test_hope::test_gradients_of_the_whole_model_agree_with_finite_differences"),
     Row("A 98–99", "definitional: the implicit step, ours for ℓ₂",
@@ -298,7 +302,7 @@ ROWS = [
         "test_memory::test_momentum_the_printed_step_and_other_errors_are_their_definitions",
         "SelfModifyingTitans.errors"),
     Row("§7.1", "exact",
-        "C_ℓ = max C / f_ℓ: chunk, relative frequency and length of backpropagation of every component, as in Fig. 5",
+        "C_ℓ = max C / f_ℓ: chunk and frequency of every component, as in Fig. 5; and how far back gradients go",
         "test_cms::test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach"),
 ]  # fmt: skip
 

@@ -267,7 +267,7 @@ extern "C" __global__ void delta_rule(integer T, integer D, const real* q, const
         if (mine) S_T[(n * D + j) * ROWS + i] = S[i];
 }
 
-// Backwards, the four recurrences of kernels.delta_rule_backward, in registers. X (ROWS,D) is S or its transpose,
+// Backwards, the four recurrences of kernels/delta_rule.py, in registers. X (ROWS,D) is S or its transpose,
 // or their cotangents: element (i,j) lies at i·by_row + j·by_lane. Null pointers: not asked for, or a constant.
 
 // X_t = a_t X_{t−1} + w_t u_tᵀ,  u_t = c_t v_t − b_t y1_t,  y1_t = X_{t−1}ᵀ p1_t,  y2_t = X_{t−1}ᵀ p2_t;
@@ -382,8 +382,8 @@ extern "C" __global__ void delta_rule_gather(integer d_k, integer d_v, const rea
 
 // Self-modifying Titans: one piece ----------------------------------------------------------------------------
 //
-// The twin of `titans` in kernels.py for tokens of one chunk, with its names and equations;
-// memory.SelfModifyingTitans.chunk_in_operations is the definition. A block of SIDE × SIDE threads computes the whole chunk of one sequence after the other.
+// The twin of `titans` in kernels/titans/ for tokens of one chunk; titans.py::SelfModifyingTitans.chunk is the
+// definition. A block of SIDE × SIDE threads computes the whole chunk of one sequence after the other.
 // Matrices lie feature by token (F,n), tokens side by side, in a workspace of the block; a product brings tiles of
 // them to shared memory and adds up in registers, so that any width, hidden size and chunk will do. All threads do
 // the same steps: every function ends where all have come (__syncthreads), and what it wrote can be read.

@@ -17,6 +17,7 @@ import numpy as np
 
 from kernels.lanes import LANES, dot, load, plus, scaled, store, zero
 from kernels.runtime import Kernel, check_shapes, compute, contiguous, jit, split
+from kernels.shared import aligned
 
 
 def definition(q, k, v, log_a, b, c, S):
@@ -191,7 +192,7 @@ def _forward(q, k, v, log_a, b, c, S_0):
     if not v.shape[1]:
         return np.empty_like(v), S_0.copy()
     v, X_0 = _padded(v, 2), np.ascontiguousarray(_padded(S_0, 1).mT)
-    (o, u, unused), X_T = (_empty(v.shape, v) for _ in range(3)), np.empty_like(X_0)
+    (o, u, unused), X_T = (aligned(v.shape, v.dtype) for _ in range(3)), np.empty_like(X_0)
     _scan(_scan_forward, d_k, v, k, k, q, v, b, c, _decay(log_a), X_0, unused, o, u, X_T)
     return o[..., :d_v], np.ascontiguousarray(X_T[..., :d_v].mT)
 
@@ -212,8 +213,8 @@ def _backward(q, k, v, log_a, b, c, S_0, o_bar, S_bar):
     S_0, S_bar = (_padded(x, 1, 2) for x in (S_0, S_bar))
     X_0, G_T = (np.ascontiguousarray(S.mT) for S in (S_0, S_bar))
     X_T, G_0, unused = np.empty_like(X_0), np.empty_like(X_0), np.empty_like(S_0)
-    u, u_bar, unread = (_empty(v.shape, v) for _ in range(3))
-    q_bar, Su, Gu = (_empty(k.shape, k) for _ in range(3))  # Su is Sᵀū, Gu is Gᵀu
+    u, u_bar, unread = (aligned(v.shape, v.dtype) for _ in range(3))
+    q_bar, Su, Gu = (aligned(k.shape, k.dtype) for _ in range(3))  # Su is Sᵀū, Gu is Gᵀu
     zero, one, forwards, backwards = np.zeros_like(b), np.ones_like(b), _decay(log_a), _decay(log_a[:, ::-1])
 
     # what a scan yields and nobody needs lands in an array that a later scan fills
@@ -235,17 +236,9 @@ def _padded(x: np.ndarray, *axes: int) -> np.ndarray:
     return np.pad(x, widths) if any(after for _, after in widths) else x
 
 
-def _empty(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
-    """np.empty from the start of a cache line on: a vector that straddles two lines costs double."""
-    size, line = math.prod(shape), 64 // like.itemsize
-    room = np.empty(size + line, like.dtype)
-    start = -room.ctypes.data % 64 // like.itemsize
-    return room[start:start + size].reshape(shape)
-
-
 def _scan(loop: Callable, rows: int, v: np.ndarray, *args: Any) -> None:
     """One scan of all blocks of rows of states (v's width, rows), with room for the state of each."""
-    scratch = _empty((v.shape[0] * v.shape[2] // LANES, rows * LANES), v)
+    scratch = aligned((v.shape[0] * v.shape[2] // LANES, rows * LANES), v.dtype)
     split(loop, len(scratch), v.size * rows, rows, *args, scratch)
 
 

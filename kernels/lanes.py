@@ -20,9 +20,9 @@ if JIT:
     from numba.extending import intrinsic, models, register_model
 
 LANES = 32
-ROWS, TILE = 8, LANES  # of a product of matrices: so many rows of so many numbers are added up in registers, of which
+ROWS, TILE = 8, LANES  # of a product of matrices: so many rows of so many numbers are added up in registers
 if JIT and "+avx512f" not in (config.CPU_FEATURES or get_host_cpu_features()):
-    ROWS, TILE = 4, 16  # AVX2 has but sixteen
+    ROWS, TILE = 4, 16  # AVX2 has sixteen registers
 
 # Wide registers ---------------------------------------------------------------------------------------------
 

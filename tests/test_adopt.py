@@ -641,6 +641,8 @@ def test_a_tokenizer_that_does_not_fit_or_is_none_is_refused(tmp_path, monkeypat
     about = with_tokenizer(Path("theirs"), LLAMA)
     (Path("theirs") / "config.json").write_text(json.dumps(about | {"vocab_size": 31}))
     assert program.main(["theirs", "--out", "x"]) == 2 and "do not belong together" in capsys.readouterr().err
+    (Path("theirs") / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": about}))
+    assert program.main(["theirs", "--out", "x"]) == 2 and "of the architecture 'llava'" in capsys.readouterr().err
     (Path("theirs") / "config.json").write_text(json.dumps(about))
     (Path("theirs") / "tokenizer_config.json").write_text("{")
     assert program.main(["theirs", "--out", "x"]) == 2 and "tokenizer_config.json of the" in capsys.readouterr().err
@@ -696,7 +698,7 @@ def test_examples_for_a_model_that_others_trained_are_no_python(tmp_path):
 
 
 @pytest.mark.parametrize("begins", [False, True])
-def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins):
+def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins, capsys):
     run = chat.Run.open(adopted(tmp_path, begins=begins))
     given, choices = "7 birds and 7 birds are 14 birds; été, 🙂", [" 14 birds", " 8"]
     (tmp_path / "a.txt").write_text(given, encoding="utf-8")
@@ -704,6 +706,11 @@ def test_a_text_and_choices_are_scored_per_byte_of_text(tmp_path, begins):
     asked = ["--run", str(run.folder), "--quiet", "--out", str(tmp_path / "out"), "--segment", "256"]
     assert evaluate.main(["text", "--files", str(tmp_path / "a.txt"), *asked]) == 0
     assert evaluate.main(["multiple-choice", "--questions", str(tmp_path / "q.jsonl"), *asked]) == 0
+    nothing = {"context": given, "choices": ["<|endoftext|>", " 8"], "answer": 0}
+    (tmp_path / "none.jsonl").write_text(json.dumps(nothing))
+    capsys.readouterr()
+    assert evaluate.main(["multiple-choice", "--questions", str(tmp_path / "none.jsonl"), *asked]) == 2
+    assert "the choice '<|endoftext|>' spells nothing" in capsys.readouterr().err
     found, scored = (json.loads((tmp_path / "out" / f"{task}.json").read_text())["results"]
                      for task in ("text", "multiple-choice"))
 

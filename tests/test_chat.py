@@ -127,15 +127,17 @@ def test_rows_of_a_batch_predict_what_each_predicts_alone_across_the_ends_of_chu
     pytest.param(f"{one}+{other}", marks=pytest.mark.slow) for one, other in combinations(MIXERS, 2))])
 def test_every_mixer_and_every_pair_of_them_reads_learns_and_predicts_in_batches(tmp_path, mixer):
     run = make_run(tmp_path / "run", mixer=mixer)
-    assert runs.padding(run.model, places=4) in (0, 1, 4, 8, 16)
-    place = list(read(run.model, Place(), SENTENCE[:40], learn=True))[-1].place
-    (logits, state), = predict(run.model, [place])
-    assert np.all(np.isfinite(logits)) and runs.distances(run.model, state)["level 1"] > 0
+    texts = SENTENCE[:40], SENTENCE[1:41], b"x" * 40
+    places = [list(read(run.model, Place(), text, learn=True))[-1].place for text in texts]
+    assert len({str(runs.layout(place.state)) for place in places}) == 1
+    for place, (logits, state) in zip(places, predict(run.model, places), strict=True):
+        (alone, _), = predict(run.model, [place])
+        np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+        assert runs.distances(run.model, state)["level 1"] > 0
 
 
 def test_filled_up_batches_give_the_same_bits_whoever_else_is_in_them(run):
-    rows = runs.padding(run.model, places=20)
-    assert rows in (0, 1, 4, 8, 16)  # by the processor; 0: none does, and everybody goes alone
+    rows = runs.padding(run.model, places=20)  # by the processor; 0: none does, and everybody goes alone
     if rows:
         places = [list(read(run.model, Place(), [i, 2, 3]))[-1].place for i in range(2 * rows)]
         few = predict(run.model, [places[0]] * rows)[0][0]
@@ -239,6 +241,30 @@ def test_a_change_is_on_the_disk_when_it_is_said_to_be_and_can_be_undone_once(ru
     assert again.get(two.key).learned == len(SENTENCE)
     with pytest.raises(LookupError, match="nothing to undo"):
         again.reset(two.key, "last")
+
+
+def test_what_was_deleted_before_it_was_written_does_not_come_back_under_a_new_session(run, tmp_path):
+    sessions, one = Sessions(tmp_path / "s", run.fingerprint), learned(run)
+    with sessions.files:  # the writer waits
+        sessions.commit(None, one)
+        with sessions.lock:  # as delete does
+            sessions.known.pop(one.key)
+            sessions.memory.pop(one.key)
+        new = learned(run)
+        assert new.created != one.created
+        written = sessions.commit(None, new)
+    assert written.result() and sessions.reset(new.key, "last").result()
+    assert sessions.get(new.key).place == Place()
+
+
+def test_deleting_removes_no_file_of_another_model(run, tmp_path):
+    learned(run).save(tmp_path / "s", "another model")
+    sessions = Sessions(tmp_path / "s", run.fingerprint)
+    with sessions.files:
+        written = sessions.commit(None, one := learned(run))
+        sessions.known[one.key]["created"] = 0.0  # so that the writer leaves it
+    written.result()
+    assert sessions.delete(one.key) and file_of(tmp_path / "s", "ann").exists()
 
 
 def test_the_first_lesson_and_a_reset_can_be_undone_too(run, tmp_path):
@@ -620,7 +646,32 @@ def test_the_last_message_can_be_undone_and_saved_sessions_are_listed(run):
     assert talker.command("/sessions").startswith(f"ann: {first.learned} bytes learned, 20")
     talker.command("/reset")
     talker.command("/undo")
-    assert same(talker.session.place, first.place) and not talker.saved
+    assert same(talker.session.place, first.place) and talker.saved
+    "".join(talker.say(b"more"))
+    talker.command("/reset")
+    talker.command("/undo")
+    assert not talker.saved
+    talker.command("/load ann")
+    "".join(talker.say(b"more"))
+    talker.command("/save ann")
+    talker.command("/undo")  # to what was there before "more", which is on the disk no longer
+    assert same(talker.session.place, first.place) and not talker.saved and "unsaved" in talker.keep()
+
+
+@pytest.mark.parametrize("name", ["chat", "ann"])
+def test_a_session_that_is_not_the_one_talked_in_is_kept_when_its_name_is_taken(run, name):
+    for words in (b"hello", b"more"):
+        talker = chat.Chat(run, chat.parser().parse_args(["--learn", "--max-tokens", "3"]), colours=False)
+        "".join(talker.say(words))
+        assert ("kept as" in talker.command(f"/save {name}")) == (words == b"more")
+
+
+def test_a_text_of_which_the_vocabulary_makes_nothing_moves_nothing(run, monkeypatch):
+    talker = chat.Chat(run, chat.parser().parse_args(["--learn"]), colours=False)
+    monkeypatch.setattr(type(talker.words), "encode", lambda self, text: np.zeros(0, np.int64))
+    before = talker.session
+    talker.hear(b"\n")
+    assert talker.session is before
 
 
 @pytest.mark.parametrize(("command", "encoding"), [

@@ -155,6 +155,18 @@ def test_one_level_behind_attention_is_a_transformer():
         assert np.allclose(model(tokens)[0].data[n], logits, atol=1e-11)
 
 
+def test_hope_is_titans_and_then_its_levels_in_a_chain():
+    """[A 94–97]"""
+    model, tokens = model_of(small(mixer="titans")), text(SMALL, 2, 6)
+    x = model.embedding.data[tokens] * np.sqrt(8)
+    for block in model.blocks:
+        x = x + block.mixer(Tensor(rms(x)))[0].data
+        for level in block.cms.levels:
+            x = x + mlp(level, rms(x))
+    logits = (rms(x) * model.norm.weight.data) @ model.embedding.data.T
+    assert np.allclose(model(tokens)[0].data, logits, atol=1e-11)
+
+
 # --- the clocks while training ------------------------------------------------------------------------------
 
 
@@ -692,7 +704,8 @@ def test_initial_states_and_rates_are_learned_through_the_moves(variant):
         found = sum(float(np.sum(gradients[name].data * directions[name])) for name in names)
         assert abs(numeric - found) < 2e-6 * (1 + abs(numeric)), (kind, numeric, found)
     rates = [g.data for (name, _), g in zip(parameters.items(), exact, strict=True) if name.endswith("log_rate")]
-    assert any(np.any(g) for g in rates)
+    due = np.array([[level.chunk < model.config.ticks for level in block.cms.levels] for block in model.blocks])
+    assert np.array_equal(np.array(rates) != 0, due)  # who moves in the window learns its rate
     first = grad(model.context_loss(tokens, first_order=True)[0], list(parameters.values()))
     assert any(not np.allclose(a.data, b.data) for a, b in zip(first, exact, strict=True))
 
@@ -713,6 +726,7 @@ def test_reading_with_learning_on_is_the_same_window_tick_by_tick():
 
 
 @pytest.mark.parametrize("settings, message", [
+    ({"learn_rate": 0.0, "level_rates": ()}, "learn_rate 0; "),
     ({"level_rates": (0.1, 0.2)}, "give each of the 3 levels one"), ({"tick": 5}, "ticks of 5; choose a tick"),
     ({"level_drift": "lost"}, "choose from kept, ends"), ({"moves": "never"}, "choose from optimizer, context")])
 def test_settings_of_moves_in_the_context_are_checked(settings, message):
@@ -735,6 +749,8 @@ def test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach():
     assert moving[0] == ("attention", 0, np.inf, 12)
     assert [row[1:] for row in moving[1:4]] == [(2, 12, 12), (4, 6, 12), (8, 3, 12)]
     assert moving[-2] == ("initial states of the levels", 24, 1, 1)
+    resting = timetable(in_context(mixer="attention", tick=0, segment=12), 24)
+    assert [row[1:] for row in resting[1:4]] == [(3, 8, 12), (6, 4, 12), (12, 2, 1)]  # the slowest is due at the end
     for mixer in MIXERS:
         assert all(chunk * frequency == 24 for _, chunk, frequency, _ in timetable(small(mixer=mixer, chunks=(1,),
                    spans=(2,)), 24) if chunk)  # fmt: skip

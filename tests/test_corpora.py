@@ -198,6 +198,8 @@ def test_the_column_is_chosen_or_found_and_a_wrong_one_is_told(tmp_path):
     path.write_text('{"title": "t", "story": "a long story", "n": 1}\n{"title": "u", "story": null, "n": 2}\n')
     assert texts(path) == ["a long story", ""]
     assert texts(path, column="title") == ["t", "u"]
+    (tmp_path / "b.jsonl").write_text('{"text": null, "url": "https://a.b"}\n{"text": "t", "url": "https://c.d"}\n')
+    assert texts(tmp_path / "b.jsonl") == ["", "t"]
     for column, why in (("body", "has no column 'body'; it has title, story, n"), ("n", "holds a int")):
         with pytest.raises(ValueError, match=why):
             texts(path, column=column)
@@ -451,6 +453,7 @@ def test_a_vocabulary_that_was_changed_is_told(corpus, words, tmp_path):
 
 BAD = {
     "min_words": "too short, this one",
+    "max_words": " ".join(["the river of stone and bread"] * 20_000),
     "max_unprintable": prose(1) + "\ufffd" * 50,
     "min_word_length": " ".join(["a to be of I it we"] * 1 + [f"{c} {d}" for c in "abcdefghij" for d in "klmnopq"]),
     "max_word_length": " ".join(word * 4 for word in prose(2).split()),
@@ -459,8 +462,17 @@ BAD = {
     "max_bullets": "\n".join("- " + line for line in prose(5).splitlines()),
     "max_ellipses": "\n".join(line + " …" for line in prose(6, 90).replace(" 6.", "").splitlines()),
     "max_repeated_lines": prose(7) + "\n" + "\n".join(["the river of stone"] * 12),
+    "max_repeated_paragraphs": "\n\n".join([*(prose(seed, 18) for seed in range(20, 34)), *["so be it"] * 9]),
+    "max_repeated_line_text": prose(11, 60) + "\n" + ("\n" + prose(12, 40).replace("\n", " ")) * 2,
     "max_top_2_gram": " ".join(f"market bread {word}{i}" for i, word in enumerate(prose(8).split())),
+    "max_top_3_gram": " ".join(f"{word}{i}" + " market garden bread" * (i % 8 == 0)
+                               for i, word in enumerate(prose(13, 110).split())),
+    "max_top_4_gram": " ".join(f"{word}{i}" + " market garden bread river" * (i % 12 == 0)
+                               for i, word in enumerate(prose(14, 110).split())),
+    "max_repeated_5_grams": " ".join(f"{' '.join(prose(15, 60).split()[i % 5 * 6:i % 5 * 6 + 6])} " + " ".join(
+        f"{word}{i}" for word in prose(16, 120).split()[i * 6:i * 6 + 4]) for i in range(10)),
     "max_repeated_10_grams": prose(9, 110) + " " + " ".join(prose(9, 110).split()[:15]),
+    "min_stop_words": " ".join(word for word in prose(17, 150).split() if word not in filters.STOP),
     "language": ("der Fluss fließt langsam durch das Tal, und die Leute gehen mit Brot und Äpfeln zum Markt. Am Abend "
                  "sitzen sie vor den Häusern und erzählen einander, was sie am Tag gesehen haben, während die Kinder "
                  "noch auf der Wiese spielen und niemand daran denkt, dass der Winter bald kommen wird; so war es "
@@ -470,6 +482,7 @@ BAD = {
 
 @pytest.mark.parametrize("rule", BAD)
 def test_a_document_is_counted_at_the_rule_it_breaks(rule):
+    assert set(BAD) == {*filters.RULES, "language"}
     assert filters.broken(BAD[rule], filters.Limits())[0] == rule  # type: ignore[index]
     assert filters.broken(prose(42), filters.Limits()) is None
     if rule != "language":
@@ -600,6 +613,7 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(corpus, words, tmp_path):
     ("b.html", "<head><title>no</title><body><nav><form>menu</nav>All<svg><svg>a</svg>b</svg> of it", "All of it"),
     ("a.1", '.TH A 1\n.SH NAME\na \\- does \\fBit\\fP\n.\\" nothing\n.PP\nIt \\(bu works.\n.BR a (1)\n',
      "NAME\na - does it\n\nIt • works. a(1)"),
+    ("b.1", "One.\n\nTwo.\n", "One.\n\nTwo."),
     ("a.pod", "=head1 NAME\n\na - does C<it> and B<I<more>>, a E<lt> b\n\n=cut\n",
      "NAME\n\na - does it and more, a < b"),
     ("a.txt", "plain\ftext", "plain\ntext")])

@@ -496,6 +496,12 @@ def test_a_new_document_moves_no_other(seed, count, added):
         assert kept == [d.name for d in before.split(side).documents]
 
 
+@pytest.mark.parametrize("size", [100, 1000, 1 << 16])
+def test_a_random_corpus_has_the_size_that_was_asked_for(size):
+    corpus = Corpus.random(3, size)
+    assert sum(len(d.source) for d in corpus.documents) == corpus.size == size
+
+
 def test_about_a_twentieth_of_many_documents_is_held_out():
     corpus = Corpus(random_corpus(0, 4000))
     assert 0.04 < len(corpus.split("validation")) / corpus.size < 0.06

@@ -15,6 +15,7 @@ from autograd import Tensor, no_grad
 from config import CHOICES, MEMORIES, MIXERS, PRESETS
 from hope import Hope, State
 from kernels import program, runtime
+from layers import Parameter
 from titans import SelfModifyingTitans
 
 SMALL = replace(PRESETS["tiny"][0], width=16, layers=2, hidden=12, segment=8, memory_chunk=4, projection_chunk=2,
@@ -81,6 +82,7 @@ ATTENTION: list[dict[str, Any]] = [
     {"window": 0, "key_heads": 1, "biases": ("qkv",), "activation": "swiglu", "norm": "rms"},
     {"window": 0, "heads": 6, "key_heads": 3, "head_size": 36, "rotary_base": 500.0, "rotary_scaling": (2.0,),
      "tied": False},
+    {"window": 0, "rotary_base": 0.0, "heads": 2},
     {"window": 0, "rotary_base": 0.0, "cms": "spread", "biases": ("output",)}]
 
 
@@ -233,15 +235,22 @@ def test_a_state_that_lies_otherwise_is_read_as_it_is(other):
     expect_equal(logits, after, *made.step(text(1, 1), state), exact=kernels.JIT)  # BLAS adds strided rows otherwise
 
 
-@pytest.mark.parametrize("how", ["replaced", "loaded", "written into", "another mixer", "other settings"])
+@pytest.mark.parametrize("how", ["replaced", "loaded", "written into", "another mixer", "other settings",
+                                 "other levels", "another map", "another embedding"])
 def test_what_changed_in_a_model_is_seen(how):
-    made = model()
+    made, other, table = model(), model(hidden=5), Parameter(model().embedding.data[::-1].copy())
     state = follow(made, text(1, 3))
     weight = made.blocks[0].mixer.output.weight
     if how == "replaced":
         weight.data = weight.data * 2
     elif how == "loaded":
         made.load_state_dict({name: array * 2 for name, array in made.state_dict().items()}, assign=True)
+    elif how == "other levels":
+        made.blocks[1].cms = other.blocks[0].cms
+    elif how == "another map":
+        made.blocks[0].mixer.output = other.blocks[1].mixer.output
+    elif how == "another embedding":
+        made.embedding = table
     elif how == "another mixer":
         made.blocks[0].mixer = model(eta_start=0.05).blocks[1].mixer
     elif how == "other settings":

@@ -14,7 +14,7 @@ from apps.claims import streams
 from apps.claims.study import SWEEP, Study, alike, equal, interval, looking_back, verdict
 from apps.evaluate import Reader, main, share_right, stream, transfer, with_levels
 from config import Config
-from data import IGNORE, encode
+from data import IGNORE, Document, Text, encode
 from hope import Hope, State, count
 
 CONFIG = Config(width=16, layers=1, heads=1, segment=32, hidden=16, chunks=(1, 2), memory_chunk=8,
@@ -51,6 +51,12 @@ def test_reading_with_memory_in_pieces_is_reading_at_once(mixer):
     pieces = Reader(model(mixer), "memory", segment=16)
     nats = np.hstack([pieces.step(text[:, t:t + 17])[0] for t in (0, 16, 32)])
     np.testing.assert_allclose(nats, whole.step(text)[0], rtol=2e-4, atol=2e-4)
+
+
+def test_levels_that_learned_to_move_in_ticks_are_read_in_ticks():
+    moving = model(moves="context", tick=8, segment=32)
+    assert Reader(moving, "all").segment == 8 and Reader(model(), "all").segment == CONFIG.segment
+    assert Reader(moving, "memory").segment == 32 and Reader(moving, "all", segment=16).segment == 16
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -161,8 +167,18 @@ def test_filtered_attention_in_pieces_is_attention_at_once():
 
 
 def test_levels_are_exchanged_at_equal_size():
-    config = Config(width=32, layers=2, heads=1, chunks=(1, 4, 16), hidden=64)
+    config = Config(width=32, layers=3, heads=1, chunks=(1, 4, 16), hidden=64, level_rates=(0.1, 0.2, 0.3))
     assert count(with_levels(config, (1,))) == count(config)
+    spread = hope.replace(config, cms="spread")
+    assert count(with_levels(spread, (1,))) == count(with_levels(spread, (1, 2))) == count(spread)
+    assert with_levels(spread, (1, 2, 4)).level_rates == spread.level_rates
+
+
+def test_a_last_batch_of_fewer_rows_counts_by_its_rows():
+    parts, size = SimpleNamespace(batch=8, reader=lambda m: Reader(m, "off")), 9 * CONFIG.segment + 1
+    m, held_out = model(), Text([Document("text", bytes(i * i % 7 for i in range(size)), size)], "text")
+    full = SimpleNamespace(batch=3, reader=parts.reader)  # the same nine segments, three at a time
+    assert evaluate.scoring(held_out, parts)(m) == pytest.approx(evaluate.scoring(held_out, full)(m), abs=1e-12)
 
 
 # the command ------------------------------------------------------------------------------------------------
@@ -214,6 +230,7 @@ def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("text", "--learn", "everything"), "learn is 'everything'; choose from off"),
     (("text", "--reset", "daily"), "reset is 'daily'"),
+    (("text", "book.txt"), "text takes no name such as 'book.txt'; files are given by --files"),
     (("recall", "--batch", "0"), "batch is 0"),
     (("recall", "--pairs", "0,2"), "pairs is 0,2"),
     (("recall", "--pears", "2"), "--pears"),

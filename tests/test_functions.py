@@ -150,9 +150,14 @@ def test_functions_without_a_name_in_numpy():
     values, at = fn.topk(Tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 4.0]]), 2)
     assert values.tolist() == [[3, 2], [6, 5]] and at.tolist() == [[0, 2], [1, 0]]
     assert check_grad(lambda x: fn.topk(x, 2, 0)[0], normal(4, 2)) < 1e-6
+    assert fn.topk(Tensor([1.0]), 0)[0].shape == (0,)
+    for k in (-1, 3):
+        with pytest.raises(ValueError, match=f"k = {k}: of an axis of 2"):
+            fn.topk(Tensor([1.0, 2.0]), k)
     assert fn.zeros(2, 3).shape == fn.ones((2, 3)).shape == (2, 3) and fn.eye(2).tolist() == [[1, 0], [0, 1]]
     assert fn.zeros(2).dtype == fn.eye(2).dtype == fn.arange(0, 1, 0.25).dtype == np.float32
-    assert fn.arange(3).dtype == np.int64 and fn.arange(1, 2, 0.5, requires_grad=True).requires_grad
+    assert fn.arange(3).dtype == fn.arange(0).dtype == fn.arange(3, 3).dtype == np.int64
+    assert fn.arange(1, 2, 0.5, requires_grad=True).requires_grad
     assert fn.ones(2, dtype=np.float64, requires_grad=True).dtype == np.float64
 
 

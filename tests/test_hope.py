@@ -619,6 +619,24 @@ def test_flops_count_the_dense_products_and_grow_with_the_model(mixer):
     assert flops_per_token(replace(config, layers=4)) > 1.5 * flops_per_token(config)
 
 
+def test_flops_count_what_is_multiplied_and_nothing_that_is_looked_up():
+    config = Config(width=8, layers=1, heads=2, segment=16, vocabulary=10, hidden=12, chunks=(1,), mixer="attention")
+    products = 4 * 8 * 8 + 2 * 8 * 12 + 10 * 8 + 16 * 8  # q, k, v and output; one MLP; logits; half of scores and reads
+    assert flops_per_token(config) == 2 * products
+    assert flops_per_token(replace(config, tied=False, positions=16)) == 2 * products
+    matrix = 4 * 8 * 8 + 2 * 8 * 12 + 10 * 8 + 2 * 8 + 4 * 8 + 3 * 2 * 4 * 4  # α's gate, the filter, (H,d,d)
+    assert flops_per_token(replace(config, mixer="retention")) == 2 * matrix
+
+
+def test_a_level_that_overflows_on_what_the_one_before_hands_on_is_found():
+    model = Hope(small(mixer="attention", chunks=(1, 2), activation="gelu"), np.random.default_rng(0))
+    tokens, (first, second) = text(model.config), model.blocks[0].cms.levels
+    first.down.weight.data[...] = 1e10
+    second.up.weight.data[...] = 1
+    second.down.weight.data[...] = 7.5e36
+    assert model.first_non_finite(tokens) == "block 0, its levels"
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_the_first_number_that_is_not_finite_is_found(mixer):
     config = small(mixer=mixer)

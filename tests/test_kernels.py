@@ -197,7 +197,7 @@ def test_float32_keeps_a_retention_that_it_cannot_write_as_a_number(form):
 
 
 def by_hand(rule, q, k, v, alpha, beta, S):
-    """The table of paper.md §1, each rule as its own paper writes it, for one sequence."""
+    """The rules of memories that are one matrix, each as its own paper writes it, for one sequence."""
     o = np.empty_like(v)
     for t in range(len(k)):
         o[t] = S @ q[t]

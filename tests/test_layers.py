@@ -420,26 +420,28 @@ def test_parameter_gradients_pass_through_a_layer_used_twice():
 # a window over the past -------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7))
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 7), st.sampled_from([1, 2, 4]))
 @few
-def test_windowed_attention_sees_the_last_tokens_only_however_the_text_is_cut(lengths, window):
-    """[A 63]; what is kept of a text does not grow beyond the window."""
-    layer, T = CausalAttention(np.random.default_rng(0), 8, 2, window=window).astype(np.float64), sum(lengths)
-    x, state, parts, t = draw(1, 2, T, 8), None, [], 0
-    q, k, v = (split_heads(f(Tensor(x)), heads=2) for f in (layer.query, layer.key, layer.value))
-    q, k = (rotate(z, start=0).data for z in (q, k))
-    y = np.zeros((2, 2, T, 4))
+def test_windowed_attention_sees_the_last_tokens_only_however_the_text_is_cut(lengths, window, key_heads):
+    """[A 63]; what is kept of a text does not grow beyond the window; a head of keys serves several of queries."""
+    layer = CausalAttention(np.random.default_rng(0), 8, 4, window=window, key_heads=key_heads).astype(np.float64)
+    x, state, parts, t, T = draw(1, 2, sum(lengths), 8), None, [], 0, sum(lengths)
+    q = rotate(split_heads(layer.query(Tensor(x)), heads=4), start=0).data
+    k, v = (split_heads(f(Tensor(x)), heads=key_heads) for f in (layer.key, layer.value))
+    k, v = (np.repeat(z.data, 4 // key_heads, axis=1) for z in (rotate(k, start=0), v))
+    y = np.zeros((2, 4, T, 2))
     for i in range(T):
         first = max(0, i - window + 1)
-        s = np.exp(np.einsum("bhd,bhjd->bhj", q[:, :, i], k[:, :, first : i + 1]) / 2)
-        y[:, :, i] = np.einsum("bhj,bhjd->bhd", s / s.sum(-1, keepdims=True), v.data[:, :, first : i + 1])
+        s = np.exp(np.einsum("bhd,bhjd->bhj", q[:, :, i], k[:, :, first : i + 1]) / np.sqrt(2))
+        y[:, :, i] = np.einsum("bhj,bhjd->bhd", s / s.sum(-1, keepdims=True), v[:, :, first : i + 1])
     for n in lengths:
         read, state = layer(Tensor(x[:, t : t + n]), state)
         parts.append(read.data)
         t += n
     expected = np.swapaxes(y, 1, 2).reshape(2, T, 8) @ layer.output.weight.data.T
     assert np.allclose(np.concatenate(parts, axis=1), expected, atol=1e-12)
-    assert state.key.shape[2] == min(T, window - 1) and layer.cost(T).numbers == 16 * state.key.shape[2]
+    assert state.key.shape[2] == min(T, window - 1)
+    assert layer.cost(T).numbers == 4 * key_heads * state.key.shape[2] and layer.position(state) == 0
 
 
 def test_a_window_as_long_as_the_text_is_attention():
@@ -451,9 +453,10 @@ def test_a_window_as_long_as_the_text_is_attention():
     assert np.allclose(layer(x)[0].data, other(x)[0].data, atol=1e-12)
 
 
-def test_derivatives_through_a_window_agree_with_finite_differences():
-    layer = CausalAttention(np.random.default_rng(0), 4, 1, window=2).astype(np.float64)
-    check_grad(lambda x: layer(x)[0], draw(1, 1, 5, 4))
+@pytest.mark.parametrize("heads, key_heads", [(1, 1), (4, 2)])
+def test_derivatives_through_a_window_agree_with_finite_differences(heads, key_heads):
+    layer = CausalAttention(np.random.default_rng(0), 8, heads, window=2, key_heads=key_heads).astype(np.float64)
+    check_grad(lambda x: layer(x)[0], draw(1, 1, 5, 8))
 
 
 def test_attention_is_a_regression_on_values_solved_anew_for_every_query():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import memory as rules
 import titans
-from autograd import Tensor, check_grad, concatenate, grad, no_grad, tree_map
+from autograd import Tensor, check_grad, concatenate, grad, no_grad, tree_leaves, tree_map
 from autograd import sum as total
 from config import MIXERS, Config
 from hope import make_mixer
@@ -152,7 +152,7 @@ def test_delta_gradient_descent_minimises_its_proximal_objective(eta, scale):
 
 # --- matrix memories: the table of rules --------------------------------------------------------------------
 
-TABLE = {  # (a, b, c) as paper.md §1 prints them, from α, β = η, and η′ = η/(1 + η) since ‖k‖ = 1
+TABLE = {  # (a, b, c) of each rule, from α, β = η, and for dgd the exact step η′ = η/(1 + η) [A 57], since ‖k‖ = 1
     "linear": lambda alpha, eta: (1, 0, 1),
     "retention": lambda alpha, eta: (alpha, 0, 1),
     "delta": lambda alpha, eta: (1, eta, eta),
@@ -337,7 +337,7 @@ def test_half_lives_spread_geometrically_from_16_to_4096_tokens():
     assert half_lives(1).shape == (1,)
 
 
-# --- self-modifying Titans against paper.md §3, in loops ----------------------------------------------------
+# --- self-modifying Titans [A 83–93], in loops --------------------------------------------------------------
 
 
 def answer(layers: list | None, z: np.ndarray, skip) -> np.ndarray:
@@ -484,6 +484,14 @@ def test_titans_are_the_papers_for_every_setting(n):
 STEPPED: list[dict[str, Any]] = [
     {"momentum": True}, {"step": "printed"}, {"momentum": True, "step": "printed", "eta_max": 1.0},
     {"error_power": 3.0}, {"error_power": 4.0, "momentum": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 3.0])
+def test_an_error_of_nothing_has_a_derivative_of_nothing_whatever_its_power(power):
+    mixer = small(error_power=power, objective="l2", form="chunked")
+    x = Tensor(np.zeros((1, 6, 8)), requires_grad=True)  # every value, and so every error of the main memory, is 0
+    made = make_mixer(np.random.default_rng(0), mixer).astype(np.float64)
+    assert all(np.all(np.isfinite(g.data)) for g in grad(total(made(x)[0]), [x, *made.parameters()]))
 
 
 def own_kernels(setting: dict[str, Any]) -> list[Any]:
@@ -762,10 +770,15 @@ def test_a_state_of_another_batch_is_refused_by_its_numbers(name):
         mixer(Tensor(draw(1, 2, 4, 8)), state)
 
 
-def test_a_state_keeps_no_segment_alive():
-    for form in FORMS:
-        _, state = shaken(small(form=form))(Tensor(draw(1, 2, 12, 8)))
-        assert state.tail.data.base is None or state.tail.data.base.size == state.tail.data.size
+@pytest.mark.parametrize("choices", [
+    *({"mixer": mixer, "form": form} for mixer in MIXERS for form in ("fused", "chunked")),
+    {"mixer": "attention", "window": 4}], ids=str)
+def test_a_state_keeps_no_segment_alive(choices):
+    with no_grad():
+        _, state = make_mixer(np.random.default_rng(0), small(**choices))(Tensor(draw(1, 2, 120, 8).astype(np.float32)))
+    arrays = [x.data for x in tree_leaves(state)]
+    held = {id(x): x.nbytes for x in (x if x.base is None else x.base for x in arrays)}
+    assert sum(held.values()) <= 1.2 * sum(x.nbytes for x in arrays) + 1000
 
 
 def test_the_trace_shows_every_rule_and_when_each_memory_moves(capsys):

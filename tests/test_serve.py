@@ -385,6 +385,7 @@ def test_counts_are_in_the_format_of_prometheus(run, tmp_path):
         server.ok("/v1/read", text="hello", user="ann", learn=True)
         server.client.get("/v1/sessions/ann")
         server.client.get("/nowhere")
+        server.client.request("BREW", "/nowhere")
         found = server.client.get("/metrics")
     assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", found.text, re.M))
@@ -394,7 +395,8 @@ def test_counts_are_in_the_format_of_prometheus(run, tmp_path):
                 'hope_requests_total{method="POST",path="/v1/completions",status="200"} 1',
                 'hope_requests_total{method="GET",path="/v1/sessions/{name}",status="200"} 1',
                 'hope_requests_total{method="GET",path="other",status="404"} 1',
-                "hope_request_seconds_count 4", 'hope_request_seconds_bucket{le="+Inf"} 4'):
+                'hope_requests_total{method="other",path="other",status="404"} 1',
+                "hope_request_seconds_count 5", 'hope_request_seconds_bucket{le="+Inf"} 5'):
         assert row in found.text.splitlines(), row
 
 

@@ -456,6 +456,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing_behind(tmp_path
     for word in ("parameters", "state", "FLOPs", "memory", "data", "duration", "estimate"):
         assert word in out
     assert [line.split()[-3:] for line in out.splitlines() if "main memory" in line] == [["32", "128", "64"]]
+    assert train.main(["--dry-run", "--preset", "tiny", "--cms", "spread", "--layers", "3", "--width", "16"]) == 0
     assert not list(tmp_path.iterdir())
 
 

@@ -123,7 +123,8 @@ def test_the_report_stands_beside_gzip_xz_and_the_transformer(finished):
 
 
 @pytest.mark.parametrize("changed", [
-    {"level_rates": (0.1, 0.05, 0.02)}, {"moves": "context", "tick": 4, "chunks": (1, 2)}, {"cms": "independent"}])
+    {"level_rates": (0.1, 0.05, 0.02)}, {"moves": "context", "tick": 4, "chunks": (1, 2)}, {"cms": "independent"},
+    {"mixer": "rnn", "chunks": (1,), "drift_rank": 32}])
 def test_the_baseline_of_any_model_is_a_transformer_whose_mlp_stands_still(changed):
     config = replace(PRESETS["tiny"][0], **changed)
     found = hope.transformer(config)
@@ -602,7 +603,8 @@ def test_consecutive_segments_carry_the_state_until_the_text_begins_anew(text, t
 
 
 def test_shuffled_segments_and_attention_carry_nothing(text, tmp_path):
-    for config, order in (({}, "shuffled"), ({"mixer": "attention"}, "consecutive")):
+    for config, order in (({}, "shuffled"), *(({"mixer": mixer}, "consecutive") for mixer in
+                                              ("attention", "ada", "gated+attention"))):
         run = small(text, tmp_path, config, order=order)
         run.advance()
         assert run.state is None
@@ -727,9 +729,11 @@ def test_the_last_checkpoints_are_kept_and_the_best_by_validation_text(text, tmp
 
 def test_of_a_million_steps_the_newest_are_kept(tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"now")
+    (tmp_path / "checkpoint-backup.npz").write_bytes(b"somebody's own")
     for step in (999_900, 1_000_000, 1_000_100):
         checkpoints.keep(tmp_path, step, last=2, best=False)
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1000000.npz", "checkpoint-1000100.npz"}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        "checkpoint-1000000.npz", "checkpoint-1000100.npz", "checkpoint-backup.npz"}
 
 
 def step_of(path):

@@ -78,5 +78,7 @@ def keep(folder: Path, step: int, last: int, best: bool) -> None:
     """Give the newest checkpoint a name of its own, let go of all such but the last, and remember the best."""
     for name in [f"checkpoint-{step:06}.npz", *[BEST] * best]:
         name_again(folder / LAST, folder / name)
-    for old in sorted(folder.glob("checkpoint-*.npz"), key=lambda path: int(path.stem.partition("-")[2]))[:-last]:
+    numbers = {path: path.stem.partition("-")[2] for path in folder.glob("checkpoint-*.npz")}
+    ours = [path for path, number in numbers.items() if number.isdecimal()]
+    for old in sorted(ours, key=lambda path: int(numbers[path]))[:-last]:
         old.unlink()

@@ -171,9 +171,16 @@ def expect_room(config: Config, batch: int = 1) -> None:
                              f"{amount(here)}; --dry-run says what a run would take")
 
 
+def of_one_layer(config: Config) -> Hope:
+    """The same model with one layer, and with one level if there is one in each block."""
+    n = 1 if config.cms == "spread" else len(config.chunks)
+    one = replace(config, layers=1, chunks=config.chunks[:n], level_rates=config.level_rates[:n])
+    return Hope(one, np.random.default_rng(0))
+
+
 def one_layer(config: Config, batch: int) -> tuple[float, float]:
     """Bytes kept for the way back, and seconds there and back, per token and layer: measured on one layer."""
-    model, length = Hope(replace(config, layers=1), np.random.default_rng(0)), min(config.segment, 512)
+    model, length = of_one_layer(config), min(config.segment, 512)
     rows = max(1, min(batch, 2**19 // (config.width * length)))
     tokens = np.zeros((rows, length + 1), dtype=np.int64)
     tracemalloc.start()
@@ -192,8 +199,7 @@ def fitting(config: Config, training: Training, gpu: Any) -> str:
     small = "not even one sequence would fit; choose a smaller --segment, --width or --layers"
     try:
         if gpu:
-            model, tokens = Hope(replace(config, layers=1), np.random.default_rng(0)), (1, config.segment + 1)
-            each = gpu.held(gpu.to_device(model), np.zeros(tokens, dtype=np.int64))
+            each = gpu.held(gpu.to_device(of_one_layer(config)), np.zeros((1, config.segment + 1), dtype=np.int64))
         else:
             each = one_layer(config, 1)[0] * config.segment
     except MemoryError:

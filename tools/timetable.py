@@ -17,7 +17,7 @@ def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, i
     tick = window // config.ticks if in_context else step_tokens
     rows = [(name, chunk, window if config.through_writes else 1)
             for name, chunk in make_mixer(None, config).clocks.items()]
-    rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context else 1)
+    rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context and chunk < config.ticks else 1)
              for n, chunk in enumerate(config.chunks)]
     if in_context:
         rows.append(("initial states of the levels", step_tokens, 1))

@@ -167,8 +167,8 @@ def overview(folder: Path) -> str:
              "as many parameters and bytes for every model compared, and the same sweep of learning rates; where the",
              "best rate is at its edge it goes on. Numbers are means ± half of the 95% interval; all of them, and the",
              "sweep, are in the file beside the picture.",
-             "*Paper* is what its text says. *Holds?* judges what is asked here, by the differences within a seed;",
-             "that is not always the same question.", "",
+             "*Paper* is what its text says (the front page: means over a table's tasks or sizes). *Holds?* judges",
+             "what is asked here, by the differences within a seed; that is not always the same question.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
     notes, asked, found = [], [], measured(folder)
     for name, claim in CLAIMS.items():

@@ -1,11 +1,11 @@
-"""Hope as the paper has it, with one part left out at a time, in language modelling: what is each part worth?
+"""Hope with all parts of Table 6, one left out at a time, in language modelling: what is each part worth?
 
 The rows are those of Table 6. Hope has momentum, an adaptive q among six memories, and a chain of three levels. Without
-DGD a write is the plain gradient step, M ← αM − η∇L, without −ηM k kᵀ. Without momentum β is 0; without weight decay α
-is 1; without CMS one MLP stands in place of the three levels; without inner k, v or q that projection does not adapt.
-One layer of width 32, 200 steps. Every row has as many parameters, and the rate that is best for Hope. The slow levels
-move once in 4 and in 16 steps of the optimiser: in so few they have hardly moved; the reading below lets all of them
-move with every step. What the other parts are worth is less than three seeds tell.
+DGD a write is the plain gradient step of the same size, M ← αM − η′∇L, without −η′M k kᵀ. Without momentum β is 0;
+without weight decay α is 1; without CMS one MLP stands in place of the three levels; without inner k, v or q that
+projection does not adapt. One layer of width 32, 200 steps. Every row has as many parameters, and the rate that is best
+for Hope. The slow levels move once in 4 and in 16 steps of the optimiser: in so few they have hardly moved; the reading
+below lets all of them move with every step. What the other parts are worth is less than three seeds tell.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BASE = Config(width=32, layers=1, heads=2, segment=64, chunks=(1, 4, 16), hidden
 
 
 class WithoutDGD(SelfModifyingTitans):
-    """The same memories, written by the plain gradient step M ← αM − η∇L (under momentum, as all here)."""
+    """The same memories, written by the plain gradient step M ← αM − η′∇L (under momentum, as all here)."""
 
     def write(self, S: Tensor, N: Tensor | None, M0: Tensor, z: Tensor, delta: Tensor, limit: int, gates: Any,
               q: Tensor | None = None) -> tuple[Any, Tensor, Any]:

@@ -3,8 +3,9 @@
 All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
 many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
 takes nothing from anyone, nor does what is measured on the way. The rate is the best of a sweep over half the time.
-Hope has nano's chain of three levels, the others one level. What are its writes worth at the end? (After equal steps
-is another claim, `steps`.) Three seeds. (More than two hours of a core.)
+Hope has nano's chain of three levels, the others one level. What are its writes worth at the end? And is it the time of
+a step by which it loses? It learns once more, for as many steps as gated delta. Three seeds. (Almost four hours of a
+core.)
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ HELD_OUT = 4  # batches of 16 segments of held-out text
 
 def models(nano: Config) -> dict[str, Config]:
     """What is compared, of one size."""
-    found = {"Hope": nano, "gated delta": replace(nano, mixer="gated", chunks=(1,)),
-             "Transformer": replace(nano, mixer="attention", chunks=(1,))}
-    return {name: equal(config, count(nano)) for name, config in found.items()}
+    others = {"gated delta": "gated", "Transformer": "attention"}
+    return {"Hope": nano} | {name: equal(replace(nano, mixer=mixer, chunks=(1,)), count(nano))
+                             for name, mixer in others.items()}
 
 
 def as_nano(study: Study, config: Config, rate: float, seed: int, steps: int, watch: Any = None) -> Hope:
@@ -70,18 +71,22 @@ def measure(study: Study) -> dict[str, Any]:
         study.sweep(name, RATES, lambda rate, seed, name=name: -bits_per_byte(  # type: ignore[misc]
             as_nano(study, configs[name], rate, seed, max(2, steps[name] // 2)), HELD_OUT))
 
-    def after(name: str) -> np.ndarray:
+    def after(name: str, steps: int, marks: int = marks) -> np.ndarray:
         """(seeds,points), at the best rate."""
         return np.array(list(study.each(lambda seed: learned(
-            study, configs[name], study.best[name], seed, steps[name], marks), range(study.seeds))))
-    found = {name: after(name) for name in configs}
+            study, configs[name], study.best[name], seed, steps, marks), range(study.seeds))))
+    found = {name: after(name, steps[name]) for name in configs}
     lines = {name: bits[:, :marks] for name, bits in found.items()}
     last, off = {name: bits[:, -1] for name, bits in lines.items()}, found["Hope"][:, -1]
+    longer = after("Hope", steps["gated delta"], marks=1)[:, 0]
+
+    def below(hope: np.ndarray) -> dict[str, str]:
+        return {f"Hope below {name}": verdict(bits - hope) for name, bits in last.items() if name != "Hope"}
     return {"x": ("minutes of a core", MINUTES), "y": "bits per byte of held-out text", "lines": lines, "steps": steps,
             "milliseconds per step": {name: round(1000 * spent) for name, spent in seconds.items()},
             "cause": {"the writes of Hope are off": {"kept": {"Hope": interval(off)},
-                                                     "Hope below that": verdict(off - last["Hope"])}},
-            "holds": "; ".join(f"Hope below {name}: {verdict(bits - last['Hope'])}"
-                               for name, bits in last.items() if name != "Hope"),
+                                                     "Hope below that": verdict(off - last["Hope"])},
+                      "Hope takes as many steps as gated delta": {"kept": {"Hope": interval(longer)}, **below(longer)}},
+            "holds": "; ".join(f"{what}: {it}" for what, it in below(last["Hope"]).items()),
             "here": f"bits per byte after {MINUTES[-1]} minutes of a core: " + ", ".join(
                 f"{name} {said(interval(bits), 3)} ({steps[name]} steps)" for name, bits in last.items())}

@@ -119,7 +119,7 @@ def _made(make, like, dtype, *lead):
 
 
 def check(adaptive, l2, value_targets, spans, feeds, bias, readout, initial, drift, start, momentum=None):
-    """Tables that can be made, options and `moved` of the loops; ValueError on what does not fit."""
+    """Tables that can be made, the first options and `moved` of the loops; ValueError on what does not fit."""
     (B, H, T, d), lengths = feeds[0].shape, [n for n, _ in spans]
     if not lengths or min(lengths) < 1 or sum(lengths) != T or not set(drift) == set(initial) == set(adaptive):
         raise ValueError(f"spans of {lengths} of {T} tokens for memories {', '.join(drift)}; each has at least one, "

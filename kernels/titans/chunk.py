@@ -69,7 +69,7 @@ def betas_backward(momentum, i, x, x_T, x_bar, inputs, inputs_bar, bars, n):
 
 
 @inner
-def chunk(i, inputs, of, adaptive, eta_max, forgets, like):
+def begin(i, inputs, of, adaptive, eta_max, forgets, like):
     """What is asked of the memories, and what they are all written with."""
     gate = padded(matrix(inputs.feeds, 3, i, like))  # eta, alpha and beta have one feed
     projections = (project(0, of[0], padded(matrix(inputs.feeds, 0, i, like)), adaptive),
@@ -93,11 +93,11 @@ def chunk(i, inputs, of, adaptive, eta_max, forgets, like):
 
 
 @inner
-def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_max, like):
+def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, moved, eta_max, like):
     """From the cotangents of o and of the drifts after one chunk to those of all that goes into it."""
-    adaptive, forgets, exact, o_bar = options[0], options[4], options[5], matrix(inputs.feeds, READ, i, like)
+    (adaptive, _, _, forgets, exact), o_bar = options, matrix(inputs.feeds, READ, i, like)
     of, of_bar = memories(inputs, i, like), memories(inputs_bar, i, like, True)
-    projections, c = chunk(i, inputs, of, adaptive, eta_max, forgets, like)
+    projections, c = begin(i, inputs, of, adaptive, eta_max, forgets, like)
     (d, width), n, read_bar = c.k.shape, len(o_bar), padded(o_bar)[1]
     bars = Bars(np.zeros(width), np.zeros(width), np.zeros(width), np.zeros_like(c.k), np.zeros_like(c.v),
                 momentum_bars(c.momentum))
@@ -111,21 +111,21 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
     for m in range(MEMORY + 1):
         if adaptive[m]:
             memory, memory_bar = of[m], of_bar[m]
-            L, layer1, layer2 = learn(m, memory, c, options), memory.layer1, memory.layer2
-            U1_bar, U2_bar, hidden_bar = np.zeros_like(L.U1), np.zeros_like(L.U2), np.zeros_like(L.hidden)
-            W1_bar, W2_bar = zeros_if(c.momentum, L.U1), zeros_if(c.momentum, L.U2)
+            L, layer_in, layer_out = learn(m, memory, c, options, moved), memory.layer_in, memory.layer_out
+            U_in_bar, U_out_bar, hidden_bar = np.zeros_like(L.U_in), np.zeros_like(L.U_out), np.zeros_like(L.hidden)
+            W_in_bar, W_out_bar = zeros_if(c.momentum, L.U_in), zeros_if(c.momentum, L.U_out)
             if m == MEMORY and exact:
-                read1 = read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)
-                s, x = silu(read1[0])
-                read2 = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)
+                read_in = read(layer_in, L.U_in, L.writes_in, c.k, c.q, c.retention, c.momentum)
+                s, x = silu(read_in[0])
+                read_out = read(layer_out, L.U_out, L.writes_out, L.hidden, x, c.retention, c.momentum)
                 x_bar = np.zeros_like(x)
-                read_backward(layer2, L.U2, L.writes2, L.hidden, x, read2, c.retention, c.momentum, read_bar, U2_bar,
-                              W2_bar, hidden_bar, x_bar, bars, memory_bar.layer2)
+                read_backward(layer_out, L.U_out, L.writes_out, L.hidden, x, read_out, c.retention, c.momentum,
+                              read_bar, U_out_bar, W_out_bar, hidden_bar, x_bar, bars, memory_bar.layer_out)
                 inner_bar = times_slope(x_bar, s, x)
-                read_backward(layer1, L.U1, L.writes1, c.k, c.q, read1, c.retention, c.momentum, inner_bar, U1_bar,
-                              W1_bar, bars.k, q_bar, bars, memory_bar.layer1)
-            learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar,
-                           hidden_bar, RU, EW, rate_bar, bars, memory_bar)
+                read_backward(layer_in, L.U_in, L.writes_in, c.k, c.q, read_in, c.retention, c.momentum, inner_bar,
+                              U_in_bar, W_in_bar, bars.k, q_bar, bars, memory_bar.layer_in)
+            learn_backward(m, i, memory, c, L, options, moved, after_bar, momentum_bar, U_in_bar, U_out_bar, W_in_bar,
+                           W_out_bar, hidden_bar, RU, EW, rate_bar, bars, memory_bar)
     triangular_system_backward(c.k, c.system, c, forgets, RU, EW, rate_bar, bars, bars.k)
     gate_bar = np.zeros_like(c.k)
     betas_backward(c.momentum, i, projections[3].x, projections[3].x_T, gate_bar, inputs, inputs_bar, bars, n)
@@ -156,23 +156,23 @@ def chunk_backward(i, inputs, after_bar, momentum_bar, inputs_bar, options, eta_
 @jit
 def read_spans(first, last, options, eta_max, moved, tables, after, momentum_after, like):
     """Some of the sequences. options: which memories adapt; l2 and so on. moved: which have moved, by span."""
-    adaptive, l2, value_targets, forgets, exact = options
+    adaptive, _, _, forgets, exact = options
     for i in range(first, last):
         for p in range(len(moved)):
             inputs, drifts, momenta = of_span(tables, p), after[p], span_if(momentum_after, p)
             of, o = memories(inputs, i, like[i]), matrix(inputs.feeds, READ, i, like[i])
-            c = chunk(i, inputs, of, adaptive, eta_max, forgets, like[i])[1]
+            c = begin(i, inputs, of, adaptive, eta_max, forgets, like[i])[1]
             for m in range(MEMORY + 1):
                 if adaptive[m]:
-                    L = learn(m, of[m], c, (adaptive, moved[p], l2, value_targets, forgets, exact))
-                    layer1, layer2 = of[m].layer1, of[m].layer2
-                    write(layer1, L.U1, L.writes1, c.k_T, c, matrix(drifts, 2 * m, i, c.k),
+                    L = learn(m, of[m], c, options, moved[p])
+                    layer_in, layer_out = of[m].layer_in, of[m].layer_out
+                    write(layer_in, L.U_in, L.writes_in, c.k_T, c, matrix(drifts, 2 * m, i, c.k),
                           matrix_if(momenta, 2 * m, i, c.k))
-                    write(layer2, L.U2, L.writes2, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, c.k),
+                    write(layer_out, L.U_out, L.writes_out, L.hidden_T, c, matrix(drifts, 2 * m + 1, i, c.k),
                           matrix_if(momenta, 2 * m + 1, i, c.k))
                     if m == MEMORY and exact:
-                        x = silu(read(layer1, L.U1, L.writes1, c.k, c.q, c.retention, c.momentum)[0])[1]
-                        y = read(layer2, L.U2, L.writes2, L.hidden, x, c.retention, c.momentum)[0]
+                        x = silu(read(layer_in, L.U_in, L.writes_in, c.k, c.q, c.retention, c.momentum)[0])[1]
+                        y = read(layer_out, L.U_out, L.writes_out, L.hidden, x, c.retention, c.momentum)[0]
                         accumulate(y, c.q)
                         lay_tokens(y, o)
             if not exact:
@@ -182,9 +182,7 @@ def read_spans(first, last, options, eta_max, moved, tables, after, momentum_aft
 @jit
 def read_spans_backward(first, last, options, eta_max, moved, tables, after_bar, momentum_bar, bars, like):
     """… and back, from the last span to the first"""
-    adaptive, l2, value_targets, forgets, exact = options
     for i in range(first, last):
         for p in range(len(moved) - 1, -1, -1):
-            of_this = adaptive, moved[p], l2, value_targets, forgets, exact
-            chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), of_this,
-                           eta_max, like[i])
+            chunk_backward(i, of_span(tables, p), after_bar[p], span_if(momentum_bar, p), of_span(bars, p), options,
+                           moved[p], eta_max, like[i])

@@ -69,11 +69,11 @@ def momentum_decays_backward(momentum, bars, beta_bar):
     """K̄_t = α_t K̄_{t+1}, B̄_t = β_{t+1} B̄_{t+1} + K̄_{t+1}, beside what reads, errors and N_C ask; to log α and log β"""
     K, B, alpha, beta, K_bar, B_bar = (momentum.K, momentum.B, momentum.alpha, momentum.beta, bars.momentum.K_C,
                                        bars.momentum.B_C)
-    K_asked, c = bars.momentum.K, momentum
+    K_asked = bars.momentum.K
     B_0_bar, K_0_bar = bars.momentum.ends[0], bars.momentum.ends[1]
     for t in range(len(beta) - 1, -1, -1):
-        if t < c.written:  # K_bar is of what stands in S_t
-            along = K_0_bar * c.K_0[t]
+        if t < momentum.written:  # K_bar is of what stands in S_t
+            along = K_0_bar * momentum.K_0[t]
             for i in range(t):
                 along += K_bar[i] * K[t, i]
             add_to_log_alpha(bars, t, along * alpha[t])
@@ -82,7 +82,7 @@ def momentum_decays_backward(momentum, bars, beta_bar):
             for i in range(t + 1):
                 B_bar[i] += K_bar[i]
                 K_bar[i] = alpha[t] * K_bar[i] + K_asked[t, i]
-        along = B_0_bar * c.B_0[t]
+        along = B_0_bar * momentum.B_0[t]
         for i in range(t):
             along += B_bar[i] * B[t, i]
         beta_bar[t] = along

@@ -2,11 +2,11 @@
 
 Definitions: `titans.py::SelfModifyingTitans.target`, `errors` and `write`.
 
-    W₂: z = k, δ₁ = σ′·W₁ᵀδ;     W₁: z = σ(W₂k), δ = M(k) − v̂ or −v̂
+    W₂: z = k, δ_in = σ′·W₁ᵀδ;     W₁: z = σ(W₂k), δ = M(k) − v̂ or −v̂
     E = −(δ·min(1, √limit/‖δ‖) + M₀z_t + g_{t−1} S₀z_t),     S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ
 
 With momentum the clipped error c goes through N, w = η′c, and E is what is forgotten alone (decays.py).
-Suffixes count layers in the order of computing: 1 is W₂, 2 is W₁. G = S̄_C, Q = N̄_C.
+_in belongs to the inner layer W₂, _out to the outer W₁; δ without a suffix is W₁'s. G = S̄_C, Q = N̄_C.
 """
 
 from __future__ import annotations
@@ -43,21 +43,20 @@ from kernels.titans.reads import apply, apply_backward, skip_backward
 from kernels.titans.systems import triangular_system, triangular_system_backward
 from kernels.titans.tables import MEMORY, SCALARS, matrix, matrix_if
 
-Learned = record("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_1 "
-                                "SZ1 E1 U1 SZ2 E2 U2 system writes1 writes2")
+Learned = record("Learned", "s hidden hidden_T s_v hidden_v target r delta D delta_in "
+                                "SZ_in E_in U_in SZ_out E_out U_out system_out writes_in writes_out")
 MomentumWrites = record("MomentumWrites", "c w NZ")  # of a layer with momentum
 
 
 @inner
-def learn(m, memory, c, options):
-    """What memory m writes: in W₂ z = k, δ₁ = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
-    (_, moved, l2, value_targets, forgets, _), retention, k, v = options, c.retention, c.k, c.v
-    layer1, layer2 = memory.layer1, memory.layer2
-    MZ1, SZ1 = product(layer1.initial, k), product(layer1.drift, k)
-    PZ1 = product(layer1.start, k) if moved[m] else SZ1
-    s, hidden = silu(added(MZ1, PZ1))
-    MZ2, SZ2 = (product(layer2.initial, hidden),
-                product(layer2.drift, hidden))
+def learn(m, memory, c, options, moved):
+    """What memory m writes: in W₂ z = k, δ_in = σ′·W₁ᵀδ; in W₁ z = σ(W₂k), δ = M(k) − v̂ or −v̂."""
+    (_, l2, value_targets, forgets, _), retention, k, v = options, c.retention, c.k, c.v
+    layer_in, layer_out = memory.layer_in, memory.layer_out
+    MZ_in, SZ_in = product(layer_in.initial, k), product(layer_in.drift, k)
+    PZ_in = product(layer_in.start, k) if moved[m] else SZ_in
+    s, hidden = silu(added(MZ_in, PZ_in))
+    MZ_out, SZ_out = product(layer_out.initial, hidden), product(layer_out.drift, hidden)
     target, s_v, hidden_v, r = v, v, v, retention.before
     if m in SCALARS or not value_targets:
         target, s_v, hidden_v = apply(m, memory, True, v)
@@ -66,42 +65,46 @@ def learn(m, memory, c, options):
     elif not value_targets:
         target, r = normalized(target, 1 / len(target), 1e-6)
     if l2:
-        PZ2 = product(layer2.start, hidden) if moved[m] else SZ2
-        delta = missed(MZ2, PZ2, product(memory.readout, k) if m in SCALARS else k, target)
+        PZ_out = product(layer_out.start, hidden) if moved[m] else SZ_out
+        delta = missed(MZ_out, PZ_out, product(memory.readout, k) if m in SCALARS else k, target)
     else:
         delta = negative(target)
-    D = product(memory.weights2.T, delta)
-    delta_1 = times_slope(D, s, hidden)
-    second = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, forgets)
-    writes1 = momentum_writes(c.momentum, layer1, k, delta_1, clip_limit(m, delta_1), c.system)
-    writes2 = momentum_writes(c.momentum, layer2, hidden, delta, clip_limit(m, delta), second)
-    E1 = errors(delta_1, clip_limit(m, delta_1), MZ1, SZ1, retention.before, c.system, writes1, c.momentum)
-    E2 = errors(delta, clip_limit(m, delta), MZ2, SZ2, retention.before, second, writes2, c.momentum)
-    return Learned(s, hidden, transposed(hidden), s_v, hidden_v, target, r, delta, D, delta_1, SZ1, E1,
-                   product(E1, c.system.solve, 1), SZ2, E2, product(E2, second.solve, 1), second, writes1, writes2)
+    D = product(memory.weights_out.T, delta)
+    delta_in = times_slope(D, s, hidden)
+    system_out = triangular_system(hidden, c.eta, c.log_alpha, retention.ratio, c.momentum, forgets)
+    writes_in = momentum_writes(c.momentum, layer_in, k, delta_in, clip_limit(m, delta_in), c.system)
+    writes_out = momentum_writes(c.momentum, layer_out, hidden, delta, clip_limit(m, delta), system_out)
+    E_in = errors(delta_in, clip_limit(m, delta_in), MZ_in, SZ_in, retention.before, c.system, writes_in, c.momentum)
+    E_out = errors(delta, clip_limit(m, delta), MZ_out, SZ_out, retention.before, system_out, writes_out, c.momentum)
+    U_in, U_out = product(E_in, c.system.solve, 1), product(E_out, system_out.solve, 1)
+    return Learned(s, hidden, transposed(hidden), s_v, hidden_v, target, r, delta, D, delta_in,
+                   SZ_in, E_in, U_in, SZ_out, E_out, U_out, system_out, writes_in, writes_out)
 
 
 @inner
-def learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar, U2_bar, W1_bar, W2_bar, hidden_bar, RU,
-                   EW, rate_bar, bars, memory_bar):
+def learn_backward(m, i, memory, c, L, options, moved, after_bar, momentum_bar, U_in_bar, U_out_bar, W_in_bar,
+                   W_out_bar, hidden_bar, RU, EW, rate_bar, bars, memory_bar):
     """`learn` and `write`, line by line from the last."""
-    (_, moved, l2, value_targets, forgets, _), retention, k = options, c.retention, c.k
-    layer1, layer2, layer1_bar, layer2_bar = memory.layer1, memory.layer2, memory_bar.layer1, memory_bar.layer2
+    (_, l2, value_targets, forgets, _), retention, k = options, c.retention, c.k
+    layer_in_bar, layer_out_bar = memory_bar.layer_in, memory_bar.layer_out
     one, two = k.dtype.type(1), k.dtype.type(2)
-    RU2, rate2_bar, EW2 = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)
-    G1, G2 = matrix(after_bar, 2 * m, i, k), matrix(after_bar, 2 * m + 1, i, k)
-    Q1, Q2 = matrix_if(momentum_bar, 2 * m, i, k), matrix_if(momentum_bar, 2 * m + 1, i, k)
-    E1_bar, GZ1 = solve_backward(G1, k, L.E1, L.U1, c.system, retention, U1_bar, RU, rate_bar, bars)
-    E2_bar, GZ2 = solve_backward(G2, L.hidden, L.E2, L.U2, L.system, retention, U2_bar, RU2, rate2_bar, bars)
-    c1_bar = momentum_writes_backward(layer1, G1, Q1, k, c.k_T, GZ1, E1_bar, W1_bar, EW, L.writes1, c.system,
-                                      c.momentum, rate_bar, bars, layer1_bar, bars.k)
-    c2_bar = momentum_writes_backward(layer2, G2, Q2, L.hidden, L.hidden_T, GZ2, E2_bar, W2_bar, EW2,
-                                      L.writes2, L.system, c.momentum, rate2_bar, bars, layer2_bar, hidden_bar)
-    delta_1_bar = surprise_backward(L.delta_1, clip_limit(m, L.delta_1), c1_bar)
-    delta_bar = surprise_backward(L.delta, clip_limit(m, L.delta), c2_bar)
-    D_bar = times_slope(delta_1_bar, L.s, L.hidden)
-    add_product(delta_bar, memory.weights2, D_bar)
-    add_product(memory_bar.weights2, L.delta, transposed(D_bar))
+    RU_out, rate_out_bar, EW_out = np.zeros_like(RU), np.zeros_like(rate_bar), zeros_if(c.momentum, RU)
+    G_in, G_out = matrix(after_bar, 2 * m, i, k), matrix(after_bar, 2 * m + 1, i, k)
+    Q_in, Q_out = matrix_if(momentum_bar, 2 * m, i, k), matrix_if(momentum_bar, 2 * m + 1, i, k)
+    E_in_bar, GZ_in = solve_backward(G_in, k, L.E_in, L.U_in, c.system, retention, U_in_bar, RU, rate_bar, bars)
+    E_out_bar, GZ_out = solve_backward(G_out, L.hidden, L.E_out, L.U_out, L.system_out, retention, U_out_bar, RU_out,
+                                       rate_out_bar, bars)
+    c_in_bar = momentum_writes_backward(
+        memory.layer_in, G_in, Q_in, k, c.k_T, GZ_in, E_in_bar, W_in_bar, EW, L.writes_in, c.system, c.momentum,
+        rate_bar, bars, layer_in_bar, bars.k)
+    c_out_bar = momentum_writes_backward(
+        memory.layer_out, G_out, Q_out, L.hidden, L.hidden_T, GZ_out, E_out_bar, W_out_bar, EW_out, L.writes_out,
+        L.system_out, c.momentum, rate_out_bar, bars, layer_out_bar, hidden_bar)
+    delta_in_bar = surprise_backward(L.delta_in, clip_limit(m, L.delta_in), c_in_bar)
+    delta_bar = surprise_backward(L.delta, clip_limit(m, L.delta), c_out_bar)
+    D_bar = times_slope(delta_in_bar, L.s, L.hidden)
+    add_product(delta_bar, memory.weights_out, D_bar)
+    add_product(memory_bar.weights_out, L.delta, transposed(D_bar))
     made_bar = delta_bar if l2 else np.zeros_like(delta_bar)
     if l2:
         skip_backward(m, memory, c.k_T, made_bar, bars.k, memory_bar)
@@ -112,17 +115,17 @@ def learn_backward(m, i, memory, c, L, options, after_bar, momentum_bar, U1_bar,
         raw_bar = tanh_backward(L.target, target_bar) if m in SCALARS else (
             normalized_backward(L.target, L.r, 1 / len(target_bar), target_bar))
         apply_backward(m, memory, True, c.v_T, L.s_v, L.hidden_v, raw_bar, bars.v, memory_bar)
-    write_backward(layer2, G2, L.hidden, L.hidden_T, onward(L.U2, retention, L.writes2, c.momentum), L.SZ2,
-                   E2_bar, made_bar, moved[m], retention, hidden_bar, bars, layer2_bar)
-    triangular_system_backward(L.hidden, L.system, c, forgets, RU2, EW2, rate2_bar, bars, hidden_bar)
+    write_backward(memory.layer_out, G_out, L.hidden, L.hidden_T, onward(L.U_out, retention, L.writes_out, c.momentum),
+                   L.SZ_out, E_out_bar, made_bar, moved[m], retention, hidden_bar, bars, layer_out_bar)
+    triangular_system_backward(L.hidden, L.system_out, c, forgets, RU_out, EW_out, rate_out_bar, bars, hidden_bar)
     inner_bar = times_slope(hidden_bar, L.s, L.hidden)
     gates, hidden, D = L.s, L.hidden, L.D
     for j in range(len(inner_bar)):
         for t in range(inner_bar.shape[1]):  # σ″ = (1 − s)(2s + y − 2ys), y = x s
             s, y = gates[j, t], hidden[j, t]
-            inner_bar[j, t] += delta_1_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
-    write_backward(layer1, G1, k, c.k_T, onward(L.U1, retention, L.writes1, c.momentum), L.SZ1, E1_bar,
-                   inner_bar, moved[m], retention, bars.k, bars, layer1_bar)
+            inner_bar[j, t] += delta_in_bar[j, t] * D[j, t] * (one - s) * (two * s + y - two * y * s)
+    write_backward(memory.layer_in, G_in, k, c.k_T, onward(L.U_in, retention, L.writes_in, c.momentum), L.SZ_in,
+                   E_in_bar, inner_bar, moved[m], retention, bars.k, bars, layer_in_bar)
 
 
 @inner

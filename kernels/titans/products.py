@@ -2,9 +2,8 @@
 
 Definitions: NumPy's `@`, `.T` and broadcasting; `autograd.normalize`, `rms_normalize` and `silu`.
 
-Tokens are columns, (F,n), filled up to a multiple of TILE/2. So columns lie side by side in wide registers, and every
-product is C += A B: numbers of A times rows of B. NumPy's words for loops
-would take longer to compile.
+Tokens are columns, (F,n), filled up to a multiple of TILE/2, so that they lie side by side in wide registers. Every
+product is C += A B: numbers of A times rows of B. Loops are written out, for NumPy's words take longer to compile.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def apply(m, memory, adaptive, x):
     if m in SCALARS:
         y = product(memory.readout, x)
     if adaptive:
-        s, hidden = silu(product(memory.weights1, x))
-        skip, y = y, product(memory.weights2, hidden)
+        s, hidden = silu(product(memory.weights_in, x))
+        skip, y = y, product(memory.weights_out, hidden)
         accumulate(y, skip)
     return y, s, hidden
 
@@ -43,10 +43,10 @@ def apply(m, memory, adaptive, x):
 def apply_backward(m, memory, adaptive, x_T, s, hidden, y_bar, x_bar, memory_bar):
     skip_backward(m, memory, x_T, y_bar, x_bar, memory_bar)
     if adaptive:
-        inner_bar = times_slope(product(memory.weights2.T, y_bar), s, hidden)
-        add_product(x_bar, memory.weights1.T, inner_bar)
-        add_product(memory_bar.weights1, inner_bar, x_T)
-        add_product(memory_bar.weights2, y_bar, transposed(hidden))
+        inner_bar = times_slope(product(memory.weights_out.T, y_bar), s, hidden)
+        add_product(x_bar, memory.weights_in.T, inner_bar)
+        add_product(memory_bar.weights_in, inner_bar, x_T)
+        add_product(memory_bar.weights_out, y_bar, transposed(hidden))
 
 
 @inner

@@ -94,7 +94,7 @@ def triangular_system_backward(z, system, c, forgets, RU, EW, rate_bar, bars, z_
 
 @inner
 def printed_step_backward(t, c, square, forgets, rate_bar, bars, to_z):
-    """… where η′ is the smaller of η and (1 + α)/(p‖z‖²)"""
+    """… where η′ is the smaller of η and (1 + α)/(forgets·‖z‖²)"""
     most = largest_step(c.log_alpha[t], square, forgets)
     if c.eta[t] <= most:
         bars.eta[t] += rate_bar

@@ -27,7 +27,7 @@ READ = 4  # where o, or its cotangent, stands behind the feeds q, k, v, gate
 Inputs = namedtuple("Inputs", "feeds bias readout initial drift start momentum")  # tables; start: of the chunk
 Span = record("Span", " ".join(Inputs._fields))  # the same of one span
 Layer = record("Layer", "initial drift start momentum")  # matrices M₀, S₀, P, N₀ of one sequence
-Memory = record("Memory", "layer1 layer2 weights1 weights2 readout")  # both layers, W₂ and W₁, and r of a scalar memory
+Memory = record("Memory", "layer_in layer_out weights_in weights_out readout")  # of W₂ and W₁; r of a scalar memory
 
 # In compiled code --------------------------------------------------------------------------------------------
 
@@ -74,11 +74,12 @@ def layers_of(inputs, m, i, like):
 @inner
 def memory(inputs, m, i, like, back):
     """Memory m with its weights W = M₀ + P, or on the way back zeros, to which their cotangents are added"""
-    layer1, layer2 = layers_of(inputs, m, i, like)
-    weights1, weights2 = np.zeros_like(layer1.initial), np.zeros_like(layer2.initial)
+    layer_in, layer_out = layers_of(inputs, m, i, like)
+    weights_in, weights_out = np.zeros_like(layer_in.initial), np.zeros_like(layer_out.initial)
     if not back:
-        weights1, weights2 = added(layer1.initial, layer1.start), added(layer2.initial, layer2.start)
-    return Memory(layer1, layer2, weights1, weights2, matrix(inputs.readout, m - 3 if m in SCALARS else 0, i, like))
+        weights_in, weights_out = added(layer_in.initial, layer_in.start), added(layer_out.initial, layer_out.start)
+    readout = matrix(inputs.readout, m - 3 if m in SCALARS else 0, i, like)
+    return Memory(layer_in, layer_out, weights_in, weights_out, readout)
 
 
 @inner
@@ -91,11 +92,11 @@ def memories(inputs, i, like, back=False):
 @inner
 def weights_backward(memory_bar):
     """From W to M₀ and P"""
-    layer1, layer2 = memory_bar.layer1, memory_bar.layer2
-    accumulate(layer1.initial, memory_bar.weights1)
-    accumulate(layer1.start, memory_bar.weights1)
-    accumulate(layer2.initial, memory_bar.weights2)
-    accumulate(layer2.start, memory_bar.weights2)
+    layer_in, layer_out = memory_bar.layer_in, memory_bar.layer_out
+    accumulate(layer_in.initial, memory_bar.weights_in)
+    accumulate(layer_in.start, memory_bar.weights_in)
+    accumulate(layer_out.initial, memory_bar.weights_out)
+    accumulate(layer_out.start, memory_bar.weights_out)
 
 
 # In Python ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ LAYERS = 2 * len(MEMORIES)
 FEEDS, BIAS, READOUT, ASKED, INITIAL, START = 0, 5, 8, 11, 12, 12 + LAYERS  # rows of a token's table
 BEFORE, DRIFT, MOMENTUM, HELD = START + LAYERS, 1, 1 + LAYERS, 1 + 2 * LAYERS  # a tail, drifts and momenta, and …
 AFTER, ROWS = BEFORE + HELD, BEFORE + 2 * HELD  # … the same after the token
-ADAPTIVE, L2, VALUE_TARGETS, POWER, EXACT, MOVING, WIDTH = range(7)  # settings; of memories and momentum; of a row
+ADAPTIVE, L2, VALUE_TARGETS, FORGETS, EXACT, HAS_MOMENTUM, WIDTH = range(7)  # settings; the last of a row
 NUMBERS = LINE // 4  # in a line of the cache; of float64 in two
 ROOM = 11  # rows that a part needs for what it computes
 
@@ -178,7 +178,7 @@ def ask(i, m, table, settings, eta_max, room, like):
         y[0] = (eta_max if m == 3 else 1.0) * opened(m - 3, y[0], i, table, like)
     else:
         normalize(y, 1.0 if m < 2 else 1 / d, 1e-12 if m < 2 else 1e-6)
-    if m == 4 and settings[MOVING]:
+    if m == 4 and settings[HAS_MOMENTUM]:
         asked[3 * d + 2] = opened(2, read_out(2, i, table, x), i, table, like)
 
 
@@ -245,16 +245,16 @@ def row(room, i, n, width):
 
 @inner
 def write_layer(i, layer, table, settings, gates, z, delta, Wz, limit, ahead, like):
-    """S ← α S − η′(δ·min(1, √limit/‖δ‖) + W z) zᵀ; with momentum η′δ zᵀ goes through N ← β N − η′δ zᵀ"""
+    """S ← α S − η′(δ·min(1, √limit/‖δ‖) + (M₀ + S) z) zᵀ; with momentum η′δ zᵀ goes through N ← β N − η′δ zᵀ"""
     eta, alpha, beta, square, number = gates[0], gates[1], gates[2], dot(z, z), like.dtype.type
     none = number(0)
     clip = number(min(1.0, 1 / math.sqrt(dot(delta, delta) / limit + 1e-12)))
     rate = number(eta / (1 + eta * square))
-    if settings[POWER]:
-        rate = number(min(eta, (1 + alpha) / (settings[POWER] * square + 1e-12)))
+    if settings[FORGETS]:
+        rate = number(min(eta, (1 + alpha) / (settings[FORGETS] * square + 1e-12)))
     S = numbers_of(table, BEFORE + DRIFT + layer, i, like)
     S_1 = numbers_of(table, AFTER + DRIFT + layer, i, like)
-    moving = settings[MOVING]
+    moving = settings[HAS_MOMENTUM]
     decay(alpha, S, delta, none if moving else clip, Wz, rate, z, S_1, len(S) * ahead)
     if moving:
         N = numbers_of(table, BEFORE + MOMENTUM + layer, i, like)

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 __all__ = ["NUMPY", "OPS", "Leaf", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
-           "host", "no_grad", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
+           "host", "no_grad", "note_change", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
 
 Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
 OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it

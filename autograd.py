@@ -36,7 +36,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 __all__ = ["NUMPY", "OPS", "Leaf", "Tensor", "check_grad", "checkpoint", "enable_grad", "fused", "grad", "grad_enabled",
-           "host", "no_grad", "note_change", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
+           "host", "no_grad", "op", "tensor", "tree_flatten", "tree_leaves", "tree_map"]
 
 Array = Any  # numpy.ndarray, or an array of a library that dispatches on NumPy's protocols
 OPS: dict[str, Callable] = {}  # every differentiable operation by name; the tests walk it
@@ -253,13 +253,7 @@ class Tensor:
         def __getattr__(self, name: str) -> Any: ...
 
 
-last_change = [0]  # of any leaf or module: who knows all of them as they were then need not ask each
-
-
-def note_change() -> int:
-    """The number of a change, which is the last one now."""
-    number = last_change[0] = next(_order)
-    return number
+last_change = [0]  # of any leaf: who knows all of them as they were then need not ask each
 
 
 class Leaf(Tensor):
@@ -274,7 +268,8 @@ class Leaf(Tensor):
 
     def mark_changed(self) -> None:
         """Say that elements of the array were written to: no graph that was recorded before goes back any more."""
-        object.__setattr__(self, "changed", note_change())
+        object.__setattr__(self, "changed", next(_order))
+        last_change[0] = self.changed
 
 
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
@@ -786,7 +781,8 @@ def neg(x):
 def power(x, y):
     """z = xʸ;  x̄ = z̄·y·xʸ⁻¹ (0 where x = y = 0), ȳ = z̄·z·log x (its limit at x = 0; 0 where x < 0)"""
     def to_base(g, z):
-        return g * y * power(where((x.data == 0) & (y.data == 0), 1.0, x), y - 1)
+        less = y - 1 if y.dtype.kind != "u" else astype(y, dtype=z.dtype) - 1  # no unsigned number is below 0
+        return g * y * power(where((x.data == 0) & (y.data == 0), 1.0, x), less)
 
     def to_exponent(g, z):
         pole = np.where((x.data == 0) & (y.data < 0), -np.inf, 0.0)
@@ -1040,7 +1036,7 @@ def join(*xs, axis=0):
 
 def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """The tensors side by side along a new axis"""
-    return concatenate([expand_dims(tensor(x), axis) for x in tensors], axis)
+    return concatenate([expand_dims(x, axis) for x in _as_tensors(tuple(tensors))], axis)
 
 class _Scatter:
     """The rule of indexing: put the cotangent back where it was read, adding where an index repeats.

@@ -177,10 +177,10 @@ class CMS(Module):
         rates, after = self.rates() if rates is None else rates, list(states)
         for n, (state, drift, g) in enumerate(zip(states, drifts, grads, strict=False)):
             pending = gather(state.pending, clip(g))
-            if not due(clock, self.levels[n].chunk):
-                after[n] = LevelState(drift, pending)
-            elif self.ends and n + 1 < len(self.levels) and due(clock, self.levels[n + 1].chunk):
+            if self.ends and n + 1 < len(self.levels) and due(clock, self.levels[n + 1].chunk):
                 after[n] = LevelState()
+            elif not due(clock, self.levels[n].chunk):
+                after[n] = LevelState(drift, pending)
             else:
                 after[n] = LevelState(move(drift, pending, rates[n]))
         return tuple(after)

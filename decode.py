@@ -43,7 +43,7 @@ from kernels.titans.token import (
     settings_of,
     table_of,
 )
-from layers import AttentionState, CausalAttention, Linear, RMSNorm
+from layers import AttentionState, CausalAttention, Linear, RMSNorm, last_setting
 from state import BlockState, State
 from titans import SelfModifyingTitans, TitansState
 
@@ -337,7 +337,7 @@ class Plan:
 
     def __init__(self, model: Any, B: int):
         c, self.table = model.config, model.embedding.data
-        self.weights, self.last_change, self.parts = model.parameters(), last_change[0], parts(model)
+        self.weights, self.last_change, self.settings = model.parameters(), last_change[0], last_setting[0]
         self.changes = [w.changed for w in self.weights]
         self.fits = kernels.JIT and not c.positions and type(self.table) is np.ndarray and all(
             type(norm) is RMSNorm for norm in [model.norm, *(block.norm for block in model.blocks)]) and (
@@ -360,13 +360,12 @@ class Plan:
             self.program.ready()
 
     def stands(self, model: Any) -> bool:
-        """Whether the model has the weights that it had, each with its array, and every part is what it was."""
+        """Whether every weight has the array that it had, and nobody has set an attribute of a module since."""
         if self.last_change != last_change[0]:
-            now = model.parameters()
-            if [*map(id, now)] != [*map(id, self.weights)] or self.changes != [w.changed for w in now]:
+            if self.changes != [w.changed for w in self.weights]:
                 return False
             self.last_change = last_change[0]
-        return self.parts == parts(model)
+        return self.settings == last_setting[0]
 
     def knows(self, state: State) -> bool:
         """Whether it is a state that this plan gave, which need not be looked at."""
@@ -411,12 +410,6 @@ class Plan:
         self.program.to(self.program.end)
         after = PlannedState(self.kinds, t + 1, memories, starts, read, others, past.levels, past.drifted, past.clock)
         return Tensor(self.logits[:, None].copy()), after
-
-
-def parts(model: Any) -> list[Any]:
-    """What a plan is made for, but for the weights"""
-    return [model.norm] + [part for block in model.blocks for part in (
-        block.norm, block.mixer, getattr(block.mixer, "config", None))]
 
 
 KEPT = 4  # plans of one model, for as many sizes of a batch

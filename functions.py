@@ -66,7 +66,7 @@ exp2 = elementwise("z = 2ˣ;  x̄ = z̄·z·log 2", np.exp2, lambda x, z: z * ma
 log2 = elementwise("z = log₂ x;  x̄ = z̄/(x·log 2)", np.log2, lambda x, z: 1 / (x * math.log(2)))
 log10 = elementwise("z = log₁₀ x;  x̄ = z̄/(x·log 10)", np.log10, lambda x, z: 1 / (x * math.log(10)))
 erf = elementwise("z = 2/√π ∫₀ˣ exp(−t²)dt, slowly;  x̄ = z̄·2/√π exp(−x²)",
-                  lambda x: np.vectorize(math.erf, otypes=[x.dtype])(x),
+                  lambda x: np.vectorize(math.erf, otypes=[np.result_type(x.dtype, np.float16)])(x),
                   lambda x, z: exp(-x * x) * (2 / math.sqrt(math.pi)), "erf")
 floor, ceil, trunc, rint = (elementwise(f"z = {f.__name__} x, in steps;  x̄ = 0", f, None)
                             for f in (np.floor, np.ceil, np.trunc, np.rint))
@@ -75,7 +75,7 @@ def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Tensor:
     """x, but a_min below it and a_max above it, if given"""
     x = tensor(x)
     z = x if a_min is None else where(x < a_min, a_min, x)
-    return z if a_max is None else where(x > a_max, a_max, z)
+    return z if a_max is None else where(z > a_max, a_max, z)
 
 def copy(x: Tensor) -> Tensor:
     """x in an array of its own"""
@@ -98,7 +98,8 @@ def norm(x, *, ord=None, axis=None, keepdims=False):
         if not keepdims:
             g, z = (expand_dims(v, tuple(range(x.ndim)) if axis is None else axis) for v in (g, z))
         return g * x / where(z.data == 0, 1.0, z)
-    return np.sqrt(np.sum(x.data * x.data, axis=axis, keepdims=keepdims)), (rule,)
+    data = x.data if x.dtype.kind == "f" else x.data.astype(np.float64)
+    return np.sqrt(np.sum(data * data, axis=axis, keepdims=keepdims)), (rule,)
 
 def std(x: Tensor, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """√var x, with derivative 0 where all are equal"""
@@ -107,6 +108,7 @@ def std(x: Tensor, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> T
 
 def prod(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Πx, half by half: so its derivative is right at zeros, too"""
+    x = astype(x, dtype=np.prod(np.empty(0, x.dtype)).dtype)  # of integers, as wide as NumPy has it
     along = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
     others = tuple(i for i in range(x.ndim) if i not in along)
     shape = tuple(x.shape[i] for i in others)
@@ -120,6 +122,7 @@ def prod(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 def cumprod(x: Tensor, axis: int | None = None) -> Tensor:
     """z_t = Π_{i≤t} x_i, of the flattened x without an axis"""
     x, axis = (flatten(x), 0) if axis is None else (x, axis)
+    x = astype(x, dtype=np.cumprod(np.empty(0, x.dtype)).dtype)
     return stack(list(itertools.accumulate(moveaxis(x, axis, 0), mul)), axis) if x.shape[axis] else x
 
 def sort(x: Tensor, axis: int | None = -1) -> Tensor:

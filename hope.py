@@ -207,7 +207,7 @@ class Hope(Module):
         losses = cross_entropy(logits, tokens[:, 1:], reduction="none")  # (B,T)
         leaves, rebuild = tree_flatten(drifts)
         grads = rebuild(grad(sum(losses) * (1 / time), leaves))
-        rates = None if rate is None else [rate] * len(self.config.chunks)
+        rates = None if rate is None else [float(rate)] * len(self.config.chunks)  # of no precision of its own
         moved = self.move_levels(state, after, drifts, grads, state.clock + 1, rates)
         return float(np.mean(losses.data)), moved.detach()
 

@@ -29,7 +29,6 @@ from autograd import (
     fused,
     grad_enabled,
     no_grad,
-    note_change,
     op,
     reshape,
     softmax,
@@ -54,12 +53,15 @@ class Parameter(Leaf):
         self.tap: list | None = None
 
 
+last_setting = [0]  # how often an attribute of any module was set: who knows them all as they were need not look
+
+
 class Module:
     """A function with parameters, which are found by walking its attributes, in the order they were set."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        note_change()  # a plan of the whole model was made for other parts (decode.py)
+        last_setting[0] += 1
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """("blocks.0.mixer.query", parameter) pairs; each parameter once, under its first name."""

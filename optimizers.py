@@ -88,7 +88,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         for p in self.params:
             p.grad = None
-            if p.tap:
+            if getattr(p, "tap", None):
                 p.tap.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -410,10 +410,11 @@ class DGD(Optimizer, retention=1.0, forget=1.0):
     def __init__(self, params, lr: float, **options):
         super().__init__(params, lr, **options)
         for p, group in zip(self.params, self.owners, strict=True):
-            p.tap = [] if p.data.ndim == 2 and group["method"] == "own" else None
+            if hasattr(p, "tap"):
+                p.tap = [] if p.data.ndim == 2 and group["method"] == "own" else None
 
     def sense(self, p, state):
-        if p.tap:
+        if getattr(p, "tap", None):
             earlier = [state["inputs"]] if "inputs" in state else []
             state["inputs"] = np.concatenate(earlier + [x for x, _ in p.tap])
             p.tap.clear()
@@ -500,7 +501,8 @@ def read_groups(rung: type[Optimizer], params, options: dict) -> list[dict]:
     if len({id(p) for p in every}) < len(every):
         raise ValueError("a parameter appears twice; it belongs in one group, once")
     for p in every:
-        p.tap = None  # layers record their inputs only for the optimiser that reads them, DGD
+        if hasattr(p, "tap"):
+            p.tap = None  # layers record their inputs only for the optimiser that reads them, DGD
     return groups
 
 
@@ -528,7 +530,7 @@ def read_group(rung: type[Optimizer], given: dict) -> dict:
                 raise ValueError(f"{key} = {value}: must be above 0 and at most 1, the share of an average that is new")
         if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
             raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
-        group[key] = value
+        group[key] = int(value) if type(known.get(key)) is int else value
     return group | {"params": list(group.get("params", ()))}
 
 
@@ -569,7 +571,7 @@ def saved_state(optimizer: Optimizer) -> dict[str, Any]:
     for i, (p, state) in enumerate(zip(optimizer.params, optimizer.state, strict=True)):
         out[f"{name}.{i}.shape"] = np.array(p.data.shape, dtype=np.int64)
         for key, value in state.items():
-            out[f"{name}.{i}.{key}"] = value.copy() if np.ndim(value) else value
+            out[f"{name}.{i}.{key}"] = value.copy() if isinstance(value, type(p.data)) else value
     return out
 
 
@@ -587,7 +589,8 @@ def restore_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         _, i, *rest = key.split(".")
         if rest and rest != ["shape"]:
             p, state = optimizer.params[int(i)], optimizer.state[int(i)]
-            state[rest[0]] = np.array(value, like=p.data) if np.ndim(value) else np.asarray(value).item()
+            counted = not np.ndim(value) and (p.data.ndim or np.asarray(value).dtype.kind in "iu")  # steps
+            state[rest[0]] = np.asarray(value).item() if counted else np.array(value, like=p.data)
 
 
 # Around a step.

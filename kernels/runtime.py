@@ -152,13 +152,15 @@ def split(loop: Callable, n: int, work: int, *args: Any) -> None:
         return
     prepare(loop, 0, 0, *args)
     ends = [n * part // parts for part in range(parts + 1)]
-    outside = _shared.set(True)
-    others = [_pool.submit(copy_context().run, loop, *ends[part:part + 2], *args)  # with NumPy's errstate
-              for part in range(1, parts)]
+    outside, others = _shared.set(True), []
     try:
-        loop(0, ends[1], *args)
+        others += [_pool.submit(copy_context().run, loop, *ends[part:part + 2], *args)  # with NumPy's errstate
+                   for part in range(1, parts)]
+        try:
+            loop(0, ends[1], *args)
+        finally:
+            wait(others)  # they write into our arrays
     finally:
-        wait(others)  # they write into our arrays
         _shared.reset(outside)
     for other in others:
         other.result()  # raises what went wrong there

@@ -203,6 +203,8 @@ def test_powers_are_differentiable_at_zero_and_below():
     np.testing.assert_array_equal(dx.data, [0, 1, 0, 12])
     np.testing.assert_array_equal(dy.data, [0, 0, 0, 0])
     np.testing.assert_array_equal(grad(dx.sum(), [x])[0].data, [0, 0, 2, -12])
+    for kind in (np.uint8, np.int8):
+        np.testing.assert_array_equal(grad((x ** np.array([0, 1, 2, 3], kind)).sum(), [x])[0].data, [0, 1, 0, 12])
 
 
 def test_every_operation_has_a_derivative_of_empty_arrays():
@@ -380,6 +382,7 @@ def test_python_numbers_and_lists_take_the_precision_they_meet(dtype):
     for z in (x + 1, 2.5 * x, 1 - x, x / 3, 3 / x, x ** 2, 2 ** x, x + numbers, ag.where(x > 0, x, 0.0)):
         assert z.dtype == dtype
     assert (x + numbers).data[0] == dtype(1) + dtype(0.1)
+    assert ag.stack([x[0], 0.1]).data[1] == dtype(0.1)
 
 
 def test_python_numbers_and_lists_beside_integers_are_what_numpy_makes_of_them():

@@ -637,10 +637,10 @@ def context_by_hand(model: Hope, tokens: np.ndarray) -> tuple[list[float], dict[
             slower = [clock % other.chunk == 0 for other in block.cms.levels[n + 1 : n + 2]]
             for p in level.parameters():
                 gathered[p.name] += p.grad * min(1, 1 / size)
-                if clock % level.chunk == 0:
+                ends = config.level_drift == "ends" and any(slower)
+                if ends or clock % level.chunk == 0:
                     rate = np.exp(block.cms.log_rate.data[n])
-                    p.data = before[p.name].copy() if config.level_drift == "ends" and any(slower) else (
-                        p.data - rate * gathered[p.name])
+                    p.data = before[p.name].copy() if ends else p.data - rate * gathered[p.name]
                     gathered[p.name] = np.zeros_like(p.data)
     moved = {name: p.data - before[name] for name, p in model.named_parameters() if name in before}
     for _, _, level in levels:
@@ -651,9 +651,11 @@ def context_by_hand(model: Hope, tokens: np.ndarray) -> tuple[list[float], dict[
 
 
 @pytest.mark.parametrize("drift", ["kept", "ends"])
-@pytest.mark.parametrize("variant", ["sequential", "independent", "spread"])
+@pytest.mark.parametrize("variant", ["sequential", "independent", "spread", "sequential 2,3"])
 def test_levels_that_move_in_the_context_are_weights_that_move(variant, drift):
-    model = model_of(in_context(cms=variant, level_drift=drift, mixer="gated"))
+    cms, _, chunks = variant.partition(" ")
+    others = {"chunks": (2, 3), "level_rates": (0.9, 0.5)} if chunks else {}
+    model = model_of(in_context(cms=cms, level_drift=drift, mixer="gated", **others))
     tokens = text(model.config, length=13)[:1]
     losses, moved = context_by_hand(model, tokens)
     loss, state = model.context_loss(tokens, carry=True)

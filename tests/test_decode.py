@@ -236,7 +236,7 @@ def test_a_state_that_lies_otherwise_is_read_as_it_is(other):
 
 
 @pytest.mark.parametrize("how", ["replaced", "loaded", "written into", "another mixer", "other settings",
-                                 "other levels", "another map", "another embedding"])
+                                 "other levels", "another map", "another embedding", "another epsilon", "unscaled"])
 def test_what_changed_in_a_model_is_seen(how):
     made, other, table = model(), model(hidden=5), Parameter(model().embedding.data[::-1].copy())
     state = follow(made, text(1, 3))
@@ -245,6 +245,10 @@ def test_what_changed_in_a_model_is_seen(how):
         weight.data = weight.data * 2
     elif how == "loaded":
         made.load_state_dict({name: array * 2 for name, array in made.state_dict().items()}, assign=True)
+    elif how == "another epsilon":
+        made.blocks[0].norm.eps = 0.1
+    elif how == "unscaled":
+        made.config = replace(made.config, scaled=False)
     elif how == "other levels":
         made.blocks[1].cms = other.blocks[0].cms
     elif how == "another map":

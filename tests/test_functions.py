@@ -147,6 +147,11 @@ def test_functions_without_a_name_in_numpy():
     points = np.array([-2.0, -0.5, 0.0, 1.0])
     np.testing.assert_allclose(fn.erf(points).data, [-0.9953222650189527, -0.5204998778130465, 0, 0.8427007929497149])
     assert check_grad(fn.erf, points) < 1e-6 and fn.erf(np.float32([1])).dtype == np.float32
+    np.testing.assert_allclose(fn.erf(Tensor([0, 1])).data, [0, 0.8427007929497149], rtol=1e-6)
+    assert np.clip(Tensor([0.0, 2.0]), 3, 1).tolist() == [1, 1]
+    small = np.array([100, 100], np.int8)
+    for f in (np.linalg.norm, np.prod, np.cumprod):
+        assert f(Tensor(small)).tolist() == f(small).tolist()
     values, at = fn.topk(Tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 4.0]]), 2)
     assert values.tolist() == [[3, 2], [6, 5]] and at.tolist() == [[0, 2], [1, 0]]
     assert check_grad(lambda x: fn.topk(x, 2, 0)[0], normal(4, 2)) < 1e-6

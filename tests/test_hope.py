@@ -628,6 +628,12 @@ def test_flops_count_what_is_multiplied_and_nothing_that_is_looked_up():
     assert flops_per_token(replace(config, mixer="retention")) == 2 * matrix
 
 
+def test_learning_at_a_rate_of_numpys_keeps_the_precision():
+    model = Hope(small(mixer="gated"), np.random.default_rng(0))
+    _, state = model.learn(text(model.config), rate=np.float64(0.1))
+    assert {leaf.dtype for leaf in state.leaves()} == {np.dtype(np.float32)}
+
+
 def test_a_level_that_overflows_on_what_the_one_before_hands_on_is_found():
     model = Hope(small(mixer="attention", chunks=(1, 2), activation="gelu"), np.random.default_rng(0))
     tokens, (first, second) = text(model.config), model.blocks[0].cms.levels

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose as close
 from numpy.testing import assert_array_equal as same
 
 import optimizers
-from autograd import tanh, tensor
+from autograd import Tensor, tanh, tensor
 from kernels import runtime
 from optimizers import CUBIC, OPTIMIZERS, build, clip_grad_norm, implicit, low_rank, newton_schulz, schedule
 
@@ -880,6 +880,38 @@ def test_a_saved_state_is_a_copy(name):
     optimizer.load_state_dict(saved)
     net.backward(3), optimizer.step()
     assert bits == {key: np.array(value).tobytes() for key, value in saved.items()}
+
+
+@every_rung
+def test_a_parameter_without_axes_goes_on_from_a_saved_state(name):
+    p, q = (SimpleNamespace(data=np.array(0.5, np.float32), grad=None, tap=None) for _ in range(2))
+    one, two = build(name, [p], 0.1), build(name, [q], 0.1)
+    for g in (1.0, -0.5):
+        feed(one, p, np.array(g, np.float32))
+    saved, q.data[...] = one.state_dict(), p.data
+    for g in (0.25, 2.0):
+        feed(one, p, np.array(g, np.float32))
+    two.load_state_dict(saved)
+    for g in (0.25, 2.0):
+        feed(two, q, np.array(g, np.float32))
+    assert p.data == q.data and q.data.dtype == np.float32
+
+
+@every_rung
+def test_a_tensor_that_no_layer_has_can_be_learned(name):
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    optimizer = build(name, [x], 0.1)
+    optimizer.zero_grad()
+    (x * x).sum().backward()
+    optimizer.step()
+    assert np.all(x.data < 1)
+
+
+@pytest.mark.parametrize("name, option", [("muon", "ns_steps"), ("m3", "ns_steps"), ("higher_order", "order"),
+                                          ("deep_momentum", "hidden")])
+def test_a_whole_number_may_be_written_as_a_float(name, option):
+    W, g = draw(3, 20), draw(3, 20, count=2, seed=1)
+    same(deltas(name, W, g, **{option: 4.0}), deltas(name, W, g, **{option: 4}))
 
 
 def test_dgd_sees_two_halves_of_a_batch_as_the_whole():

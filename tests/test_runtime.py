@@ -144,6 +144,17 @@ def test_every_part_is_done_once_by_threads_and_what_goes_wrong_in_one_is_raised
     assert np.all(done == 3)
 
 
+def test_a_loop_that_was_interrupted_while_it_waited_leaves_all_threads_to_the_next(monkeypatch):
+    def interrupted(others):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_threads", 2)
+        patch.setattr(runtime, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.split(lambda i, j: None, 2, 10**9)
+    assert not runtime._shared.get()
+
+
 def test_what_a_thread_splits_of_its_share_it_does_itself(monkeypatch):
     monkeypatch.setattr(runtime, "_threads", 3)
     parts = []

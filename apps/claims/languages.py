@@ -2,11 +2,13 @@
 
 Known is a word with every symbol right. Memories are written token by token (C = 1), by the step as printed: along
 a key they keep α − 2η, down to −1. That turns a state over, which parity, (aa)* and (abab)* need (Grazzi et al.
-2024); delta keeps 1 − η, above 0. Hope's memories are matrices, all five adapt; in the reading below the main one
-alone does. DGD on the squared error [A 93] is the same rule whose errors see every write, with v for a target.
-Attention has rotary positions. Half of the channels of every short filter start on the token before, as in recall; the
-LSTM has no filter. The rate is the best for the mean over all languages. Where a symbol is only counted, in aⁿbⁿ,
-nobody goes on surely beyond what it was trained on, where the paper has 100% for all.
+2024); delta keeps 1 − η, above 0. Hope's memories are matrices, and to have it done in minutes only the main memory
+adapts; in the reading below all five do. DGD on the squared error [A 93] is the same rule whose errors see every
+write, with v for a target. Attention has rotary positions. Half of the channels of every short filter start on the
+token before, as in recall; the LSTM has no filter. The rate is the best for the mean over all languages. With its
+main memory alone Hope learns parity in three seeds of five, and then to any length; with all five memories in every
+seed (the reading). Where a symbol is only counted, in aⁿbⁿ, nobody goes on surely beyond what it was trained on,
+where the paper has 100% for all.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def size(config: Config) -> int:
 def measure(study: Study) -> dict[str, Any]:
     near, far, steps, rows = 40, 80, study.steps(250), 16
     base = Config(width=32, layers=1, heads=2, segment=near + 1, vocabulary=32, chunks=(1,), hidden=64, memory="matrix",
-                  step="printed", memory_chunk=1, projection_chunk=1, eta_max=1.0, eta_start=0.3)
+                  adaptive=("memory",), step="printed", memory_chunk=1, projection_chunk=1, eta_max=1.0, eta_start=0.3)
     models = alike(base, {"Hope": "titans", "DGD, squared error": "dgd-l2", "delta": "delta", "attention": "attention"})
     other = replace(base, mixer="rnn")
     models["LSTM"] = equal(other, count(base) - (size(other) - count(other)))
@@ -105,14 +107,14 @@ def measure(study: Study) -> dict[str, Any]:
         return scores
     found = study.compare(models, (5e-3, 1e-2, 2e-2), score)
     study.parameters.update({name: size(config) for name, config in models.items()})
-    alone = equal(replace(base, adaptive=("memory",)), count(base))
-    again = np.array([score(alone, study.best["Hope"], seed, ASKED[:1]) for seed in range(study.seeds)])
+    five = equal(replace(base, adaptive=("k", "v", "eta", "alpha", "memory")), count(base))
+    again = np.array([score(five, study.best["Hope"], seed, ASKED[:1]) for seed in range(study.seeds)])
     lengths = {near: slice(0, None, 2), far: slice(1, None, 2)}
     turning = {n: {name: s[:, at][:, :3].mean(axis=1) for name, s in found.items()} for n, at in lengths.items()}
     pairs = [(more, less) for more in ("Hope", "DGD, squared error", "LSTM") for less in ("delta", "attention")]
     return {"x": ("", list(range(2 * len(ASKED)))), "y": "share of words known", "lines": found,
-            "cause": {f"the main memory alone adapts ({ASKED[0]}, words of {far})": {
-                "kept": {"Hope": interval(found["Hope"][:, 1]), "with one": interval(again[:, 1])}}},
+            "cause": {f"all five memories adapt ({ASKED[0]}, words of {far})": {
+                "kept": {"Hope": interval(found["Hope"][:, 1]), "with all five": interval(again[:, 1])}}},
             "ticks": [f"{name}\n{n}" for name in ASKED for n in lengths],
             "holds": f"{', '.join(ASKED[:3])}, words of {near} / {far}: " + "; ".join(
                 f"{more} over {less}: " + " / ".join(verdict(s[more] - s[less]) for s in turning.values())

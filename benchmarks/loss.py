@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CLAIM = ROOT / "docs" / "claims" / "clock.json"
 OURS, THEIRS = "Transformer", "Transformer, PyTorch"
-COLOURS = {"Hope": "#1f5fa8", "plain Titans": "#8b5fbf", "gated delta": "#3a8f4d", OURS: "#d1731f", THEIRS: "#7a7a7a"}
+COLOURS = {"Hope": "#1f5fa8", "gated delta": "#3a8f4d", OURS: "#d1731f", THEIRS: "#7a7a7a"}
 
 
 def run(options: Options) -> Result:

@@ -224,10 +224,11 @@ def nano() -> str:
     run = kept("nano")
     beside = ", ".join(f"{bits:.3f} for {name}" for name, bits in run["validation"].items() if name != "this run")
     machine, first = ", ".join(run["machine"].split(", ")[:2]), "\n".join(run["sample"].splitlines()[:7])
-    (table, *_) = read_json(ROOT / "benchmarks" / "results.json")["hope, AVX2"]["tables"]
-    narrow = max(float(rate) for who, _, rate, *_ in table["rows"] if who == "ours")  # tokens/s, on all threads
+    measured = read_json(ROOT / "benchmarks" / "results.json")
+    wide, narrow = (run["bytes read"] / 60 / max(rate for who, _, rate, *_ in measured[name]["tables"][0]["rows"]
+                                                 if who == "ours") for name in ("hope", "hope, AVX2"))  # minutes
     return (f"`{run['command']}` took **{run['seconds'] / 60:.0f} minutes** on {machine}\n"
-            f"(with AVX2 alone {run['bytes read'] / narrow / 60:.0f}): "
+            f"(elsewhere {wide:.0f}, with AVX2 alone {narrow:.0f}): "
             f"{run['parameters']:,} parameters, {run['bytes read']:,} bytes read, then "
             f"{run['validation']['this run']:.3f} bits per byte on unseen text\n({beside}). It writes "
             f"(▶: the model goes on):\n\n```text\n{first}\n…\n```")

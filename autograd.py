@@ -275,6 +275,9 @@ class Leaf(Tensor):
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
     """NumPy's function on tensors: ours that stands for it; plain NumPy where nothing requires gradients."""
     if function in NUMPY and settings.get("out") is None:
+        if len(args) > 2 and function.__name__ in ("sum", "mean", "max", "min", "prod", "var", "std"):
+            raise TypeError(f"np.{function.__name__} has dtype or out in third place, which tensors have not; name "
+                            "keepdims=")
         return NUMPY[function](*args, **settings)
     leaves, rebuild = tree_flatten((args, settings))
     if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):

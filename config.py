@@ -246,6 +246,9 @@ class Training:
             one = min(unknown)
             raise ValueError(f"log {one!r}{nearest(one, LOGS)}; choose from {', '.join(LOGS)}")
 
+        if "" in self.data:
+            raise ValueError("data holds a path that is empty; leave it out to read the text of this Python")
+
         def whole(path: str) -> str:  # to go on from anywhere
             return os.path.abspath(os.path.expanduser(path)) if path else ""
         object.__setattr__(self, "data", tuple(whole(path) for path in self.data))
@@ -258,6 +261,8 @@ class Training:
             name, equals, value = option.partition("=")
             if not equals:
                 raise ValueError(f"the optimiser's option {option!r} has no value; write name=value")
+            if name in ("lr", "name", "params"):
+                raise ValueError(f"{name} is none of the optimiser's own options: --lr and --optimizer are settings")
             try:
                 found[name] = json.loads(value)
             except ValueError:

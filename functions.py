@@ -74,8 +74,8 @@ floor, ceil, trunc, rint = (elementwise(f"z = {f.__name__} x, in steps;  x̄ = 0
 def clip(x: Any, a_min: Any = None, a_max: Any = None) -> Tensor:
     """x, but a_min below it and a_max above it, if given"""
     x = tensor(x)
-    z = x if a_min is None else where(x < a_min, a_min, x)
-    return z if a_max is None else where(z > a_max, a_max, z)
+    z = x if a_min is None else where((x < a_min) | (a_min != a_min), a_min, x)  # a bound that is NaN, too
+    return z if a_max is None else where((z > a_max) | (a_max != a_max), a_max, z)
 
 def copy(x: Tensor) -> Tensor:
     """x in an array of its own"""
@@ -83,10 +83,10 @@ def copy(x: Tensor) -> Tensor:
 
 # sums and products ------------------------------------------------------------------------------
 
-def var(x: Tensor, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+def var(x: Tensor, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """Σ(x − mean x)²/(n − ddof); ddof = 0 as in NumPy (PyTorch's default is 1)"""
     z = sum(square(x - mean(x, axis, keepdims=True)), axis=axis, keepdims=keepdims)
-    return z / (x.size / (z.size or 1) - ddof)
+    return z / float(np.maximum(x.size / (z.size or 1) - ddof, 0))
 
 @op(output=True)
 def norm(x, *, ord=None, axis=None, keepdims=False):
@@ -101,12 +101,12 @@ def norm(x, *, ord=None, axis=None, keepdims=False):
     data = x.data if x.dtype.kind == "f" else x.data.astype(np.float64)
     return np.sqrt(np.sum(data * data, axis=axis, keepdims=keepdims)), (rule,)
 
-def std(x: Tensor, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+def std(x: Tensor, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """√var x, with derivative 0 where all are equal"""
     z = norm(x - mean(x, axis, keepdims=True), axis=axis, keepdims=keepdims)
-    return z / math.sqrt(x.size / (z.size or 1) - ddof)
+    return z / math.sqrt(np.maximum(x.size / (z.size or 1) - ddof, 0))
 
-def prod(x: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+def prod(x: Tensor, axis: Any = None, *, keepdims: bool = False) -> Tensor:
     """Πx, half by half: so its derivative is right at zeros, too"""
     x = astype(x, dtype=np.prod(np.empty(0, x.dtype)).dtype)  # of integers, as wide as NumPy has it
     along = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
@@ -172,6 +172,8 @@ def pad(x: Tensor, pad_width: Any, mode: str = "constant", constant_values: Any 
 def diag(x: Tensor, k: int = 0) -> Tensor:
     """The diagonal k of a matrix, or the matrix with this diagonal"""
     if x.ndim > 1:
+        if x.ndim > 2:
+            raise ValueError(f"a tensor of shape {x.shape} is no matrix; diagonal gives those of any two axes")
         return diagonal(x, k)
     i = np.arange(len(x)) - (k if k < 0 else 0)
     return scatter(x, index=(i, i + k), shape=(len(x) + abs(k),) * 2)
@@ -189,10 +191,12 @@ def outer(x: Any, y: Any) -> Tensor:
 def tensordot(x: Any, y: Any, axes: Any = 2) -> Tensor:
     """x·y summed over pairs of axes: the last n of x with the first n of y, or (axes of x, axes of y)"""
     x, y = tensor(x), tensor(y)
-    first, second = (range(x.ndim - axes, x.ndim), range(axes)) if isinstance(axes, int) else axes
+    first, second = (range(x.ndim - axes, x.ndim), range(axes)) if isinstance(axes, (int, np.integer)) else axes
     first, second = normalize_axis_tuple(first, x.ndim), normalize_axis_tuple(second, y.ndim)
     of_x, of_y = string.ascii_lowercase[:x.ndim], list(string.ascii_uppercase[:y.ndim])
     for i, j in zip(first, second, strict=True):
+        if x.shape[i] != y.shape[j]:
+            raise ValueError(f"shapes {x.shape} and {y.shape}: axes {i} and {j} are not of one length")
         of_y[j] = of_x[i]
     out = [i for i in of_x if i not in of_y] + [j for j in of_y if j not in of_x]
     return einsum(f"{of_x},{''.join(of_y)}->{''.join(out)}", x, y)

@@ -288,8 +288,8 @@ class Hope(Module):
     def groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser, one per clock: matrices with weight decay; all else by AdamW without it.
 
-        All else is vectors, embeddings and the initial states of memories, which are stacks of matrices (a cell's are
-        one matrix, and go with the matrices).
+        All else is vectors, embeddings, what reads η and α out, and the initial states of memories, which are stacks of
+        matrices (a cell's are one matrix, and go with the matrices, and so do the taps of a filter, (4,D)).
 
         CHOICE: where levels move in the context, the process that learns their initial states steps once per window,
         for every level; a nested window holds one chunk of the slowest, so that all clocks are due at its end.

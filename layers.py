@@ -101,6 +101,8 @@ class Module:
             if arrays[name].shape != own[name].shape:
                 raise ValueError(f"{name} has shape {arrays[name].shape} in the file and {own[name].shape} "
                                  "in the model; load it with the configuration it was saved with")
+            if arrays[name].dtype.kind != "f":
+                raise ValueError(f"{name} is of type {arrays[name].dtype} in the file; weights are real numbers")
         for name, p in own.items():
             if assign:
                 p.data = arrays[name]

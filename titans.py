@@ -1,8 +1,9 @@
 """What if every projection is a memory?  Self-modifying Titans: what makes k, v, η and α learns while it reads, too.
 
-The definition comes first, [A 83–91] line by line: a memory as a function, the target it makes
-itself, its error, the write, and one chunk of tokens put together of these. Below it stands how a sequence is cut into
-spans, and the kernel that reads them at once. The initial states are learned by the outer optimiser *through* all the
+The definition comes first, [A 83–91] line by line: a memory as a function, the target it makes itself, its error, the
+write, and one chunk of tokens put together of these. Below it stands how a sequence is cut into spans, and the kernel
+that reads them at once: by default kernels/titans/ computes what these lines say, and they run with `form="chunked"`,
+to the same numbers. The initial states are learned by the outer optimiser *through* all the
 writes in between. `python titans.py` prints which memories of a small one move when.
 
 Legend: B batch, T time, n tokens of one span, D width, H heads, d head size, h hidden size; □ any of the memories;
@@ -277,8 +278,8 @@ class SelfModifyingTitans(MemoryMixer):
         if not (self.known_to_kernel() and kernel.has_titans(asked["q"].data, plain)):
             return self.read_in_operations(asked, spans, chunk_start, drift, momentum)
         weights = {"bias": self.bias, "readout": self.readout, "initial": self.retained()}
-        before = {name: chunk_start[name] for name, s in spans[0].seen.items() if s == EARLIER}
-        return fused_read(asked, weights, before, drift, momentum, mixer=self, spans=spans)
+        begun = {name: chunk_start[name] for name, s in spans[0].seen.items() if s == EARLIER}
+        return fused_read(asked, weights, begun, drift, momentum, mixer=self, spans=spans)
 
     def known_to_kernel(self) -> bool:
         """Whether the kernel computes what the settings say."""

@@ -32,7 +32,7 @@ import math
 import shlex
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -84,8 +84,9 @@ class Run:
         self.state: State | None = None  # what is carried from segment to segment
         self.last = State.start(config)  # what the last segment left behind, carried or not
         self.step = self.saved = 0
-        self.before: tuple[Any, ...] = self.segments.state(), self.state, self.step  # of the last step that was begun
+        self.before: tuple[Any, ...] = ()  # what an unfinished step must not change, of the last one that was begun
         self.best = math.inf  # validation bits per byte of the best checkpoint that was kept
+        self.judged = 0  # the step of the last one
         self.started = time.perf_counter()
 
     # the loop -----------------------------------------------------------------------------------------------
@@ -93,6 +94,13 @@ class Run:
     def train(self, until: int) -> bool:
         """Take steps up to step `until`, unless time is up or the program is asked to stop; returns whether it was."""
         t, started, stopped, telemetry = self.training, time.monotonic(), False, self.ranks.telemetry(self.model)
+        unwritten: dict[str, Any] = {}  # the line of a step that is in the log no more than those before it
+
+        def write(line: dict[str, Any], stop: bool = False) -> None:
+            unwritten.update(line)
+            if self.step % t.log_every == 0 or self.step == until or stop:
+                self.log(unwritten | telemetry.measure(self.last))
+                unwritten.clear()
         bar = tqdm(total=until, initial=self.step, unit="step", disable=t.quiet, dynamic_ncols=True,
                    mininterval=0.1 if sys.stderr.isatty() else 30)
         # numbers that are not finite are looked for, not warned of
@@ -100,34 +108,37 @@ class Run:
               np.errstate(all="ignore")):
             try:
                 while self.step < until and not self.ranks.any(asked):
-                    line = self.advance()
+                    if t.keep and self.judged < self.step and self.step % t.checkpoint_every == 0:
+                        self.judge(self.evaluate()[0])  # here, so that a run that stopped before it goes on with it
+                    line = self.advance(write)
                     bar.set_postfix_str("{loss:.3f} nats, {bits_per_byte:.3f} bits/byte, {tokens_per_second:.0f} "
                                         "tokens/s, moved {fired}".format(**line), refresh=False)
                     bar.update()
-                    if self.step % t.log_every == 0 or self.step == until:
-                        self.log(line | telemetry.measure(self.last))
                     if t.sample_every and self.step % t.sample_every == 0 and self.step < until:
                         sample = self.sample()
                         if not t.quiet and self.ranks.rank == 0:
                             bar.write(sample)
                     if self.step % t.checkpoint_every == 0:
                         self.save()
-                        if t.keep and self.step < until:
-                            self.judge(self.evaluate()[0])
                     if t.minutes and self.ranks.any(time.monotonic() - started > 60 * t.minutes):
                         break
             except KeyboardInterrupt:
                 stopped = True
                 self.undo()
+            if unwritten:
+                write(unwritten, stop=True)
             if self.saved < self.step:
                 self.save()
             return self.ranks.any(stopped or asked)
 
-    def advance(self) -> dict[str, Any]:
-        """One step: predict, send the error back, move every level whose clock is due."""
+    def advance(self, write: Callable[[dict[str, Any]], None] = lambda line: None) -> dict[str, Any]:
+        """One step: predict, send the error back, move every level whose clock is due.
+
+        Gives the line of the log, and to `write` as part of the step: a stop comes before both or after both.
+        """
         t, started, consecutive = self.training, time.perf_counter(), self.training.order == "consecutive"
         found: list[tuple[float, int]] = []  # of every batch: its loss, its bytes
-        self.before = self.segments.state(), self.state, self.step
+        self.before = self.segments.state(), self.state, self.last, self.step
         self.optimizer.zero_grad()
         for tokens, share in self.ranks.deal((next(self.segments) for _ in range(t.accumulate)), rows=consecutive):
             past = None if self.segments.restarted else self.state
@@ -137,8 +148,9 @@ class Run:
                 raise self.diverged(self.model.first_non_finite(tokens[:, :-1], past) or "the loss")
             self.ranks.backward(loss * (share / t.accumulate))
             self.last = after.detach()
-            # the state of attention is the whole past: carried on, it would grow for ever
-            carried = consecutive and "attention" not in self.model.blocks[0].mixer.clocks
+            # the state of attention without a window is the whole past: carried on, it would grow for ever
+            grows = "attention" in self.model.blocks[0].mixer.clocks and not self.config.window
+            carried = consecutive and not grows
             self.state = self.last if carried else None
         self.ranks.reduce()
         norm = optimizers.clip_grad_norm(self.optimizer.params, t.clip, self.ranks.add)
@@ -150,13 +162,15 @@ class Run:
         with stopping.whole():
             fired = self.ranks.step(self.optimizer)
             self.step += 1
-        losses, sizes = zip(*self.ranks.gather(found), strict=True)
-        mean, seconds = math.fsum(losses) / t.accumulate, time.perf_counter() - started
-        tokens_read = t.accumulate * t.batch * self.config.segment
-        each = tokens_read / max(sum(sizes), 1)  # tokens per byte
-        return {"step": self.step, "loss": mean, "bits_per_byte": mean / math.log(2) * each, "gradient_norm": norm,
-                "learning_rate": self.optimizer.lr, "fired": fired,
-                "tokens_per_second": tokens_read / seconds}
+            losses, sizes = zip(*self.ranks.gather(found), strict=True)
+            mean, seconds = math.fsum(losses) / t.accumulate, time.perf_counter() - started
+            tokens_read = t.accumulate * t.batch * self.config.segment
+            each = tokens_read / max(sum(sizes), 1)  # tokens per byte
+            line = {"step": self.step, "loss": mean, "bits_per_byte": mean / math.log(2) * each, "gradient_norm": norm,
+                    "learning_rate": self.optimizer.lr, "fired": fired,
+                    "tokens_per_second": tokens_read / seconds}
+            write(line)
+        return line
 
     def loss(self, tokens: np.ndarray, past: State | None) -> tuple[Tensor, State]:
         """What training lowers; where levels learn in the context, they move within the segment, too."""
@@ -166,10 +180,9 @@ class Run:
 
     def undo(self) -> None:
         """Forget a step that was begun and not finished: weights move at its end, so it is as if it had not been."""
-        place, state, step = self.before
-        if self.step == step:
+        if self.before and self.step == self.before[-1]:
+            place, self.state, self.last, _ = self.before
             self.segments.restore(place)
-            self.state = state
 
     def diverged(self, where: str) -> FloatingPointError:
         return FloatingPointError(f"step {self.step + 1}: {where} is not finite; try a smaller --lr than "
@@ -205,6 +218,9 @@ class Run:
     def restore(self) -> Run:
         """Go on from checkpoint.npz; ValueError if it is missing, damaged or of another model."""
         weights, state, optimizer, progress = checkpoint.read(self.folder, self.config)
+        if self.training.steps < progress["step"]:
+            raise ValueError(f"{self.folder} has taken {progress['step']} steps, and --steps {self.training.steps} is "
+                             "fewer: give more, or leave it out")
         self.state = self.gpu.to_device(state) if self.gpu and state else state
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
@@ -212,7 +228,9 @@ class Run:
         self.step = self.saved = progress["step"]
         self.ranks.meet(self)
         lines = self.ranks.first(lambda: folder.rewind(self.folder, self.step))
-        self.best = min((line["validation"] for line in lines if "validation" in line), default=math.inf)
+        measured = [line for line in lines if "validation" in line]
+        self.best = min((line["validation"] for line in measured), default=math.inf)
+        self.judged = max((line["step"] for line in measured), default=0)
         self.ranks.join(self)
         return self
 
@@ -231,7 +249,7 @@ class Run:
         """Keep the newest checkpoint beside the last ones, and as the best if none took fewer bits per byte."""
         if self.ranks.rank == 0:
             checkpoint.keep(self.folder, self.saved, self.training.keep, best=bits < self.best)
-        self.best = min(bits, self.best)
+        self.best, self.judged = min(bits, self.best), self.saved
         self.log({"step": self.saved, "validation": bits})
 
     # what a run shows ---------------------------------------------------------------------------------------
@@ -313,9 +331,6 @@ def resume(where: Path, given: dict[str, Any], ranks: Alone | None = None) -> Ru
     run = Run(where, preset, config, training, corpus(training), folder.vocabulary(where), ranks)
     folder.expect_data(where, saved, run.corpus.manifest(), by_default=not training.data)
     run.restore()
-    if training.steps < run.step:
-        raise ValueError(f"{where} has taken {run.step} steps, and --steps {training.steps} is fewer: give more, or "
-                         "leave it out")
     if run.ranks.rank == 0:
         folder.describe(where, preset, config, training, saved["data"])
     return run

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ class About:
             paths, noise = [Path(path).name for path in training["data"]], training.get("random_data", False)
         except (ValueError, KeyError, TypeError, OSError):  # a checkpoint alone, or no run's settings
             return cls()
-        lines = log_lines(folder)
+        lines: list[dict[str, Any]] = []
+        with suppress(ValueError):  # whose log is damaged may still be talked to
+            lines = [line for line in log_lines(folder) if "step" in line]
         corpus = "random bytes" if noise else "Python's documentation and library" if not paths else (
             paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
         bits, held_out = score(lines)

@@ -142,7 +142,12 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        found = max(error.errors(), key=lambda one: len(one["loc"]))  # of a choice, what came closest
+        # of a choice, what came closest: what is deepest, and of the right kind
+        found = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+        if found["type"] == "json_invalid":
+            return refusal(Refused(400, f"the body is not JSON: {found['ctx']['error']} at byte {found['loc'][-1]}"))
+        if found["loc"] == ("body",) and found["type"] == "missing":
+            return refusal(Refused(400, "the body is empty; it must be a JSON object, see GET /docs"))
         where = [str(part) for part in found["loc"][1:] if not re.search(r"\W|^(str|int)$", str(part))]
         cause = found.get("ctx", {}).get("error")
         if isinstance(cause, Unsupported):

@@ -32,6 +32,8 @@ import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +42,7 @@ from apps.about import About
 from apps.runs import TURN, Piece, Place, Run, Stops, Utf8, predict, process_bytes, read, without_start
 from apps.sessions import Session, before, file_of, saved_in
 from config import nearest
-from tools import console
+from tools import console, stopping
 from tools.command import Help, Parser
 from tools.console import amount
 from tools.folder import name_again
@@ -61,6 +63,7 @@ class Chat:
         self.learning, self.completing = given.learn, given.complete
         self.begin(Session("", Place(last=run.words.start)))
         self.before = self.standing  # the last message
+        self.known: dict[Path, int] = {}  # files of sessions, as this conversation last saw them
         self.rng = np.random.default_rng(given.seed)
 
     def begin(self, session: Session) -> None:
@@ -190,10 +193,11 @@ class Chat:
         vanished = "" if folder.exists() else f"; the run's folder was gone, {folder} is made anew"
         session = replace(self.session, name=name)
         path = file_of(self.folder, name)
-        taken = path.exists() and self.session.name != name
+        taken = path.exists() and (self.session.name != name or path.stat().st_mtime_ns != self.known.get(path))
         if taken:
             name_again(path, before(path))
         session.save(self.folder, self.run.fingerprint)
+        self.known[path] = path.stat().st_mtime_ns
         if self.session is self.before[0]:
             self.before = (session, *self.before[1:3], True)
         elif self.before[0].name == name:  # it is on the disk no longer
@@ -206,6 +210,7 @@ class Chat:
         path = file_of(self.folder, name)
         if not path.exists():
             raise ValueError(f"no session {name!r} is in {self.folder}; /save {name} would make one")
+        self.known[path] = path.stat().st_mtime_ns
         self.begin(Session.load(path, self.run.fingerprint))
         self.before = self.standing
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
@@ -347,6 +352,30 @@ def converse(chat: Chat, lines: Iterator[bytes], show: bool) -> int:
     return failed
 
 
+class Ended(BaseException):
+    """The program was asked to end, or its terminal was closed; the signal."""
+
+
+def end(number: int, frame: Any) -> None:
+    raise Ended(number)
+
+
+@contextlib.contextmanager
+def answering(handlers: dict[int, Any]) -> Iterator[None]:
+    """Within, signals have these handlers; those that are ignored, as in the background, stay so."""
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number, handler in handlers.items():
+            if (was := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                signal.signal(number, handler)
+                before[number] = was
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
 def dim(text: str) -> str:
     return f"\x1b[2m{text[:console.columns()]}\x1b[0m"
 
@@ -367,7 +396,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 1 if something could not be done, 2 for bad input."""
+    """The command line; returns 0, 1 if something could not be done, 2 for bad input, 128 and a signal."""
     console.ready()
     try:
         given = parser().parse_args(arguments)
@@ -391,21 +420,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines: Iterator[bytes] = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
     else:
         lines = piped()
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it stops an answer, not the program
+    with answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
+        try:  # from here on Ctrl+C stops an answer, not the program
+            failed = converse(chat, lines, terminal)
+        except (BrokenPipeError, KeyboardInterrupt):
+            failed = 1
+            with contextlib.suppress(OSError):  # nobody reads on: what is still buffered goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Ended as ended:
+            failed = 128 + ended.args[0]
+        with answering(dict.fromkeys(stopping.SIGNALS, signal.SIG_IGN)):  # what was learned is saved in any case
+            return kept(chat) or failed
+
+
+def kept(chat: Chat) -> int:
+    """Save what was learned and not saved, and say where; returns whether that failed."""
     try:
-        failed = converse(chat, lines, terminal)
-    except (BrokenPipeError, KeyboardInterrupt):
-        failed = 1
-        with contextlib.suppress(OSError):  # nobody reads on: what is still buffered goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    try:
-        if kept := chat.keep():
-            print(kept, file=sys.stderr)
+        words, failed = chat.keep(), 0
     except OSError as error:
-        print(f"apps.chat: what was learned could not be saved: {error}", file=sys.stderr)
-        return 1
+        words, failed = f"apps.chat: what was learned could not be saved: {error}", 1
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(words, end="\n" if words else "", file=sys.stderr, flush=True)
     return failed
 
 

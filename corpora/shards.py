@@ -233,7 +233,8 @@ def check(folder: Path) -> list[str]:
         else:
             Encoder(folder)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX} is damaged: {error} is missing or no such thing") from None
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{folder / INDEX} is damaged: {why}") from None
     except ValueError as error:
         wrong.append(str(error))
     return wrong + [f"{path} is foreign: the index does not name it"

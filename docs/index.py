@@ -122,8 +122,8 @@ ROWS = [
         "test_optimizers::test_delta_momentum_is_the_printed_rule_for_small_gradients "
         "test_optimizers::test_delta_momentum_is_a_proximal_step_of_its_memory"),
     Row("A 50", "choice 23, 24, 25",
-        "m ← α m − η ∇L(m; u, 1),  W ← W − m(u),  u = g,  m an MLP;  L = −⟨m(u), 1⟩, the sign of the text's, for which "
-        "W ← W + m(u)",
+        "m ← α m − η ∇L(m; u, 1),  W ← W − m(u),  u = g,  m an MLP;  L = −⟨m(u), 1⟩; the text has + "
+        "for both, L = ⟨m(u), 1⟩ and W ← W + m(u)",
         "test_optimizers::test_deep_momentum_follows_the_gradient_of_its_dot_objective_and_reads_its_jacobian"
         " test_optimizers::test_deep_momentum_trains_each_layer_by_a_proximal_step_of_the_l2_objective"),
     Row("A 51", "choice 26",

@@ -42,11 +42,11 @@ ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "
          "state", "decode", "hope", "data", "shards", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
 FORMULAS = {  # what the block does: equations, and where each is computed
-    "the memories are read": {"A 83": "titans.py::SelfModifyingTitans.chunk"},
+    "the memories are read": {"A 83": ("titans.py::SelfModifyingTitans.chunk",)},
     "and written at every token, each with a target of its own": {
-        "A 88": "titans.py::SelfModifyingTitans.write", "A 84": "titans.py::SelfModifyingTitans.target"},
-    "the levels are a chain": {"A 70": "cms.py::CMS"},
-    "each on its own clock": {"A 71": "cms.py::move"},
+        "A 88": ("titans.py::SelfModifyingTitans.write",), "A 84": ("titans.py::SelfModifyingTitans.target",)},
+    "the levels are a chain": {"A 70": ("cms.py::CMS",)},
+    "each on its own clock": {"A 71": ("optimizers.py::gather", "cms.py::move")},
 }
 LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a claim: the paper's numbers; what stands
     # beside what, at which points (none: what is kept is judged in words); −1 where less is better
@@ -81,11 +81,11 @@ def formulas() -> str:
     code, rows = index.sources(), []
     by_number = {row.numbers.split(",")[0]: row for row in index.ROWS}
     for what, computed in FORMULAS.items():
-        for number, place in computed.items():
-            if place not in index.places(by_number[number], code):
+        for number, places in computed.items():
+            for place in set(places) - set(index.places(by_number[number], code)):
                 raise SystemExit(f"{place} does not cite [{number}]; correct FORMULAS in {__file__}")
         formula = ";  ".join(re.sub(r", finding \d+", "", by_number[number].formula) for number in computed)
-        links = "<br>".join(index.link(place, code) for place in computed.values())
+        links = "<br>".join(index.link(place, code) for places in computed.values() for place in places)
         numbers = ", ".join(f"[{number}](PAPER.md#{index.anchor(by_number[number])})" for number in computed)
         rows.append((what, formula, links, numbers))
     return table("what · formula · computed in · paper", rows)

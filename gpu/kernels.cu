@@ -48,8 +48,9 @@ extern "C" __global__ void gelu(integer n, const real* x, real* y) {
 extern "C" __global__ void gelu_backward(integer n, const real* x, const real* y_bar, real* x_bar) {
     const real s1 = 1.5957691216057308, s3 = 3 * 1.5957691216057308 * 0.044715;
     EACH(i, n) {
-        const real p = gelu_gate(x[i]);
-        x_bar[i] = y_bar[i] * (p + x[i] * p * ((real)1 - p) * (s1 + s3 * x[i] * x[i]));
+        // beyond ±22 the gate is 0 or 1, and x² must not grow
+        const real z = x[i] < -22 ? (real)-22 : x[i] > 22 ? (real)22 : x[i], p = gelu_gate(z);
+        x_bar[i] = y_bar[i] * (p + z * p * ((real)1 - p) * (s1 + s3 * z * z));
     }
 }
 

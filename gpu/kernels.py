@@ -104,7 +104,7 @@ def rms_norm(x: Array, w: Array, eps: float = 1e-6) -> tuple[Array, tuple]:
     check_shapes(w=(w, x.shape[-1:]))
     x, w = ready(x, w)
     z, r = empty(x, x.shape, x.shape[:-1])
-    run("rms_norm", (r.size,), THREADS, len(w), eps, x, w, z, r)
+    run("rms_norm", (r.size,), THREADS, len(w), float(eps), x, w, z, r)
     return z, (x, w, r)
 
 
@@ -119,6 +119,8 @@ def rms_norm_backward(kept: tuple, z_bar: Array) -> tuple[Array, Array]:
 
 def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> tuple[Array, tuple]:
     check_shapes(targets=(targets, logits.shape[:-1]))
+    if targets.dtype.kind not in "biu":
+        raise ValueError(f"targets are of type {targets.dtype}; they must be whole numbers")
     (logits,), targets = ready(logits), np.ascontiguousarray(targets, dtype=np.int64, like=logits)
     z, top, total = empty(logits, *[targets.shape] * 3)
     run("cross_entropy", (z.size,), THREADS, logits.shape[-1], ignore_index, targets, logits, z, top, total)

@@ -28,6 +28,8 @@ def labels(logits, targets, ignore_index):
     check_shapes(targets=(targets, logits.shape[:-1]))
     counted = targets != ignore_index
     label = np.where(counted, targets, 0)
+    if label.dtype.kind not in "biu":
+        raise ValueError(f"targets are of type {label.dtype}; they must be whole numbers")
     known = isinstance(label, np.ndarray)  # to look at what lies on a GPU would be to wait for it
     if known and label.size and not 0 <= label.min() <= label.max() < logits.shape[-1]:
         raise ValueError(f"targets must lie in 0..{logits.shape[-1] - 1} or be ignore_index={ignore_index}; "
@@ -81,7 +83,7 @@ def backward(kept, z_bar):
     logits, label, counted, top, total = kept
     check_shapes(z_bar=(z_bar, logits.shape[:-1]))
     rows = logits.reshape(-1, logits.shape[-1])
-    inputs = [rows, top, total, counted * z_bar.reshape(-1)]
+    inputs = [rows, top, total, np.where(counted, z_bar.reshape(-1), 0)]
     return (compute(_backward, label.size, inputs, rows.shape, before=(label,))[0].reshape(logits.shape),)
 
 

@@ -13,23 +13,28 @@ def definition(x, y):
     return y * (x * (0.5 * (1 + np.tanh(0.5 * x))))
 
 
+FLAT = -709  # below it x/(1 + e^−x) is 0: x must not grow where e^−x does so no longer
+
+
 @jit
 def _forward(start, stop, x, y, z):
-    one = x.dtype.type(1)
+    one, least = x.dtype.type(1), x.dtype.type(FLAT)
     x, y, z = x[start:stop], y[start:stop], z[start:stop]
     for i in range(len(x)):
-        z[i] = y[i] * (x[i] / (one + exp(-x[i])))
+        a = least if x[i] < least else x[i]
+        z[i] = y[i] * (a / (one + exp(-a)))
 
 
 @jit
 def _backward(start, stop, x, y, z_bar, x_bar, y_bar):
     """x̄ = z̄ y p(1 + x(1 − p)),  ȳ = z̄ x p,  p = 1/(1 + e^−x)"""
-    one = x.dtype.type(1)
+    one, least = x.dtype.type(1), x.dtype.type(FLAT)
     x, y, z_bar, x_bar, y_bar = x[start:stop], y[start:stop], z_bar[start:stop], x_bar[start:stop], y_bar[start:stop]
     for i in range(len(x)):
-        p = one / (one + exp(-x[i]))
-        x_bar[i] = z_bar[i] * y[i] * p * (one + x[i] * (one - p))
-        y_bar[i] = z_bar[i] * x[i] * p
+        a = least if x[i] < least else x[i]
+        p = one / (one + exp(-a))
+        x_bar[i] = z_bar[i] * y[i] * p * (one + a * (one - p))
+        y_bar[i] = z_bar[i] * a * p
 
 
 def forward(x, y):

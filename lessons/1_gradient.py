@@ -8,7 +8,7 @@
 # - **Time** 40 minutes with the exercises; running it takes seconds.
 # - **You need** NumPy, and the chain rule.
 # - **Equations** [A 8], [A 29]. Such a number is that of an equation in the paper's long edition;
-#   [PAPER.md](../PAPER.md) lists all 121 of them, with the line of code that computes each.
+#   [PAPER.md](../PAPER.md) lists all 121 of them, with the line of code that computes it, or why there is none.
 
 # %%
 import check

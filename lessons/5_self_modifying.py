@@ -262,8 +262,8 @@ plt.show()
 # 64 it swings from one side to the other and hardly settles.
 #
 # A frozen error does this only because it has M in it, M(k) − v. A memory can lower −⟨M(k), v⟩ instead, the **dot
-# product**: then the error of what it answers is −v, whatever M is, and it cannot swing like this ([choice
-# 43](../PAPER.md#choice-43)).
+# product**: then the error of what it answers is −v, whatever M is, and it cannot swing like this (finding 13 of
+# [PAPER.md](../PAPER.md#what-we-found)).
 #
 # ### Exercise 5.5: the factor of a swing
 #
@@ -287,7 +287,7 @@ check.swing_factor(swing_factor)
 # | α fades all of M | extinction: at zero there is no gradient | only the drift from M₀ fades (choice 8) |
 # | targets of any size | blow-up: a memory squares itself | values and targets of RMS 1, errors clipped (10, 11) |
 # | η of any size | chaos: a billionth decides | η has a small bound, and starts smaller (9) |
-# | errors frozen for long | a swing that hardly settles | short chunks, or the dot product (43) |
+# | errors frozen for long | a swing that hardly settles | η is small (9); `--objective dot`, or short chunks |
 #
 # All but the bounds of values, targets and errors are settings: `--retention zero` is the literal form, `--eta-max`
 # and `--memory-chunk` can be as large as you like. Extinction, blow-up and swing have a test each that shows them, in

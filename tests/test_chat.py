@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 import hope
 from apps import chat, runs
 from apps.runs import END, Place, Run, Stops, Utf8, predict, read
-from apps.sessions import Session, Sessions, file_of
+from apps.sessions import Session, Sessions, file_of, saved_in
 from autograd import no_grad
 from config import MIXERS, Config
 from hope import Hope
 from layers import cross_entropy
+from tools import stopping
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"width": 16, "layers": 2, "heads": 2, "segment": 16, "hidden": 16, "chunks": (1, 2), "memory_chunk": 8,
@@ -544,6 +545,17 @@ def test_ctrl_c_in_mid_answer_stops_the_answer_and_not_the_chat(run):
         assert terminal.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_closed_and_a_request_to_end_lose_nothing_that_was_learned(run, number):
+    with Terminal(run, "--learn", "--max-tokens", "3", "--temperature", "0") as terminal:
+        terminal.until(b"> ")
+        terminal.type(b"hello\n")
+        terminal.until(b"learning on")
+        terminal.process.send_signal(number)
+        assert terminal.process.wait(60) == 128 + number
+    assert "unsaved" in [name for _, name in saved_in(run.sessions / "chat", run.fingerprint)]
+
+
 def test_lines_typed_ahead_while_it_answers_are_messages_of_their_own_in_order(run):
     with Terminal(run, "--max-tokens", "300", "--temperature", "0") as terminal:
         terminal.until(b"> ")
@@ -664,6 +676,38 @@ def test_a_session_that_is_not_the_one_talked_in_is_kept_when_its_name_is_taken(
         talker = chat.Chat(run, chat.parser().parse_args(["--learn", "--max-tokens", "3"]), colours=False)
         "".join(talker.say(words))
         assert ("kept as" in talker.command(f"/save {name}")) == (words == b"more")
+
+
+def test_what_another_conversation_saved_meanwhile_in_the_same_session_is_kept(run):
+    one, other = (chat.Chat(run, chat.parser().parse_args(["--learn", "--max-tokens", "3"]), False) for _ in "ab")
+    "".join(one.say(b"hello"))
+    one.command("/save ann")
+    other.command("/load ann")
+    "".join(other.say(b"more"))
+    assert "kept as" not in other.command("/save ann") and "kept as" not in other.command("/save ann")
+    "".join(one.say(b"something else"))
+    assert "the ann that was there is kept as" in one.command("/save ann")
+    assert "kept as" not in one.command("/save ann")
+
+
+def test_nothing_interrupts_the_saving_of_what_was_learned(run, monkeypatch, capsys):
+    save = Session.save
+
+    def interrupted(session, *given):
+        for number in stopping.SIGNALS:
+            signal.raise_signal(number)
+        return save(session, *given)
+    monkeypatch.setattr(Session, "save", interrupted)
+    monkeypatch.setattr(chat, "piped", lambda: iter([b"hello"]))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    assert chat.main([str(run.folder), "--learn", "--max-tokens", "3"]) == 0
+    assert "unsaved is saved" in capsys.readouterr().err
+    for number, handler in zip(stopping.SIGNALS, before, strict=True):
+        assert signal.getsignal(number) is signal.default_int_handler
+        signal.signal(number, handler)
 
 
 def test_a_text_of_which_the_vocabulary_makes_nothing_moves_nothing(run, monkeypatch):

@@ -425,6 +425,17 @@ def test_a_damaged_or_foreign_shard_is_refused_by_name(corpus, words, tmp_path, 
     assert why in error and (name == "foreign" or "train-00001.npy" in error)
 
 
+@pytest.mark.parametrize(("part", "value", "why"), [("shards", [5], "'int' object is not subscriptable"),
+                                                  ("vocabulary", {}, "'file' is missing")])
+def test_an_index_that_was_edited_is_refused_with_what_is_wrong(corpus, words, tmp_path, capsys, part, value, why):
+    assert cut(corpus, words["bpe"], tmp_path / "s") == 0
+    path = tmp_path / "s" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shards": [], part: value}))
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "s")]) == 2
+    assert f"index.json is damaged: {why}" in said(capsys)
+
+
 @pytest.mark.parametrize("change, why", [
     (lambda x: x.astype(np.int32), "int32"), (lambda x: x[None], "2-dimensional"), (lambda x: x[:-1], "tokens"),
     (lambda x: np.where(x == x[0], 9999, x).astype(np.uint16), "another vocabulary"),

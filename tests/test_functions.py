@@ -260,3 +260,18 @@ def test_wrong_use_gets_one_clear_line():
             (lambda: fn.inv(np.zeros((2, 2))), np.linalg.LinAlgError, "Singular")]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_what_numpy_refuses_is_refused_and_what_is_no_number_stays_none():
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    for f in (lambda: np.dot(np.ones((3, 1)), Tensor(np.arange(4.0))), lambda: np.tensordot(x, np.ones((1, 2)), 1),
+              lambda: np.diag(Tensor(np.ones((2, 2, 2))))):
+        with pytest.raises(ValueError, match=r"axes 1 and 0 are not of one length|is no matrix"):
+            f()
+    for f in (np.sum, np.mean, np.max, np.min, np.prod, np.var, np.std):
+        with pytest.raises(TypeError, match="third"):
+            f(x, 0, np.float64)  # NumPy's dtype, and not keepdims
+    assert np.tensordot(x, np.ones((3, 2)), np.int64(1)).shape == (2, 2)
+    assert np.isnan(np.clip(x, np.nan, 4).data).all() and np.isnan(np.clip(x, 0, np.nan).data).all()
+    with np.errstate(divide="ignore"):
+        assert np.var(x, ddof=9).data == np.std(x, ddof=9).data == np.inf

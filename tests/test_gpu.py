@@ -623,7 +623,7 @@ def test_a_step_of_a_run_copies_its_tokens_and_reads_back_the_loss_and_the_norm(
     MemoryError("Out of memory allocating 1,000,000 bytes"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
     RuntimeError("cudaErrorMemoryAllocation: out of memory"), RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")], ids=str)
 def test_out_of_memory_names_the_batch_that_would_fit(error, stand_in, text, tmp_path, monkeypatch, capsys):
-    def full(run):
+    def full(run, write):
         raise error
     monkeypatch.setattr(Run, "advance", full)
     command = ["--preset", "tiny", "--layers", "1", "--device", "cuda", "--data", str(text), "--quiet",

@@ -76,6 +76,9 @@ def test_loading_copies_bits_into_the_same_arrays_and_names_what_does_not_fit():
         two.load_state_dict({**arrays, "extra": np.zeros(1)})
     with pytest.raises(ValueError, match=r"first\.weight has shape \(1, 1\) in the file and \(3, 3\)"):
         two.load_state_dict({**arrays, "first.weight": np.zeros((1, 1))})
+    for assign in (True, False):
+        with pytest.raises(ValueError, match=r"first.weight is of type int64 in the file; weights are real numbers"):
+            two.load_state_dict({**arrays, "first.weight": arrays["first.weight"].astype(int)}, assign)
 
 
 def test_a_graph_recorded_before_its_weights_moved_refuses_to_go_back():
@@ -239,6 +242,16 @@ def test_gelu_of_large_inputs_neither_overflows_nor_warns(f, dtype):
     (h,) = grad(g, [x], np.ones_like(z.data))
     for y, low, high in ((z, 0, 1e4), (g, 0, 1), (h, 0, 0)):
         assert np.allclose(y.data, [low, high], rtol=0, atol=1e-25)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gates_of_the_largest_numbers_are_open_or_shut_and_flat(dtype):
+    x = np.array([-3e38, -1e20, -1e13, -1e5, 1e5, 1e13, 1e20, 3e38, np.nan], dtype)
+    for kernel, others in ((kernels.gelu, ()), (kernels.swiglu, (np.ones_like(x),))):
+        z, back = kernel.vjp(x, *others)
+        slope = back(np.ones_like(x))[0]
+        assert np.allclose(z[:4], 0, atol=1e-30) and np.allclose(z[4:8], x[4:8], rtol=1e-6) and np.isnan(z[8])
+        assert np.allclose(slope[:4], 0, atol=1e-30) and np.allclose(slope[4:8], 1) and np.isnan(slope[8])
 
 
 def test_an_operation_without_a_twin_is_its_definition(monkeypatch):

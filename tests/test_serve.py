@@ -279,6 +279,17 @@ def test_bad_input_is_refused_with_400_before_a_stream_begins(server, path, body
     assert error["type"] == "invalid_request_error" and error["param"] == param and error["message"]
 
 
+@pytest.mark.parametrize(("content", "message", "param"), [
+    (b'{"prompt": "a",', "the body is not JSON: Expecting property name enclosed in double quotes at byte 15", None),
+    (b"", "the body is empty; it must be a JSON object, see GET /docs", None),
+    (json.dumps({"prompt": "a", "stop": ["b"] * 17}).encode(),
+     "stop: List should have at most 16 items after validation, not 17", "stop")])
+def test_a_body_that_is_refused_is_told_why(server, content, message, param):
+    answer = server.client.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert (error["message"], error["param"]) == (message, param)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"prompt": 1e999}', b"[" * 5000,
                                      b'{"seed": ' + b"9" * 9999])
 def test_what_is_no_json_object_is_refused(server, content):

@@ -43,10 +43,15 @@ def python(*arguments, **changed):
 def test_every_setting_can_be_typed_as_a_flag_and_read_from_json(preset):
     config, training = PRESETS[preset]
     values = asdict(config) | asdict(training)
-    typed = [word for name, value in values.items() if value != () or name == "options" for word in
+    typed = [word for name, value in values.items() if value not in ((), "") or name == "options" for word in
              (command.FLAGS[name], *(value if name == "data" else [command.typed(value)]))]
     assert command.settings("nano", command.parse(typed)[1]) == PRESETS[preset]
     assert command.settings("nano", json.loads(json.dumps(values))) == PRESETS[preset]
+
+
+def test_a_path_of_data_that_is_empty_is_refused():
+    with pytest.raises(ValueError, match="data holds a path that is empty"):
+        Training(data=("",))
 
 
 def shown_help(capsys, *arguments):
@@ -408,7 +413,8 @@ def test_a_program_settles_who_answers_before_it_loads_anything_that_takes_time(
 
 
 @pytest.mark.parametrize(("arguments", "threads"), [(["--threads", "3"], "3"), (["--threads=4"], "4"), ([], None),
-                                                    (["training.threads=2"], "2"), (["--threads", "none"], None)])
+                                                    (["training.threads=2"], "2"), (["--threads", "none"], None),
+                                                    (["--threads", "²"], None)])
 def test_the_number_of_threads_is_known_before_numba_is_imported(monkeypatch, arguments, threads):
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     handler = signal.getsignal(signal.SIGINT)

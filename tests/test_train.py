@@ -192,6 +192,7 @@ def test_unprintable_bytes_are_written_as_escapes():
     ({}, {}),
     ({}, {"order": "consecutive", "accumulate": 2}),
     ({"mixer": "gated"}, {"order": "consecutive", "optimizer": "muon"}),
+    ({"mixer": "attention", "window": 8}, {"order": "consecutive"}),
     ({"mixer": "attention", "cms": "independent"}, {"optimizer": "m3", "options": ("slow_period=2",)}),
     ({"cms": "nested", "chunks": (1, 2, 4)}, {"optimizer": "multi_timescale"}),
     ({"moves": "context", "mixer": "linear", "chunks": (1, 2)}, {}),
@@ -257,6 +258,36 @@ def test_a_step_of_the_optimiser_is_taken_wholly(text, tmp_path, monkeypatch):
         return step()
     monkeypatch.setattr(run.optimizer, "step", interrupted)
     assert run.train(5) and run.step == run.saved == run.optimizer.clock == 1
+    assert [line["step"] for line in numbers(run.folder)] == [1]  # and stands in the log
+
+
+def test_what_stands_between_two_lines_of_the_log_is_in_it_after_a_stop(text, tmp_path, monkeypatch):
+    runs = [small(text, tmp_path / name, {"mixer": "linear"}, steps=9, log_every=3).begin()
+            for name in ("whole", "cut")]
+    runs[0].train(9)
+    loss, calls = runs[1].model.loss, []
+
+    def interrupted(*given):
+        calls.append(1)
+        found = loss(*given)
+        if len(calls) == 6:  # in step 6
+            signal.raise_signal(signal.SIGINT)
+        return found
+    monkeypatch.setattr(runs[1].model, "loss", interrupted)
+    assert runs[1].train(9)
+    train.resume(runs[1].folder, {}).train(9)
+    whole, cut = (numbers(run.folder) for run in runs)
+    assert [line["step"] for line in whole] == [3, 6, 9] and [line["step"] for line in cut] == [3, 5, 6, 9]
+    assert cut[0] == whole[0] and cut[3] == whole[2] and cut[1]["level_change"]["4"] > 0  # in step 4
+    same = set(cut[2]) - {"level_change"}
+    assert {name: cut[2][name] for name in same} == {name: whole[1][name] for name in same}
+
+
+def test_a_line_that_is_somebodys_own_stays_in_the_log(text, tmp_path):
+    small(text, tmp_path / "run", {"mixer": "linear"}, steps=3).begin().train(2)
+    folders.append(tmp_path / "run" / "log.jsonl", '{"note": "from here on the window is open"}\n\n')
+    train.resume(tmp_path / "run", {}).train(3)
+    assert [line.get("step") for line in folders.log_lines(tmp_path / "run")] == [1, 2, None, 3]
 
 
 def test_ctrl_c_before_a_run_has_begun_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):
@@ -399,8 +430,8 @@ def test_a_run_that_diverges_ends_with_one_line_and_a_finite_checkpoint(text, tm
 def test_divergence_at_the_very_step_of_a_sample_is_one_line(text, tmp_path, monkeypatch, capsys, weight):
     advance = Run.advance
 
-    def diverging(run):
-        line = advance(run)
+    def diverging(run, *write):
+        line = advance(run, *write)
         if run.step == 2:
             run.model.embedding.data[:] = weight
         return line
@@ -413,10 +444,10 @@ def test_a_data_file_that_is_cut_short_while_training_is_one_line_that_names_it(
     book, advance = tmp_path / "book.txt", Run.advance
     book.write_text("some text of a book\n" * 999, encoding="utf-8")
 
-    def cut(run):
+    def cut(run, *write):
         if run.step == 2:
             os.truncate(book, 100)
-        return advance(run)
+        return advance(run, *write)
     monkeypatch.setattr(Run, "advance", cut)
     assert main("--data", book, "--out", tmp_path / "run", "--steps", 4) == 1
     said = one_line(capsys)
@@ -439,6 +470,10 @@ def one_line(capsys):
     (["--mixer", "titan"], "did you mean 'titans'?"),
     (["--options", "momentun=1", "--optimizer", "momentum"], "did you mean 'momentum'?"),
     (["--options", "momentum"], "write name=value"),
+    (["--options", "lr=0.1"], "lr is none of the optimiser's own options"),
+    (["--resume", ""], "--resume is empty"),
+    (["--from", ""], "--from is empty"),
+    (["--data", ""], "--data is empty"),
     (["--schedule", "cosinus"], "did you mean 'cosine'?"),
     (["--order", "random"], "choose from shuffled, consecutive"),
     (["--steps", "0"], "steps is 0; it must be at least 1"),
@@ -462,6 +497,8 @@ def one_line(capsys):
     (["--config", "nowhere.json"], "there is no file nowhere.json"),
     (["--config", "LIST"], "holds a list"),
     (["--config", "TORN"], "is not JSON"),
+    (["--config", "DEEP"], "is not JSON"),
+    (["--config", "NUMBERS"], "unknown setting 'config'"),
     (["--config", "UNKNOWN"], "unknown setting 'widht', did you mean 'width'?"),
     (["--config", "KIND"], "lr is '1'; it must be a finite number, such as 0.002"),
     (["--resume", "nowhere"], "there is no file nowhere"),
@@ -471,7 +508,8 @@ def one_line(capsys):
     (["--preset", "paper-1.3b", "--width", "65536"], "--dry-run says what a run would take"),
 ])
 def test_bad_input_is_answered_in_one_line(text, tmp_path, capsys, arguments, words):
-    files = {"EMPTY": "", "LIST": "[1]", "TORN": '{"lr": ', "UNKNOWN": '{"widht": 1}', "KIND": '{"lr": "1"}'}
+    files = {"EMPTY": "", "LIST": "[1]", "TORN": '{"lr": ', "UNKNOWN": '{"widht": 1}', "KIND": '{"lr": "1"}',
+             "DEEP": "[" * 100_000, "NUMBERS": '{"config": 5, "training": 6}'}
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "USED").mkdir()
@@ -497,13 +535,25 @@ def test_bad_input_is_answered_in_one_line(text, tmp_path, capsys, arguments, wo
     (lambda f: edit(f / "config.json", "training", "optimizer", "sgd"), "not of SGD"),
     (lambda f: edit(f / "config.json", "data", "sha256", "0"), "the data is not what this run began"),
     (lambda f: (f / "config.json").write_text("{}", encoding="utf-8"), "was not written by a run"),
+    (lambda f: edit(f / "config.json", None, "preset", ["tiny"]), "was not written by a run"),
+    (lambda f: edit(f / "config.json", None, "config", []), "was not written by a run"),
+    (lambda f: edit(f / "config.json", None, "data", {}), "was not written by a run"),
+    (lambda f: hope.save(f / "checkpoint.npz", hope.load(f / "checkpoint.npz")[0], progress=np.array('{"step": 1}')),
+     "no run to go on"),
+    (lambda f: (f / "log.jsonl").write_bytes(b'{"step": \n' + (f / "log.jsonl").read_bytes()),
+     "line 1 is not a line of a log"),
+    (lambda f: (f / "log.jsonl").write_bytes(b'7\n' + (f / "log.jsonl").read_bytes()), "line 1 is not a line of a log"),
+    (lambda f: (f / "log.jsonl").write_bytes(b'"\xff"\n' + (f / "log.jsonl").read_bytes()),
+     "line 1 is not a line of a log"),
 ], ids=["cut", "flipped", "gone", "no run", "other shape", "other key", "other batch", "other optimiser",
-        "other data", "no settings"])
+        "other data", "no settings", "list for preset", "list for config", "no sum", "no place", "torn line",
+        "number for line", "no text"])
 def test_a_run_that_cannot_go_on_says_why(text, tmp_path, capsys, change, words):
     small(text, tmp_path / "run", {"mixer": "linear"}, steps=2).begin().train(1)
     change(tmp_path / "run")
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
     assert train.main(["--resume", str(tmp_path / "run")]) == 2
-    assert words in one_line(capsys)
+    assert words in one_line(capsys) and (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
 def test_a_model_without_its_documents_is_no_run_to_go_on_with(text, tmp_path, capsys):
@@ -543,10 +593,13 @@ def test_a_run_goes_on_with_the_same_data_elsewhere(text, tmp_path):
 
 def test_fewer_steps_than_were_taken_are_refused_with_both_numbers(text, tmp_path, capsys):
     small(text, tmp_path / "run", steps=3).begin().train(3)
-    before = checkpoint(tmp_path / "run")
+    train.finish(train.resume(tmp_path / "run", {}))
+    before, log = checkpoint(tmp_path / "run"), (tmp_path / "run" / "log.jsonl").read_bytes()
+    capsys.readouterr()
     assert train.main(["--resume", str(tmp_path / "run"), "--steps", "2"]) == 2
     assert "has taken 3 steps, and --steps 2 is fewer: give more, or leave it out" in one_line(capsys)
     assert not differing(before, checkpoint(tmp_path / "run"))
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
 def test_the_folder_of_a_run_that_trains_is_locked(text, tmp_path, monkeypatch, capsys):
@@ -577,7 +630,7 @@ def flip(path):
 
 def edit(path, part, name, value):
     found = json.loads(path.read_text(encoding="utf-8"))
-    found[part][name] = value
+    (found[part] if part else found)[name] = value
     path.write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -600,6 +653,15 @@ def test_consecutive_segments_carry_the_state_until_the_text_begins_anew(text, t
         run.advance()
     assert [past is None for past in pasts] == [True, *[False] * (count - 1), True, False]
     assert pasts[1].blocks[0].mixer.S.node is None  # no gradient runs from one segment into the last
+
+
+def test_attention_with_a_window_carries_what_lies_in_it(text, tmp_path):
+    for mixer in ("attention", "ada"):
+        run, sizes = small(text, tmp_path, {"mixer": mixer, "window": 8}, order="consecutive"), []
+        for _ in range(3):
+            run.advance()
+            sizes.append(run.state.nbytes)
+        assert sizes[0] == sizes[1] == sizes[2] > 0
 
 
 def test_shuffled_segments_and_attention_carry_nothing(text, tmp_path):
@@ -712,17 +774,19 @@ def test_what_cannot_start_from_a_run_is_one_line_and_leaves_no_folder(trained, 
 # checkpoints that are kept -----------------------------------------------------------------------------------------
 
 def test_the_last_checkpoints_are_kept_and_the_best_by_validation_text(text, tmp_path, monkeypatch):
-    bits, folder = iter([4.0, 3.0, 3.5, 2.5]), tmp_path / "run"
+    bits, folder = iter([4.0, 3.0, 3.5, 2.7, 2.5]), tmp_path / "run"
     monkeypatch.setattr(Run, "evaluate", lambda run: (next(bits), run.text))
 
     def kept():
         return sorted(path.stem.removeprefix("checkpoint-00000") for path in folder.glob("*.npz"))
-    small(text, folder, steps=4, checkpoint_every=1, keep=2).begin().train(3)  # the third is judged at the end only
+    small(text, folder, steps=4, checkpoint_every=1, keep=2).begin().train(3)  # it stops before the third is judged
     assert kept() == ["1", "2", "best", "checkpoint"] and step_of(folder / "best.npz") == 2
-    assert train.main(["--resume", str(folder)]) == 0
-    assert kept() == ["2", "4", "best", "checkpoint"]
+    run = train.resume(folder, {})
+    assert not run.train(4) and kept() == ["2", "3", "best", "checkpoint"]
     assert step_of(folder / "best.npz") == 2  # 3.0 stands: it is known after a stop, too
-    assert [line["validation"] for line in folders.log_lines(folder) if "validation" in line] == [4.0, 3.0, 3.5]
+    assert train.main(["--resume", str(folder)]) == 0
+    assert kept() == ["3", "4", "best", "checkpoint"] and step_of(folder / "best.npz") == 4
+    assert [line["validation"] for line in folders.log_lines(folder) if "validation" in line] == [4.0, 3.0, 3.5, 2.7]
     assert train.main(["--resume", str(folder), "--steps", "5"]) == 0
     assert kept() == ["4", "5", "best", "checkpoint"] and step_of(folder / "best.npz") == 5
 

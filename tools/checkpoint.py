@@ -33,11 +33,12 @@ def read(folder: Path, config: Config) -> tuple[dict[str, np.ndarray], State | N
         raise ValueError(f"there is no checkpoint in {folder}; start this run again") from None
     if others := different(model.config, config):
         raise ValueError(f"{path} and config.json are of two models: they differ in {', '.join(others)}")
-    if "progress" not in arrays:
+    progress = json.loads(str(arrays.get("progress", "{}")))
+    if not {"step", "data"} <= set(progress):
         raise ValueError(f"{path} holds a model, but no run to go on with")
     optimizer = {name.removeprefix("optimizer."): value
                  for name, value in arrays.items() if name.startswith("optimizer.")}
-    return model.state_dict(), state, optimizer, json.loads(str(arrays["progress"]))
+    return model.state_dict(), state, optimizer, progress
 
 
 def inherited(origin: str, config: Config) -> tuple[dict[str, np.ndarray], int]:

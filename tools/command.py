@@ -160,6 +160,9 @@ def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.
     if rest:
         known = [flag for action in made._actions for flag in action.option_strings]
         raise ValueError(f"unknown argument {rest[0]!r}{nearest(rest[0].split('=')[0], known)}; see --help")
+    for name in ("resume", "preset", "config", "data", "origin", "out"):
+        if (value := getattr(found, name, None)) is not None and not all([value] if isinstance(value, str) else value):
+            raise ValueError(f"{FLAGS.get(name, '--' + name)} is empty; give it something, or leave it out")
     if found.resume and found.preset:
         raise ValueError("a resumed run keeps its preset; leave out --preset")
     return found, {name: value for name, value in vars(found).items() if name in DEFAULTS}
@@ -184,18 +187,23 @@ def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Conf
             raise ValueError(f"there is no file {command.config}, and no such preset{nearest(command.config, PRESETS)}")
         read = read_json(Path(command.config))
         layers.insert(0, flat(read))
-        if not command.preset and read.get("preset") in PRESETS:
-            preset = read["preset"]
+        if not command.preset:
+            preset = known(read, preset)
     if given.get("origin"):
         if command.preset:
             raise ValueError("a run that starts from another keeps its settings; leave out --preset")
         read = read_json(find(given["origin"]).with_name("config.json"))
         layers.insert(0, flat(read))
-        preset = read["preset"] if read.get("preset") in PRESETS else preset
+        preset = known(read, preset)
     config, training = settings(preset, *layers)
     if not any("vocabulary" in layer for layer in layers) and not (command.dry_run and not training.data):
         config = replace(config, vocabulary=size_of(training.data))
     return preset, config, training
+
+
+def known(saved: dict[str, Any], other: str) -> str:
+    """The preset that a file names, if there is such a one."""
+    return next((name for name in PRESETS if name == saved.get("preset")), other)
 
 
 def size_of(data: Sequence[str]) -> int:
@@ -205,7 +213,8 @@ def size_of(data: Sequence[str]) -> int:
 
 def resumed(run: Path, saved: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, Training]:
     """The preset and the settings of a run that goes on; what is given may change its training, not its model."""
-    if not {"preset", "config", "training", "data"} <= set(saved):
+    kinds = {"preset": str, "config": dict, "training": dict, "data": dict}
+    if not all(isinstance(saved.get(name), kind) for name, kind in kinds.items()) or "sha256" not in saved["data"]:
         raise ValueError(f"{run / 'config.json'} was not written by a run")
     for name in given:
         if name in {f.name for f in fields(Config)} | {"out", "origin"}:
@@ -243,6 +252,6 @@ def settled(base: tuple[Config, Training], *layers: dict[str, Any]) -> tuple[Con
 
 def flat(found: dict[str, Any]) -> dict[str, Any]:
     """The settings in a file: its keys, those that a run wrote into its config.json, or those of SECTIONS."""
-    if {"config", "training"} <= set(found):
+    if all(isinstance(found.get(name), dict) for name in ("config", "training")):
         return {**found["config"], **found["training"], "out": ""}
     return from_sections(found) if any(isinstance(value, dict) for value in found.values()) else found

@@ -23,5 +23,5 @@ def settle(arguments: list[str]) -> None:
             pass
     words = itertools.chain(*(argument.split("=", 1) for argument in arguments))
     for word, n in itertools.pairwise(words):
-        if (word in ("--threads", "threads") or word.endswith(".threads")) and n.isdigit() and int(n):
+        if (word in ("--threads", "threads") or word.endswith(".threads")) and n.isdecimal() and int(n):
             os.environ["NUMBA_NUM_THREADS"] = n  # Numba reads this once, while it is imported

@@ -183,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f'{path} holds a {type(found).__name__}, not settings such as {{"width": 64}}')
@@ -196,15 +196,23 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = []
-    with suppress(ValueError, FileNotFoundError):
-        for text in (folder / "log.jsonl").read_text(encoding="utf-8").split("\n"):
-            lines.append(json.loads(text))
+    """All lines of log.jsonl, up to an unfinished one at its end; ValueError for one within that is none."""
+    path, lines = folder / "log.jsonl", []
+    pieces = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, piece in enumerate(pieces, 1):
+        try:
+            line = json.loads(piece)
+        except ValueError:
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        elif piece.strip() and number < len(pieces):
+            raise ValueError(f"{path}, line {number} is not a line of a log: mend it, or take it out")
     return lines
 
 
 def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Let log.jsonl end where a checkpoint was taken; its lines."""
-    kept = [line for line in log_lines(folder) if line["step"] <= step and "seconds" not in line]
+    """Let log.jsonl end where a checkpoint was taken; its lines. One without a step is somebody's own, and stays."""
+    kept = [line for line in log_lines(folder) if line.get("step", 0) <= step and "seconds" not in line]
     write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-    return kept
+    return [line for line in kept if "step" in line]

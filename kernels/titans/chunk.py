@@ -1,6 +1,6 @@
 """A chunk of self-modifying Titans there and back, and a sequence span after span.
 
-Definitions: `titans.py::SelfModifyingTitans.chunk` of a chunk, `read_in_operations` of spans.
+Definitions: `titans.py::SelfModifyingTitans.chunk` of a chunk [A 83, 90], `read_in_operations` of spans.
 
 A thread takes a sequence through all its spans, each computed whole, with all it needs in the nearest caches. The
 tokens that fill a span up write nothing (x = 0, η = 0, α = β = 1). The way back computes every span again from the

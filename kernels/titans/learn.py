@@ -1,6 +1,6 @@
 """What a memory learns in a chunk: from k and v by its errors to the writes of both layers, and all the way back.
 
-Definitions: `titans.py::SelfModifyingTitans.target`, `errors` and `write`.
+Definitions: `titans.py::SelfModifyingTitans.target` [A 84], `errors` [A 85] and `write` [A 88].
 
     W₂: z = k, δ_in = σ′·W₁ᵀδ;     W₁: z = σ(W₂k), δ = M(k) − v̂ or −v̂
     E = −(δ·min(1, √limit/‖δ‖) + M₀z_t + g_{t−1} S₀z_t),     S_C = g_C S₀ + Σ_i (g_C/g_i) u_i z_iᵀ

@@ -125,10 +125,11 @@ class Run:
             except KeyboardInterrupt:
                 stopped = True
                 self.undo()
-            if unwritten:
-                write(unwritten, stop=True)
-            if self.saved < self.step:
-                self.save()
+            with stopping.whole():
+                if unwritten:
+                    write(unwritten, stop=True)
+                if self.saved < self.step:
+                    self.save()
             return self.ranks.any(stopped or asked)
 
     def advance(self, write: Callable[[dict[str, Any]], None] = lambda line: None) -> dict[str, Any]:
@@ -227,11 +228,11 @@ class Run:
         self.segments.restore(progress["data"])
         self.step = self.saved = progress["step"]
         self.ranks.meet(self)
+        self.ranks.join(self)
         lines = self.ranks.first(lambda: folder.rewind(self.folder, self.step))
         measured = [line for line in lines if "validation" in line]
         self.best = min((line["validation"] for line in measured), default=math.inf)
         self.judged = max((line["step"] for line in measured), default=0)
-        self.ranks.join(self)
         return self
 
     def save(self) -> None:

@@ -145,7 +145,8 @@ def create(engines: Sequence[Engine], *, keys: Sequence[str] = (), hosts: Sequen
         # of a choice, what came closest: what is deepest, and of the right kind
         found = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
         if found["type"] == "json_invalid":
-            return refusal(Refused(400, f"the body is not JSON: {found['ctx']['error']} at byte {found['loc'][-1]}"))
+            why, at = found["ctx"]["error"], found["loc"][-1]
+            return refusal(Refused(400, f"the body is not JSON: {why} at character {at}"))
         if found["loc"] == ("body",) and found["type"] == "missing":
             return refusal(Refused(400, "the body is empty; it must be a JSON object, see GET /docs"))
         where = [str(part) for part in found["loc"][1:] if not re.search(r"\W|^(str|int)$", str(part))]

@@ -210,8 +210,9 @@ class Chat:
         path = file_of(self.folder, name)
         if not path.exists():
             raise ValueError(f"no session {name!r} is in {self.folder}; /save {name} would make one")
-        self.known[path] = path.stat().st_mtime_ns
-        self.begin(Session.load(path, self.run.fingerprint))
+        seen, session = path.stat().st_mtime_ns, Session.load(path, self.run.fingerprint)
+        self.known[path] = seen
+        self.begin(session)
         self.before = self.standing
         return f"{name} is loaded, {self.session.learned:,} bytes learned so far"
 
@@ -423,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
         try:  # from here on Ctrl+C stops an answer, not the program
             failed = converse(chat, lines, terminal)
-        except (BrokenPipeError, KeyboardInterrupt):
+        except (OSError, KeyboardInterrupt):
             failed = 1
             with contextlib.suppress(OSError):  # nobody reads on: what is still buffered goes nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -276,7 +276,10 @@ def searched(given: argparse.Namespace, model: Hope, what: str, sizes: Sequence[
 
 
 def languages(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
-    """Formal languages, trained on words of the first length, asked at every length: share of words known."""
+    """Formal languages, trained on words of the first length, asked at every length: share of words known.
+
+    Of longer ones, words are asked that are longer than any that was trained on, where there are such.
+    """
     lengths = given.lengths
     rng = np.random.default_rng(given.seed)
     with tqdm(total=given.steps + len(lengths) * len(LANGUAGES), disable=given.quiet) as bar:
@@ -286,7 +289,7 @@ def languages(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
             for name in LANGUAGES:
                 reader = given.reader(model).begin()
                 same = np.random.default_rng([given.seed, length])
-                tokens, targets = words(same, 32, length, [name])
+                tokens, targets = words(same, 32, length, [name], lengths[0] + 1 if length > lengths[0] else 1)
                 found[name].append(share_right(reader.read(tokens, targets), targets, whole=True))
                 bar.update()
     rows = [[name, *scores] for name, scores in found.items()]

@@ -109,11 +109,12 @@ def needle(rng: Generator, batch: int, length: int, width: int, symbols: int) ->
     return tokens, np.hstack([np.full((batch, length - width), IGNORE), key])
 
 
-def formal_language(name: str, rng: Generator, batch: int, length: int) -> Drawn:
+def formal_language(name: str, rng: Generator, batch: int, length: int, least: int = 1) -> Drawn:
     """Words of a formal language; the target at t is the set of symbols that may follow tokens[:t+1].
 
     The character prediction of Bhattamishra et al. 2020, with the set {s, …} as one class, Σ 2ˢ; usually
-    a word counts as known when all its targets are. Symbols are 1, 2, …; 0 ends a word and pads the row.
+    a word counts as known when all its targets are. Symbols are 1, 2, …; 0 ends a word and pads the row. Those of
+    aⁿbⁿ and aⁿbⁿcⁿ have `least` to `length` symbols, every n as often; all others `length`, or one fewer.
         parity  an even number of 2s      anbn    1ⁿ2ⁿ, n > 0     shuffle-dyck  1 opens, 3 closes; 2 opens,
         aa      (11)*      abab  (1212)*  anbncn  1ⁿ2ⁿ3ⁿ, n > 0                 4 closes, whatever 1 and 3 do
     """
@@ -129,7 +130,7 @@ def formal_language(name: str, rng: Generator, batch: int, length: int) -> Drawn
         return 1 + t % 2, (0b100 >> t % 2) + (t % 4 == 3)
     if name not in ("anbn", "anbncn") or length < (letters := len(name) // 2):
         raise ValueError(f"no language {name!r} with words up to {length} symbols: choose among {', '.join(LANGUAGES)}")
-    n = rng.integers(1, length // letters + 1, (batch, 1))
+    n = rng.integers(max(1, min(-(-least // letters), length // letters)), length // letters + 1, (batch, 1))
     tokens = np.where(t < letters * n, t // n + 1, 0)
     following = np.where(t + 1 < letters * n, 0b10 << (t + 1) // n, 0b1)
     return tokens, np.where(tokens == 0, IGNORE, np.where(t < n, 0b110, following))
@@ -200,11 +201,11 @@ def hidden(rng: Generator, batch: int, length: int, kind: str, hay: Text | None 
     return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
 
 
-def words(rng: Generator, rows: int, length: int, names: Sequence[str] = LANGUAGES) -> Drawn:
+def words(rng: Generator, rows: int, length: int, names: Sequence[str] = LANGUAGES, least: int = 1) -> Drawn:
     """Words of formal languages, `rows` of each; a first token, 8 + its number, names the language."""
     tokens, targets = [], []
     for name in names:
-        word, following = formal_language(name, rng, rows, length)
+        word, following = formal_language(name, rng, rows, length, least)
         tokens.append(np.hstack([np.full((rows, 1), 8 + LANGUAGES.index(name)), word]))
         targets.append(np.hstack([np.full((rows, 1), IGNORE), following]))
     return np.vstack(tokens), np.vstack(targets)
@@ -262,9 +263,9 @@ def needles(rng: Generator, batch: int, length: int, kind: str) -> Drawn:
         hay = np.tile(np.arange(12), (batch, room // 12 + 1))[:, :room]
     key = len(HAY) + rng.permuted(np.tile(np.arange(len(KEYS)), (batch, 1)), axis=1)[:, :count]  # (B,count)
     value = rng.permuted(np.tile(np.arange(len(VALUES)), (batch, told, 1)), axis=2)[:, :, :size] + len(HAY + KEYS)
-    turn = np.concatenate([rng.permuted(np.tile(np.arange(count), (batch, 1)), axis=1) for _ in range(times)], axis=1)
+    turn = rng.permuted(np.tile(np.arange(count), (batch, times)), axis=1)
     needle = np.concatenate([np.take_along_axis(key, turn, axis=1)[:, :, None], value], axis=2)  # (B,told,1+size)
-    last = np.argsort(turn[:, -count:], axis=1) + told - count  # where the last needle of every key is
+    last = told - 1 - np.argmax(turn[:, ::-1, None] == np.arange(count), axis=1)  # which needle is a key's last
     order = rng.permuted(np.tile(np.arange(count), (batch, 1)), axis=1)[:, :asked]
     question = np.take_along_axis(needle, np.take_along_axis(last, order, axis=1)[:, :, None], axis=1)
     place = np.sort(rng.integers(room + 1, size=(batch, told)), axis=1) + span * np.arange(told)  # where needles begin

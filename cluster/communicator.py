@@ -172,7 +172,16 @@ class Ranks(Alone):
         return any(self.fabric.all(bool(here)))
 
     def first(self, make: Callable[[], Any]) -> Any:
-        return self.fabric.first(make() if self.rank == 0 else None)
+        made, refused = None, ""
+        if self.rank == 0:
+            try:
+                made = make()
+            except ValueError as error:  # all of them are told: none waits for ever
+                refused = str(error)
+        made, refused = self.fabric.first((made, refused))
+        if refused:
+            raise ValueError(refused)
+        return made
 
     def telemetry(self, model: Hope) -> Any:
         return Shared(self, model)

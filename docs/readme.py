@@ -41,7 +41,7 @@ from tools.timetable import timetable  # noqa: E402
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
          "state", "decode", "hope", "data", "shards", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
-FORMULAS = {  # what the block does: equations, and where each is computed
+FORMULAS: dict[str, dict[str, tuple[str, ...]]] = {  # what the block does: equations, and where each is computed
     "the memories are read": {"A 83": ("titans.py::SelfModifyingTitans.chunk",)},
     "and written at every token, each with a target of its own": {
         "A 88": ("titans.py::SelfModifyingTitans.write",), "A 84": ("titans.py::SelfModifyingTitans.target",)},
@@ -59,7 +59,7 @@ LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a 
     "ablation": ("12.2, 13.0", ("Hope", "without CMS"), (0,), -1),
     "two-languages": ("", ("3 additional levels", "ICL"), (), 1),
     "intents": ("", ("3 additional levels", "ICL"), (), 1),
-    "periods": ("", ("1", "ICL"), (), 1),
+    "periods": ("", ("1, 2, 4", "ICL"), (), 1),
     "needles": ("100, 79.8", ("Hope", "attention"), (2,), 1),
     "reading": ("", ("all levels", "off"), (0,), -1),
     "writes": ("", ("through writes", "stopped"), (0,), -1),

@@ -27,7 +27,7 @@ def _forward(start, stop, x, z):
     one, s1, s3, least = number(1), number(S1), number(S3), number(-FLAT)
     x, z = x[start:stop], z[start:stop]
     for i in range(len(x)):  # from 0 on: the compiler need not think of indices below it
-        y = least if x[i] < least else x[i]
+        y = least if x[i] < least and x[i] - x[i] == 0 else x[i]  # −∞ is not hidden
         z[i] = y / (one + exp(-y * (s1 + s3 * y * y)))
 
 
@@ -38,7 +38,7 @@ def _backward(start, stop, x, z_bar, x_bar):
     one, s1, s3, least, most = number(1), number(S1), number(S3), number(-FLAT), number(FLAT)
     x, z_bar, x_bar = x[start:stop], z_bar[start:stop], x_bar[start:stop]
     for i in range(len(x)):
-        y = least if x[i] < least else most if x[i] > most else x[i]
+        y = x[i] if x[i] - x[i] != 0 else min(max(x[i], least), most)
         p = one / (one + exp(-y * (s1 + s3 * y * y)))
         x_bar[i] = z_bar[i] * (p + y * p * (one - p) * (s1 + (s3 + s3 + s3) * y * y))
 

@@ -8,6 +8,7 @@ from kernels.lanes import LANES, TILE, dot, lane, lane_sums, load, load_like, pl
 from kernels.runtime import JIT, inner, jit, split
 
 LARGE = 2**24  # multiplications
+TOGETHER = 48  # rows: BLAS takes 4, 12 or 16 at a time, and adds up in another order what is left over
 NEAR = 16  # rows of a weight that stay in the nearest cache while rows of a batch go by
 
 
@@ -26,12 +27,12 @@ def product(a, b):
     work = a.size * b.shape[-1]
     if work < LARGE:
         return a @ b
-    z, pairs = np.empty((len(a), b.shape[1]), np.result_type(a, b)), len(a) // 2
+    z, blocks = np.empty((len(a), b.shape[1]), np.result_type(a, b)), max(len(a) // TOGETHER, 1)
 
-    def rows(start: int, stop: int) -> None:  # never one alone: BLAS adds up a single row in another order
-        at = slice(2 * start, 2 * stop if stop < pairs else None)
+    def rows(start: int, stop: int) -> None:
+        at = slice(TOGETHER * start, TOGETHER * stop if stop < blocks else None)
         np.matmul(a[at], b, out=z[at])
-    split(rows, pairs, work)
+    split(rows, blocks, work)
     return z
 
 

@@ -21,7 +21,7 @@ def _forward(start, stop, x, y, z):
     one, least = x.dtype.type(1), x.dtype.type(FLAT)
     x, y, z = x[start:stop], y[start:stop], z[start:stop]
     for i in range(len(x)):
-        a = least if x[i] < least else x[i]
+        a = least if x[i] < least and x[i] - x[i] == 0 else x[i]  # −∞ is not hidden
         z[i] = y[i] * (a / (one + exp(-a)))
 
 
@@ -31,7 +31,7 @@ def _backward(start, stop, x, y, z_bar, x_bar, y_bar):
     one, least = x.dtype.type(1), x.dtype.type(FLAT)
     x, y, z_bar, x_bar, y_bar = x[start:stop], y[start:stop], z_bar[start:stop], x_bar[start:stop], y_bar[start:stop]
     for i in range(len(x)):
-        a = least if x[i] < least else x[i]
+        a = least if x[i] < least and x[i] - x[i] == 0 else x[i]  # −∞ is not hidden
         p = one / (one + exp(-a))
         x_bar[i] = z_bar[i] * y[i] * p * (one + a * (one - p))
         y_bar[i] = z_bar[i] * a * p

@@ -185,7 +185,7 @@ for name, found in claims.items():
 
 # %%
 largest = max((n for found in claims.values() for n in (found.get("parameters") or {}).values()), default=0)
-print(f"largest model in these files: {largest:,} parameters; the paper's largest: 1,300,000,000")
+print(f"largest model in these files: {largest:,} parameters; the largest of the paper's Table 2: 1,300,000,000")
 print("presets of this project:", ", ".join(PRESETS))
 
 # %% [markdown]

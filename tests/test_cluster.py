@@ -592,6 +592,26 @@ def test_one_card_for_each_rank_is_asked_for(monkeypatch):
         ranks.fabric(comm, "cuda", SimpleNamespace(waiting=None))
 
 
+def test_what_rank_0_refuses_is_refused_by_all_of_them():
+    from cluster.communicator import Ranks
+    told: list = []
+
+    def first(found):
+        told.append(found)
+        return told[0]
+
+    def ranks(rank):
+        return Ranks(SimpleNamespace(rank=rank, size=2, first=first))
+
+    def refused():
+        raise ValueError("line 3 is none")
+    for rank in (0, 1):
+        with pytest.raises(ValueError, match="line 3 is none"):
+            ranks(rank).first(refused)
+    told.clear()
+    assert [ranks(rank).first(lambda: "made") for rank in (0, 1)] == ["made", "made"]
+
+
 def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
     pytest.importorskip("mpi4py")
     from cluster.train import device

@@ -557,7 +557,8 @@ def test_a_product_of_a_single_row_takes_what_numpy_takes_and_refuses_what_it_re
 
 @needs_jit
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 2053, 1027), (2, 4096, 2300), (3, 4096, 2048),
-                                                        (5, 2048, 2048)])
+                                                        (5, 2048, 2048), (41, 1024, 640), (100, 512, 512),
+                                                        (205, 512, 512)])
 def test_few_rows_have_the_same_bits_on_any_number_of_threads(rows, inner, columns):
     a, w = draw(rows, inner, dtype=np.float32), draw(columns, inner, dtype=np.float32, seed=1)
     most = runtime._threads

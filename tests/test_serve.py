@@ -280,7 +280,8 @@ def test_bad_input_is_refused_with_400_before_a_stream_begins(server, path, body
 
 
 @pytest.mark.parametrize(("content", "message", "param"), [
-    (b'{"prompt": "a",', "the body is not JSON: Expecting property name enclosed in double quotes at byte 15", None),
+    ('{"prompt": "é",'.encode(),
+     "the body is not JSON: Expecting property name enclosed in double quotes at character 15", None),
     (b"", "the body is empty; it must be a JSON object, see GET /docs", None),
     (json.dumps({"prompt": "a", "stop": ["b"] * 17}).encode(),
      "stop: List should have at most 16 items after validation, not 17", "stop")])

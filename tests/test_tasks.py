@@ -205,6 +205,17 @@ def test_rows_of_the_counting_languages_are_whole_words_of_many_kinds(name):
         assert {len(word) for word in rows} == {24} and any(re.search("1[^3]*2[^4]*3", word) for word in rows)
 
 
+@given(seeds, st.integers(3, 40), st.data())
+@few
+def test_words_of_counting_languages_have_at_least_the_symbols_that_are_asked_for(seed, length, draw):
+    least = draw.draw(st.integers(1, length))
+    for name, letters in (("anbn", 2), ("anbncn", 3)):
+        tokens, _ = formal_language(name, np.random.default_rng(seed), 50, length, least)
+        found = set(np.count_nonzero(tokens, axis=1).tolist())
+        whole = range(min(-(-least // letters), length // letters) * letters, length + 1, letters)
+        assert found <= set(whole) and (len(whole) > 4 or found == set(whole))
+
+
 def test_an_unknown_language_or_a_length_without_a_word_is_an_error():
     for name, length in [("dyck", 9), ("anbncn", 2)]:
         with pytest.raises(ValueError, match=f"no language '{name}' with words up to {length} symbols"):

@@ -285,9 +285,9 @@ def test_what_stands_between_two_lines_of_the_log_is_in_it_after_a_stop(text, tm
 
 def test_a_line_that_is_somebodys_own_stays_in_the_log(text, tmp_path):
     small(text, tmp_path / "run", {"mixer": "linear"}, steps=3).begin().train(2)
-    folders.append(tmp_path / "run" / "log.jsonl", '{"note": "from here on the window is open"}\n\n')
+    folders.append(tmp_path / "run" / "log.jsonl", '{"note": "the window is open"}\n\n{"step": null}\n')
     train.resume(tmp_path / "run", {}).train(3)
-    assert [line.get("step") for line in folders.log_lines(tmp_path / "run")] == [1, 2, None, 3]
+    assert [line.get("step") for line in folders.log_lines(tmp_path / "run")] == [1, 2, None, None, 3]
 
 
 def test_ctrl_c_before_a_run_has_begun_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):

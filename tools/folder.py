@@ -202,7 +202,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     for number, piece in enumerate(pieces, 1):
         try:
             line = json.loads(piece)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict):
             lines.append(line)
@@ -213,6 +213,9 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 
 def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
     """Let log.jsonl end where a checkpoint was taken; its lines. One without a step is somebody's own, and stays."""
-    kept = [line for line in log_lines(folder) if line.get("step", 0) <= step and "seconds" not in line]
+    def ours(line: dict[str, Any]) -> bool:
+        return isinstance(line.get("step"), int)
+    kept = [line for line in log_lines(folder)
+            if not ours(line) or (line["step"] <= step and "seconds" not in line)]
     write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-    return [line for line in kept if "step" in line]
+    return [line for line in kept if ours(line)]

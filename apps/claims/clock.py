@@ -3,9 +3,9 @@
 All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
 many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
 takes nothing from anyone, nor does what is measured on the way. The rate is the best of a sweep over half the time.
-Hope has nano's chain of three levels, the others one level. What are its writes worth at the end? And is it the time of
-a step by which it loses? It learns once more, for as many steps as gated delta. Three seeds. (Almost four hours of a
-core.)
+Hope has nano's chain of three levels, the others one level; the Transformer no short filter, as in the paper. What are
+Hope's writes worth at the end? And is it the time of a step by which it loses? It learns once more, for as many steps
+as gated delta. Three seeds. (Almost four hours of a core.)
 """
 
 from __future__ import annotations

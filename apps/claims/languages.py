@@ -1,13 +1,14 @@
 """Words of a formal language, one language per model: trained on up to 40 symbols, asked for words of 40 and of 80.
 
-Known is a word with every symbol right. Memories are written token by token (C = 1), by the step as printed: along
-a key they keep α − 2η, down to −1. That turns a state over, which parity, (aa)* and (abab)* need (Grazzi et al.
-2024); delta keeps 1 − η, above 0. Hope's memories are matrices, and to have it done in minutes only the main memory
-adapts; in the reading below all five do. DGD on the squared error [A 93] is the same rule whose errors see every
-write, with v for a target. Attention has rotary positions. Half of the channels of every short filter start on the
-token before, as in recall; the LSTM has no filter. The rate is the best for the mean over all languages. With its
-main memory alone Hope learns parity in three seeds of five, and then to any length; with all five memories in every
-seed (the reading). Where a symbol is only counted, in aⁿbⁿ, nobody goes on surely beyond what it was trained on,
+Known is a word with every symbol right. Words of aⁿbⁿ are of up to 40 symbols, then of 42 to 80: every one of these is
+longer than any that was trained on. Of (aa)* and (abab)* there is one word of a length, so that all or nothing is
+known. Memories are written token by token (C = 1), by the step as printed: along a key they keep α − 2η, down to −1.
+That turns a state over, which parity, (aa)* and (abab)* need (Grazzi et al. 2024); delta keeps 1 − η, above 0. Hope's
+memories are matrices, all five adapt; in the reading below the main one alone does. DGD on the squared error [A 93] is
+the same rule whose errors see every write, with v for a target. Attention has rotary positions. Half of the channels of
+every short filter start on the token before, as in recall; the LSTM has no filter. The rate is the best for the mean
+over all languages. (An hour of a core.) Parity Hope learns in four seeds of five, with all memories as with one, and
+then knows words of 80. Where a symbol is only counted, in aⁿbⁿ, the LSTM alone goes on beyond what it was trained on,
 where the paper has 100% for all.
 """
 
@@ -87,7 +88,7 @@ def size(config: Config) -> int:
 def measure(study: Study) -> dict[str, Any]:
     near, far, steps, rows = 40, 80, study.steps(250), 16
     base = Config(width=32, layers=1, heads=2, segment=near + 1, vocabulary=32, chunks=(1,), hidden=64, memory="matrix",
-                  adaptive=("memory",), step="printed", memory_chunk=1, projection_chunk=1, eta_max=1.0, eta_start=0.3)
+                  step="printed", memory_chunk=1, projection_chunk=1, eta_max=1.0, eta_start=0.3)
     models = alike(base, {"Hope": "titans", "DGD, squared error": "dgd-l2", "delta": "delta", "attention": "attention"})
     other = replace(base, mixer="rnn")
     models["LSTM"] = equal(other, count(base) - (size(other) - count(other)))
@@ -98,23 +99,24 @@ def measure(study: Study) -> dict[str, Any]:
             rng, model = np.random.default_rng([seed, 2]), built(config, seed)
 
             def drawn(rng: np.random.Generator = rng, name: str = name) -> Drawn:
-                return words(rng, rows, 2 * int(rng.integers(1, near // 2 + 1)), [name])
+                length = 2 * int(rng.integers(1, near // 2 + 1))
+                return words(rng, rows, length, [name], length // 2)
             fit(model, drawn, steps, rate, bar=study.bar)
-            for length in (near, far):
-                tokens, targets = words(np.random.default_rng(7), 64, length, [name])
+            for length, least in ((near, 1), (far, near + 1)):
+                tokens, targets = words(np.random.default_rng(7), 64, length, [name], least)
                 with no_grad():
                     scores.append(share_right(np.argmax(model(tokens)[0].data, -1), targets, whole=True))
         return scores
     found = study.compare(models, (5e-3, 1e-2, 2e-2), score)
     study.parameters.update({name: size(config) for name, config in models.items()})
-    five = equal(replace(base, adaptive=("k", "v", "eta", "alpha", "memory")), count(base))
-    again = np.array([score(five, study.best["Hope"], seed, ASKED[:1]) for seed in range(study.seeds)])
+    alone = equal(replace(base, adaptive=("memory",)), count(base))
+    again = np.array([score(alone, study.best["Hope"], seed, ASKED[:1]) for seed in range(study.seeds)])
     lengths = {near: slice(0, None, 2), far: slice(1, None, 2)}
     turning = {n: {name: s[:, at][:, :3].mean(axis=1) for name, s in found.items()} for n, at in lengths.items()}
     pairs = [(more, less) for more in ("Hope", "DGD, squared error", "LSTM") for less in ("delta", "attention")]
     return {"x": ("", list(range(2 * len(ASKED)))), "y": "share of words known", "lines": found,
-            "cause": {f"all five memories adapt ({ASKED[0]}, words of {far})": {
-                "kept": {"Hope": interval(found["Hope"][:, 1]), "with all five": interval(again[:, 1])}}},
+            "cause": {f"the main memory alone adapts ({ASKED[0]}, words of {far})": {
+                "kept": {"Hope": interval(found["Hope"][:, 1]), "with one": interval(again[:, 1])}}},
             "ticks": [f"{name}\n{n}" for name in ASKED for n in lengths],
             "holds": f"{', '.join(ASKED[:3])}, words of {near} / {far}: " + "; ".join(
                 f"{more} over {less}: " + " / ".join(verdict(s[more] - s[less]) for s in turning.values())

@@ -2,7 +2,8 @@
 
 All have two layers, one level, and Muon at the best rate of one sweep. Then the two that take least time, attention
 and the gated delta rule, get as many steps as fit into the processor time of Hope's. Last, Hope reads the unseen text
-with its writes switched off: what they are worth to a model that was trained with them.
+with its writes switched off: what they are worth to a model that was trained with them. Attention is the Transformer
+of the paper, without the short filter that all the others have.
 """
 
 from __future__ import annotations

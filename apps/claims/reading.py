@@ -1,7 +1,8 @@
 """A trained model reads on through unseen text, 4,096 bytes at each of eight places, its levels learning.
 
-Each level by itself and all; the rate of learning is tuned on text that was trained on. A model with one
-level and as many parameters stands beside it.
+Each level by itself and all; the rate of learning is tuned on text that was trained on. Attention sees the 64 bytes of
+its segment and begins anew with the next, learning or not: what is gained is over a model that keeps nothing. A model
+with one level and as many parameters stands beside it.
 """
 
 from __future__ import annotations

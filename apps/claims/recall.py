@@ -6,8 +6,8 @@ filter start on the token before: from random taps models learn to look back lat
 is compared is luck. Hope's memories are networks of two layers that make their own targets, five per head; plain
 Titans have one, fixed projections and v for a target; the others have a matrix per head. What Hope spends on
 memories the others have in a wider MLP. (All five tasks of MAD are another claim.) What keeps Hope from recalling more
-are the targets it makes itself: with v for a target and all else the same it recalls more pairs that were rewritten
-than any other model (the reading below). Choice 52 in PAPER.md tells what its initial states do to that.
+are the targets it makes itself: with v for a target and all else the same it recalls more than with its own (the
+reading below). Choice 52 in PAPER.md tells what its initial states do to that.
 """
 
 from __future__ import annotations

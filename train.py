@@ -94,7 +94,7 @@ class Run:
     def train(self, until: int) -> bool:
         """Take steps up to step `until`, unless time is up or the program is asked to stop; returns whether it was."""
         t, started, stopped, telemetry = self.training, time.monotonic(), False, self.ranks.telemetry(self.model)
-        unwritten: dict[str, Any] = {}  # the line of a step that is in the log no more than those before it
+        unwritten: dict[str, Any] = {}  # the newest line, as long as it is not in the log
 
         def write(line: dict[str, Any], stop: bool = False) -> None:
             unwritten.update(line)

@@ -267,10 +267,10 @@ from cluster.train import main
 sys.exit(main())
 """
 IN_STEP_6 = """
-def advance(run, whole=train.Run.advance):
+def advance(run, *write, whole=train.Run.advance):
     if run.step == 5:
         {}
-    return whole(run)
+    return whole(run, *write)
 train.Run.advance = advance
 """
 
@@ -615,8 +615,8 @@ def test_what_rank_0_refuses_is_refused_by_all_of_them():
 def test_the_fabric_is_of_the_device_that_the_run_has(tmp_path):
     pytest.importorskip("mpi4py")
     from cluster.train import device
-    (tmp_path / "config.json").write_text('{"preset": "tiny", "config": {}, "training": {"device": "cpu"}, "data": {}}',
-                                          encoding="utf-8")
+    about = {"preset": "tiny", "config": {}, "training": {"device": "cpu"}, "data": {"sha256": ""}}
+    (tmp_path / "config.json").write_text(json.dumps(about), encoding="utf-8")
     assert device(["--resume", str(tmp_path)]) == device(["--config", str(tmp_path / "config.json")]) == "cpu"
     assert device(["--resume", str(tmp_path), "--device", "cuda"]) == device(["device=cuda"]) == "cuda"
     assert device(["--preset", "tiny"]) == device(["--resume", str(tmp_path / "none")]) == "auto"

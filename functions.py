@@ -86,7 +86,7 @@ def copy(x: Tensor) -> Tensor:
 def var(x: Tensor, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """Σ(x − mean x)²/(n − ddof); ddof = 0 as in NumPy (PyTorch's default is 1)"""
     z = sum(square(x - mean(x, axis, keepdims=True)), axis=axis, keepdims=keepdims)
-    return z / float(np.maximum(x.size / (z.size or 1) - ddof, 0))
+    return z / max(x.size / (z.size or 1) - ddof, 0)
 
 @op(output=True)
 def norm(x, *, ord=None, axis=None, keepdims=False):
@@ -104,7 +104,7 @@ def norm(x, *, ord=None, axis=None, keepdims=False):
 def std(x: Tensor, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Tensor:
     """√var x, with derivative 0 where all are equal"""
     z = norm(x - mean(x, axis, keepdims=True), axis=axis, keepdims=keepdims)
-    return z / math.sqrt(np.maximum(x.size / (z.size or 1) - ddof, 0))
+    return z / math.sqrt(max(x.size / (z.size or 1) - ddof, 0))
 
 def prod(x: Tensor, axis: Any = None, *, keepdims: bool = False) -> Tensor:
     """Πx, half by half: so its derivative is right at zeros, too"""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.folder import log_lines, read_json
+from tools.folder import log_lines, ours, read_json
 
 PYTHON = ("def main(", "import os\n", "class Node:\n    ")  # for the text that every Python brings along
 PLAIN = ("The ", "It was ", "In the ")  # for any other, where the run has no sample
@@ -40,7 +40,7 @@ class About:
             return cls()
         lines: list[dict[str, Any]] = []
         with suppress(ValueError):  # whose log is damaged may still be talked to
-            lines = [line for line in log_lines(folder) if "step" in line]
+            lines = [line for line in log_lines(folder) if ours(line)]
         corpus = "random bytes" if noise else "Python's documentation and library" if not paths else (
             paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more")
         bits, held_out = score(lines)

@@ -361,22 +361,6 @@ def end(number: int, frame: Any) -> None:
     raise Ended(number)
 
 
-@contextlib.contextmanager
-def answering(handlers: dict[int, Any]) -> Iterator[None]:
-    """Within, signals have these handlers; those that are ignored, as in the background, stay so."""
-    before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread
-        for number, handler in handlers.items():
-            if (was := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                signal.signal(number, handler)
-                before[number] = was
-    try:
-        yield
-    finally:
-        for number, was in before.items():
-            signal.signal(number, was)
-
-
 def dim(text: str) -> str:
     return f"\x1b[2m{text[:console.columns()]}\x1b[0m"
 
@@ -421,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines: Iterator[bytes] = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
     else:
         lines = piped()
-    with answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
+    with stopping.answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
         try:  # from here on Ctrl+C stops an answer, not the program
             failed = converse(chat, lines, terminal)
         except (OSError, KeyboardInterrupt):
@@ -430,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except Ended as ended:
             failed = 128 + ended.args[0]
-        with answering(dict.fromkeys(stopping.SIGNALS, signal.SIG_IGN)):  # what was learned is saved in any case
+        with stopping.answering(dict.fromkeys(stopping.SIGNALS, signal.SIG_IGN)):  # saved is saved wholly
             return kept(chat) or failed
 
 

@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.
         known = [flag for action in made._actions for flag in action.option_strings]
         raise ValueError(f"unknown argument {rest[0]!r}{nearest(rest[0].split('=')[0], known)}; see --help")
     for name in ("resume", "preset", "config", "data", "origin", "out"):
-        if (value := getattr(found, name, None)) is not None and not all([value] if isinstance(value, str) else value):
+        if getattr(found, name, None) in ("", [""]):
             raise ValueError(f"{FLAGS.get(name, '--' + name)} is empty; give it something, or leave it out")
     if found.resume and found.preset:
         raise ValueError("a resumed run keeps its preset; leave out --preset")

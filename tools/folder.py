@@ -211,10 +211,13 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def ours(line: dict[str, Any]) -> bool:
+    """Whether a run wrote this line."""
+    return isinstance(line.get("step"), int)
+
+
 def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
     """Let log.jsonl end where a checkpoint was taken; its lines. One without a step is somebody's own, and stays."""
-    def ours(line: dict[str, Any]) -> bool:
-        return isinstance(line.get("step"), int)
     kept = [line for line in log_lines(folder)
             if not ours(line) or (line["step"] <= step and "seconds" not in line)]
     write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))

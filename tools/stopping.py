@@ -96,25 +96,36 @@ def heeded(kept: Callable[[], str], complete: Callable[[], bool] = lambda: False
 
 
 @contextmanager
+def answering(handlers: dict[int, Any]) -> Iterator[None]:
+    """Within, signals have these handlers; those that are ignored, as in the background, stay so."""
+    before = {}
+    with suppress(ValueError):  # not in the main thread
+        for number, handler in handlers.items():
+            if (was := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                signal.signal(number, handler)
+                before[number] = was
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+@contextmanager
 def listening(asked: Asked) -> Iterator[None]:
     """Let signals reach `asked`, as far as this thread may arrange that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     ear, mouth = socket.socketpair()
     mouth.setblocking(False)
     watcher = threading.Thread(target=asked.watch, args=(ear,), daemon=True)
     watcher.start()
     waker = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-    for number in before:
-        signal.signal(number, asked.note)
     try:
-        yield
+        with answering(dict.fromkeys(SIGNALS, asked.note)):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(waker)
         asked.over.set()
         with suppress(OSError):

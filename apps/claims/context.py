@@ -6,9 +6,9 @@ always tells the last place is right in 0.30. Words are tokens; bytes are those 
 models are those of the claim on needles, trained in the same way. Each reads on segment by segment, four texts side by
 side, its state carried on; attention over everything is asked up to 8,192 words, as its time grows with the square.
 Beside it stand the processor's time per word and the size of the state, at the longest text over the shortest. Up to
-8,192 words a seed has 64 answers, beyond them 16. (All of it takes twenty minutes of a core.) Little is shown, for
-seeds differ: after 500 steps one of Hope's three knows most facts, at a million bytes as at two thousand; the others,
-and all of Titans', know hardly more in short texts than who always tells the last place.
+8,192 words a seed has 64 answers, beyond them 16. Little is shown, for seeds differ: after 500 steps one of Hope's
+three knows most facts, at a million bytes as at two thousand; the others, and all of Titans', know hardly more in short
+texts than who always tells the last place.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def measure(study: Study) -> dict[str, Any]:
         rate = best(study, name, config)
         study.bar.set_postfix_str(name)
         asked = [n for n in lengths if name != "attention" or n <= FAR]
-        runs = [[read(learned(study, config, rate, seed), n, 4 if n <= FAR else 1) for n in asked]
-                for seed in range(study.seeds)]
+        made = [learned(study, config, rate, seed) for seed in range(study.seeds)]
+        runs = [[read(model, n, 4 if n <= FAR else 1) for n in asked] for model in made]
         found[name] = np.array([[each["right"] for each in run] for run in runs])
         costs[name] = {what: [runs[-1][i][what] for i in (0, -1)] for what in ("microseconds per word", "state bytes")}
     written = needles(np.random.default_rng(0), 1, 8192, "facts")[0][0]

@@ -61,8 +61,11 @@ def answered(model: Hope, kind: str, length: int, whole: bool = True, rows: int 
 def best(study: Study, name: str, config: Config) -> float:
     """The best rate of the sweep, for answers of both kinds that are trained."""
     study.parameters[name] = count(config) + 4 * config.width * (config.mixer == "attention")
-    return study.sweep(name, RATES, lambda rate, seed: float(np.mean(
-        [answered(learned(study, config, rate, seed), kind, 128, False, rows=8) for kind in ("facts", "multi-query")])))
+
+    def score(rate: float, seed: int) -> float:
+        model = learned(study, config, rate, seed)
+        return float(np.mean([answered(model, kind, 128, False, rows=8) for kind in ("facts", "multi-query")]))
+    return study.sweep(name, RATES, score)
 
 
 def measure(study: Study) -> dict[str, Any]:

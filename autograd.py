@@ -46,6 +46,9 @@ NUMPY: dict[Callable, Callable] = {}  # NumPy's functions, and ours that stand f
 class _Mode(threading.local):
     enabled = True
 
+    def __init__(self) -> None:
+        self.before: list[bool] = []  # what it was outside of each `with` that has not ended
+
 
 _mode = _Mode()
 _order = itertools.count(1)
@@ -56,13 +59,18 @@ def grad_enabled() -> bool:
     return _mode.enabled
 
 
-@contextlib.contextmanager
-def _recording(enabled: bool) -> Iterator[None]:
-    before, _mode.enabled = _mode.enabled, enabled
-    try:
-        yield
-    finally:
-        _mode.enabled = before
+class _recording(contextlib.ContextDecorator):  # used as a word: with _recording(True)
+    """Record, or do not, inside. It may be entered again, inside itself too, and by several threads."""
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        _mode.before.append(_mode.enabled)
+        _mode.enabled = self.enabled
+
+    def __exit__(self, *raised: Any) -> None:
+        _mode.enabled = _mode.before.pop()
 
 
 def no_grad() -> Any:
@@ -112,7 +120,7 @@ class Tensor:
         if dtype is None:
             dtype = np.float32 if plain and own == np.float64 else None if own.isnative else own.newbyteorder("=")
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = data.astype(_real(dtype), copy=False)
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors have gradients, this one is {data.dtype}; "
                             "convert it with .astype(np.float32) first")
@@ -262,6 +270,8 @@ class Leaf(Tensor):
     __slots__ = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "grad" and isinstance(value, Tensor):  # what `grad` gives
+            value = value.data
         object.__setattr__(self, name, value)
         if name == "data":
             self.mark_changed()
@@ -270,6 +280,14 @@ class Leaf(Tensor):
         """Say that elements of the array were written to: no graph that was recorded before goes back any more."""
         object.__setattr__(self, "changed", next(_order))
         last_change[0] = self.changed
+
+
+def _to_leaf(x: Tensor) -> None:
+    """Of a tensor whose `requires_grad` was set after it was made"""
+    if x.data.dtype.kind != "f":
+        raise TypeError(f"only floating-point tensors have gradients, this one is {x.data.dtype}; "
+                        "convert it with .astype(np.float32) first")
+    x.__class__ = Leaf
 
 
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
@@ -299,6 +317,12 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     if dtype is not None and data.dtype != dtype:
         data = astype(data, dtype=dtype)
     return Tensor(data, True) if requires_grad and not data.requires_grad else data
+
+
+def _real(dtype: Any) -> Any:
+    if np.dtype(dtype).kind not in "fiub":
+        raise TypeError(f"a tensor holds real numbers, not {np.dtype(dtype)}")
+    return dtype
 
 
 def _holds_tensors(data: Any) -> bool:
@@ -358,6 +382,9 @@ def _record(name: str, inputs: tuple[Tensor, ...], z: Any, rules: Any, keep: boo
     if not _mode.enabled and type(z) is np.ndarray:
         return _wrap(z)
     recording = _mode.enabled and True in [x.requires_grad for x in inputs]
+    for x in inputs if recording else ():
+        if x.node is None and x.requires_grad and type(x) is Tensor:
+            _to_leaf(x)
     if not isinstance(z, tuple):
         made = _wrap(np.asarray(z) if isinstance(z, np.generic) else z)
         if recording and made.data.dtype.kind == "f":
@@ -497,7 +524,7 @@ _LEAVES = (Tensor, np.ndarray)  # and whatever else is no nest
 def _branches(tree: Any) -> tuple[Any, Callable] | None:
     """What a nest holds, and what makes another of its kind; None of a leaf."""
     if isinstance(tree, (list, tuple)):
-        return tree, type(tree)
+        return tree, getattr(tree, "_make", type(tree))  # of a named tuple
     if isinstance(tree, dict):
         return tree.values(), lambda branches: dict(zip(tree, branches, strict=True))
     if tree is None or isinstance(tree, (bool, int, float, str)):
@@ -680,7 +707,7 @@ def _cotangent(output: Tensor, given: Any) -> Tensor:
             raise ValueError(f"the output has shape {output.shape}; give a cotangent of that shape, or "
                              "reduce it to one number (.sum(), .mean()) first")
         return Tensor(np.ones_like(output.data))
-    (given,) = _as_tensors((given,))
+    given = tensor(given, dtype=None if hasattr(given, "dtype") else output.dtype)
     if given.shape != output.shape:
         raise ValueError(f"the cotangent has shape {given.shape}, the output {output.shape}; make them equal")
     return given if given.dtype == output.dtype else given.astype(output.dtype)
@@ -728,13 +755,17 @@ def checkpoint(f: Callable, *inputs: Any, parameters: Sequence[Tensor] = ()) -> 
     """f(*inputs) without keeping what happens inside: it is computed again on the way back.
 
     `f` returns a Tensor or a tuple of Tensors. Tensors that f uses without taking them as inputs (a module's
-    weights) are named in `parameters`; RuntimeError on the way back if one is missing. Memory falls to that
-    of the inputs and outputs; any order of derivative works.
+    weights) are named in `parameters`; RuntimeError, at the latest on the way back, if one is missing. Memory falls
+    to that of the inputs and outputs; any order of derivative works.
     """
     inputs = _as_tensors(inputs)
     sources = tuple({_key(x): x for x in (*inputs, *parameters)}.values())
-    with no_grad():
+    hidden = _mode.enabled and not any(x.requires_grad for x in sources)  # then nothing must, inside
+    with _recording(hidden):
         z = f(*inputs)
+    if hidden and any(x.requires_grad for x in (z if isinstance(z, tuple) else (z,))):
+        raise RuntimeError("checkpoint: the function uses tensors that require gradients but are not among its inputs; "
+                           "name them in parameters=")
 
     def again(*cotangents: Tensor) -> list[Any]:
         found = _pull_through(f, inputs, sources, cotangents)
@@ -889,13 +920,13 @@ def select(x, y, *, condition):
 @op
 def astype(x, *, dtype):
     """z = x in another precision;  x̄ = z̄ in x's own (the engine's)"""
-    return x.data.astype(dtype), (lambda g: g,)
+    return x.data.astype(_real(dtype)), (lambda g: g,)
 
 # sums and extremes (from here on `sum`, `max` and `min` are operations, not Python's) --------------------
 
 def _kept(x: Tensor, axis: Any) -> tuple[int, ...]:
     """The shape of x with the reduced axes kept as 1."""
-    reduced = range(x.ndim) if axis is None else normalize_axis_tuple(axis, x.ndim)
+    reduced = range(x.ndim) if axis is None or not x.ndim else normalize_axis_tuple(axis, x.ndim)
     return tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
 
 @op
@@ -1020,11 +1051,13 @@ def tril(x, *, k=0):
     return np.tril(x.data, k), (lambda g: tril(g, k=k),)
 
 def triu(x: Tensor, k: int = 0) -> Tensor:
-    """x on and above diagonal k, 0 below"""
-    return tril(x.mT, k=-k).mT
+    """x on and above diagonal k, 0 below; a vector stands for equal rows, as in tril"""
+    return tril((x if x.ndim > 1 else stack([x] * len(x))).mT, k=-k).mT
 
-def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """The tensors one after another along an existing axis"""
+def concatenate(tensors: Sequence[Any], axis: int | None = 0) -> Tensor:
+    """The tensors one after another along an existing axis; without one they are flattened"""
+    if axis is None:
+        tensors, axis = [reshape(x, shape=(-1,)) for x in _as_tensors(tuple(tensors))], 0
     return join(*tensors, axis=axis)
 
 @op(name="concatenate")
@@ -1070,16 +1103,23 @@ class _Scatter:
         else:
             np.add.at(buffer, self.index, g)
 
+def _own(index: Any) -> Any:
+    """An index that the caller's arrays no longer change, where it will be read again on the way back."""
+    if not _mode.enabled:
+        return index
+    parts = [i.copy() if hasattr(i, "copy") else i for i in (index if isinstance(index, tuple) else (index,))]
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
+
 @op
 def getitem(x, *, index):
     """z = x[index];  x̄[index] += z̄, so repeated indices add up"""
-    index = _plain(index)
+    index = _own(_plain(index))
     return x.data[index], (_Scatter(x.shape, index),)
 
 @op
 def scatter(x, *, index, shape):
     """z = 0, z[index] += x;  x̄ = z̄[index]"""
-    z = np.zeros_like(x.data, shape=shape)
+    z, index = np.zeros_like(x.data, shape=shape), _own(index)
     _Scatter(shape, index).into(z, x.data)
     return z, (lambda g: g[index],)
 

@@ -158,11 +158,12 @@ class CMS(Module):
     def drifts(self, states: Sequence[LevelState], batch: int, history: bool = False) -> list[Drift]:
         """The drift of every level, none as zeros, in a form that gradients can be taken of.
 
-        With `history` a copy that remembers where it came from: a gradient is then that of the drift as it was used
-        here, and itself can be differentiated.
+        With `history` a copy that remembers where it came from, if it does: a gradient is then that of the drift as it
+        was used here, and itself can be differentiated.
         """
         return [level.zero_drift(batch) if state.drift is None else
-                {name: d * 1 if history else Tensor(d.data, requires_grad=True) for name, d in state.drift.items()}
+                {name: d * 1 if history and d.requires_grad else Tensor(d.data, requires_grad=True)
+                 for name, d in state.drift.items()}
                 for level, state in zip(self.levels, states, strict=True)]
 
     def learn(self, states: Sequence[LevelState], drifts: Sequence[Drift], grads: Sequence[Drift], clock: int,

@@ -51,7 +51,8 @@ class Vocabulary:
         return np.frombuffer(text, np.uint8).astype(np.int64)
 
     def spell(self, tokens: Any) -> bytes:
-        return bytes(np.minimum(tokens, 255).tolist())  # 255 is no UTF-8
+        tokens = np.atleast_1d(tokens)
+        return bytes(np.where((tokens >= 0) & (tokens < 256), tokens, 255).tolist())  # 255 is no UTF-8
 
     def sizes(self, tokens: Any) -> Tokens:
         """How many bytes each of these tokens is."""

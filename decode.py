@@ -112,7 +112,7 @@ class TitansToken:
             program.product(f.weight.data, filtered, z, beside=i > 0)
         settings = settings_of(c.adaptive, l2, value_targets, forgets, exact, c.momentum, d, initial)
         program.memories(table, settings, eta_max, B * H)
-        normed(program, RMSNorm(d, learned=False), o[:, 0], merged)
+        program.norm(1e-6, o[:, 0], np.ones(d, dtype), merged)  # no module is made: see stands
         program.product(mixer.output.weight.data, merged.reshape(B, D), x, x)
 
     def ready(self) -> None:
@@ -332,12 +332,18 @@ class BlockToken:
         return mixed
 
 
+def parts(model: Any) -> list[Any]:
+    """What stands in lists, which may be changed in place: blocks, and their levels."""
+    return [part for block in model.blocks for part in (block, block.mixer, *block.cms.levels)]
+
+
 class Plan:
     """A model's operations on one more token of each of B sequences."""
 
     def __init__(self, model: Any, B: int):
         c, self.table = model.config, model.embedding.data
-        self.weights, self.last_change, self.settings = model.parameters(), last_change[0], last_setting[0]
+        self.weights, self.last_change = model.parameters(), last_change[0]
+        self.settings, self.held = last_setting[0], parts(model)
         self.changes = [w.changed for w in self.weights]
         self.fits = kernels.JIT and not c.positions and type(self.table) is np.ndarray and all(
             type(norm) is RMSNorm for norm in [model.norm, *(block.norm for block in model.blocks)]) and (
@@ -360,12 +366,14 @@ class Plan:
             self.program.ready()
 
     def stands(self, model: Any) -> bool:
-        """Whether every weight has the array that it had, and nobody has set an attribute of a module since."""
+        """Whether every weight has the array that it had, nobody has set an attribute of a module since, and blocks
+        and levels are those that they were.
+        """
         if self.last_change != last_change[0]:
             if self.changes != [w.changed for w in self.weights]:
                 return False
             self.last_change = last_change[0]
-        return self.settings == last_setting[0]
+        return self.settings == last_setting[0] and self.held == parts(model)
 
     def knows(self, state: State) -> bool:
         """Whether it is a state that this plan gave, which need not be looked at."""

@@ -22,6 +22,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from autograd import (
     NUMPY,
     Tensor,
+    _as_tensors,
     astype,
     concatenate,
     einsum,
@@ -109,19 +110,19 @@ def std(x: Tensor, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -
 def prod(x: Tensor, axis: Any = None, *, keepdims: bool = False) -> Tensor:
     """Πx, half by half: so its derivative is right at zeros, too"""
     x = astype(x, dtype=np.prod(np.empty(0, x.dtype)).dtype)  # of integers, as wide as NumPy has it
-    along = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
+    along = tuple(range(x.ndim)) if axis is None or not x.ndim else normalize_axis_tuple(axis, x.ndim)
     others = tuple(i for i in range(x.ndim) if i not in along)
     shape = tuple(x.shape[i] for i in others)
     z = reshape(transpose(x, axes=along + others), shape=(math.prod(x.shape[i] for i in along), *shape))
     while len(z) > 1:
         half = len(z) // 2
         z = concatenate([z[:half] * z[half:2 * half], z[2 * half:]])
-    z = reshape(z, shape=shape) if len(z) else ones(*shape, dtype=x.dtype)
+    z = reshape(z, shape=shape) if len(z) else sum(z, axis=0) + 1
     return expand_dims(z, along) if keepdims else z
 
 def cumprod(x: Tensor, axis: int | None = None) -> Tensor:
     """z_t = Π_{i≤t} x_i, of the flattened x without an axis"""
-    x, axis = (flatten(x), 0) if axis is None else (x, axis)
+    x, axis = (flatten(x), 0) if axis is None or not x.ndim else (x, axis)
     x = astype(x, dtype=np.cumprod(np.empty(0, x.dtype)).dtype)
     return stack(list(itertools.accumulate(moveaxis(x, axis, 0), mul)), axis) if x.shape[axis] else x
 
@@ -186,11 +187,12 @@ def trace(x: Tensor, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
 
 def outer(x: Any, y: Any) -> Tensor:
     """z_ij = x_i y_j"""
-    return flatten(tensor(x))[:, None] * flatten(tensor(y))
+    x, y = _as_tensors((x, y))
+    return flatten(x)[:, None] * flatten(y)
 
 def tensordot(x: Any, y: Any, axes: Any = 2) -> Tensor:
     """x·y summed over pairs of axes: the last n of x with the first n of y, or (axes of x, axes of y)"""
-    x, y = tensor(x), tensor(y)
+    x, y = _as_tensors((x, y))
     first, second = (range(x.ndim - axes, x.ndim), range(axes)) if isinstance(axes, (int, np.integer)) else axes
     first, second = normalize_axis_tuple(first, x.ndim), normalize_axis_tuple(second, y.ndim)
     of_x, of_y = string.ascii_lowercase[:x.ndim], list(string.ascii_uppercase[:y.ndim])
@@ -203,7 +205,7 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Tensor:
 
 def dot(x: Any, y: Any) -> Tensor:
     """x·y summed over the last axis of x and the last but one, or only one, of y; a product with a number"""
-    x, y = tensor(x), tensor(y)
+    x, y = _as_tensors((x, y))
     return tensordot(x, y, (-1, -2 if y.ndim > 1 else -1)) if x.ndim and y.ndim else x * y
 
 @op(output=True)
@@ -218,7 +220,7 @@ def det(x):
 
 def solve(a: Any, b: Any) -> Tensor:
     """a⁻¹b; b is a vector, or (…,n,m) columns"""
-    b = tensor(b)
+    a, b = _as_tensors((a, b))
     return squeeze(_solve(a, expand_dims(b, 1)), -1) if b.ndim == 1 else _solve(a, b)
 
 @op(output=True, name="solve")

@@ -231,7 +231,7 @@ class Hope(Module):
         slowest, if ticks are not told (`tick`) and for nested levels, for which the window is its context [A 72].
 
         With `carry` the window goes on from the drifts of the state, and the state after it has moved at its end, too;
-        otherwise levels begin and end at their initial states.
+        otherwise, and if they are nested, levels begin and end at their initial states.
         """
         state, nested = state or State.start(self.config), self.config.cms == "nested"
         tokens, carry = self._checked(tokens, state), carry and not nested
@@ -330,7 +330,7 @@ class Hope(Module):
 # Sampling and sizes -------------------------------------------------------------------------------------------
 
 def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> int:
-    """One token from logits (V,)."""
+    """One token from logits (V,): of the top_k most likely, if not 0 or less, and of those that make up top_p."""
     if temperature <= 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")
@@ -340,7 +340,7 @@ def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 
     p /= np.sum(p)
     kept = np.cumsum(p) - p < top_p  # the smallest set whose probability reaches top_p
     kept[0] = True
-    if top_k:
+    if top_k > 0:
         kept[top_k:] = False
     p = np.where(kept, p, 0)
     return int(order[rng.choice(len(p), p=p / np.sum(p))])

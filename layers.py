@@ -78,6 +78,7 @@ class Module:
         """The same module with its parameters in another precision (float64 to check derivatives)."""
         for p in self.parameters():
             p.data = p.data.astype(dtype)
+            p.grad = p.grad if p.grad is None else p.grad.astype(dtype)
         return self
 
     def zero_grad(self) -> None:

@@ -24,6 +24,7 @@ from autograd import (
     cumsum,
     exp,
     fused,
+    maximum,
     minimum,
     normalize,
     relu,
@@ -76,7 +77,7 @@ def chunked(q: Tensor | None, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, c:
 
 def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """U of one chunk; and the decays g_{t−1}/g_i (…,C,C), g_{t−1} and g_C/g_i (…,C,1), g_C (…,1,1)."""
-    log_g = cumsum(log_a.astype(np.float64), axis=-1)  # of large sums, small differences are wanted
+    log_g = log_products(log_a)
     log_before, last = concatenate([log_g[..., :1] * 0, log_g[..., :-1]], axis=-1), log_g[..., -1:]
     earlier = np.tril(np.ones_like(K.data, shape=(K.shape[-2],) * 2, dtype=bool), -1)
     # masked before the exponential: g_{t−1}/g_i for i ≥ t may overflow
@@ -86,6 +87,11 @@ def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor
     U = solve_triangular(K @ K.mT * ratio * b[..., None], c[..., None] * V - b[..., None] * before * (K @ S.mT),
                          unit=True)
     return U, ratio, before, after, whole
+
+
+def log_products(log_a: Tensor) -> Tensor:
+    """log ∏_{i≤t} a_i, in float64, as small differences of large sums are wanted; 0 is what e^ takes to 0, not −∞."""
+    return cumsum(maximum(log_a.astype(np.float64), -1e3), axis=-1)
 
 
 def together(reads: list[Tensor], q: Tensor | None, v: Tensor) -> Tensor | None:
@@ -160,7 +166,7 @@ def momentum_chunked(q, k, v, d, log_a, b, c, log_beta, S, N, chunk=64):
 
 def ratios(log_a: Tensor) -> tuple[Tensor, Tensor]:
     """g_t/g_j for j ≤ t, else 0 (…,C,C), and g_t (…,C,1), from log a (…,C)"""
-    log_g = cumsum(log_a.astype(np.float64), axis=-1)
+    log_g = log_products(log_a)
     upto = np.tril(np.ones_like(log_a.data, shape=(log_a.shape[-1],) * 2, dtype=bool))
     log_ratio = where(upto, log_g[..., :, None] - log_g[..., None, :], -np.inf)
     return exp(log_ratio.astype(log_a.dtype)), exp(log_g)[..., None].astype(log_a.dtype)

@@ -63,7 +63,7 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} is not a rung of the ladder: it has no update")
 
     def sense(self, p, state: State):  # what a rung perceives of p at every step, whatever the clock says
-        return p.grad
+        return p.grad if p.data.size else None
 
     def step(self) -> list[int]:
         """Take one step; return the sorted periods that fired. A parameter without a gradient rests.
@@ -492,12 +492,14 @@ def read_groups(rung: type[Optimizer], params, options: dict) -> list[dict]:
 
     `lr` η; `weight_decay` λ; `method`="adamw" hands a group to AdamW, at the learning rate lr × `adamw_lr_scale`.
     """
-    params = list(params)
+    params = listed(params)
     given = params if params and isinstance(params[0], dict) else [{"params": params}]
     groups = [read_group(rung, {**options, **group}) for group in given]
     every = [p for group in groups for p in group["params"]]
     if not every:
         raise ValueError("no parameters to optimise: params is empty")
+    if strange := [p for p in every if not (hasattr(p, "data") and hasattr(p, "grad"))]:
+        raise TypeError(f"a {type(strange[0]).__name__} is no parameter: give model.parameters() or groups of them")
     if len({id(p) for p in every}) < len(every):
         raise ValueError("a parameter appears twice; it belongs in one group, once")
     for p in every:
@@ -531,7 +533,12 @@ def read_group(rung: type[Optimizer], given: dict) -> dict:
         if type(known.get(key)) is int and (value != int(value) or ("period" in key and value < 1)):
             raise ValueError(f"{key} = {value}: must be a whole number, at least 1 if a period")
         group[key] = int(value) if type(known.get(key)) is int else value
-    return group | {"params": list(group.get("params", ()))}
+    return group | {"params": listed(group.get("params", ()))}
+
+
+def listed(params: Any) -> list:
+    """Several parameters, or a single one, as a list."""
+    return [params] if hasattr(params, "grad") else list(params)
 
 
 def gather(optimizer: Optimizer, p, x, state: State, group: dict):
@@ -616,7 +623,7 @@ def clip_grad_norm(params: Iterable[Any], max_norm: float, add: Callable = sum) 
     Summed in float64, by `add`: of parameters on several processes that is the sum over all. A norm that is not
     finite is returned and the gradients are left as they are.
     """
-    params = [p for p in params if p.grad is not None]
+    params = [p for p in listed(params) if p.grad is not None]
     squares = [g @ g for g in (p.grad.astype(np.float64).reshape(-1) for p in params)]
     norm = math.sqrt(float(add(squares)))  # the one number of a step that is read back from a card
     if max_norm < norm < math.inf:

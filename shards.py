@@ -103,11 +103,12 @@ class Words(Vocabulary):
 
     def spell(self, tokens: Any) -> bytes:
         """The bytes that tokens stand for; the end token, and those that the vocabulary lacks, for none."""
-        return b"".join(self.pieces[token] for token in tokens if token < self.size)
+        return b"".join(self.pieces[token] for token in np.atleast_1d(tokens).tolist() if 0 <= token < self.size)
 
     def sizes(self, tokens: Any) -> Tokens:
         found = np.asarray(tokens, np.int64)
-        return np.where(found < self.size, self.lengths[np.minimum(found, self.size - 1)], 0)
+        known = (found >= 0) & (found < self.size)
+        return np.where(known, self.lengths[np.where(known, found, 0)], 0)
 
 
 # --- shards -------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from config import nearest
 from tools import console, stopping
 from tools.command import Help, Parser
 from tools.console import amount
-from tools.folder import name_again
+from tools.folder import expect_writable, name_again
 
 SHADES = (28, 64, 100, 136, 130, 124, 88)  # of the terminal's 256 colours, from expected to surprising
 UNSAVED = "unsaved"
@@ -59,7 +59,8 @@ class Chat:
 
     def __init__(self, run: Run, given: argparse.Namespace, colours: bool):
         self.run, self.given, self.colours = run, given, colours
-        self.folder, self.words = run.sessions / "chat", run.words
+        self.folder = Path(given.session_folder) if given.session_folder else run.sessions / "chat"
+        self.words = run.words
         self.learning, self.completing = given.learn, given.complete
         self.begin(Session("", Place(last=run.words.start)))
         self.before = self.standing  # the last message
@@ -158,7 +159,7 @@ class Chat:
         argument = argument.strip()
         if name == "learn" and argument in ("on", "off"):
             self.learning = argument == "on"
-            return f"learning is {argument}"
+            return f"learning is {argument}" + (self.unsaveable() if self.learning else "")
         if name == "complete" and argument in ("on", "off"):
             self.completing = argument == "on"
             return "lines are beginnings of texts" if self.completing else "lines are messages"
@@ -179,6 +180,14 @@ class Chat:
             return (__doc__ or "").split("Commands: ")[1].strip()
         raise ValueError(f"{line!r} is none of /complete on|off, /learn on|off, /undo, /reset, /sessions, /save NAME, "
                          "/load NAME, /surprise, /help, /quit")
+
+    def unsaveable(self) -> str:
+        """What stands in the way of keeping what is learned, if anything does."""
+        try:
+            expect_writable(self.folder, "--session-folder")
+        except ValueError as error:
+            return f", and cannot be kept: {error}"
+        return ""
 
     def sessions(self) -> str:
         """What was saved, the last used first."""
@@ -358,6 +367,8 @@ class Ended(BaseException):
 
 
 def end(number: int, frame: Any) -> None:
+    for other in stopping.SIGNALS:  # what is saved is saved wholly
+        signal.signal(other, signal.SIG_IGN)
     raise Ended(number)
 
 
@@ -371,6 +382,7 @@ def parser() -> Parser:
     made.add_argument("run", nargs="?", default="", help="a run's folder [the newest in runs/, else the demonstration]")
     made.add_argument("--complete", action="store_true", help="continue texts instead of answering messages")
     made.add_argument("--learn", action="store_true", help="begin with learning on")
+    made.add_argument("--session-folder", default="", help="where sessions are kept [sessions/chat in the run's]")
     made.add_argument("--load", default="", metavar="NAME", help="begin with a saved session")
     made.add_argument("--max-tokens", type=int, default=300, help="length of an answer, at most [300]")
     made.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest byte [0.8]")
@@ -406,16 +418,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = piped()
     with stopping.answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
-        try:  # from here on Ctrl+C stops an answer, not the program
-            failed = converse(chat, lines, terminal)
-        except (OSError, KeyboardInterrupt):
-            failed = 1
-            with contextlib.suppress(OSError):  # nobody reads on: what is still buffered goes nowhere
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except Ended as ended:
-            failed = 128 + ended.args[0]
-        with stopping.answering(dict.fromkeys(stopping.SIGNALS, signal.SIG_IGN)):  # saved is saved wholly
-            return kept(chat) or failed
+        try:
+            try:  # from here on Ctrl+C stops an answer, not the program
+                failed = converse(chat, lines, terminal)
+            except (OSError, KeyboardInterrupt):
+                failed = 1
+                with contextlib.suppress(OSError):  # nobody reads on: what is still buffered goes nowhere
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with stopping.answering(dict.fromkeys(stopping.SIGNALS, signal.SIG_IGN)):  # saved is saved wholly
+                return kept(chat) or failed
+        except Ended as ended:  # it may come after the last line: a terminal that is closed ends its input first
+            return kept(chat) or 128 + ended.args[0]
 
 
 def kept(chat: Chat) -> int:

@@ -33,7 +33,7 @@ from data import BYTES, Corpus, Vocabulary, fixed
 from hope import Hope
 from tools import console
 from tools.command import Help, Parser
-from tools.folder import hand_down, log_lines, read_json, vocabulary, write_text
+from tools.folder import HANDED_DOWN, expect_writable, hand_down, log_lines, read_json, vocabulary, write_text
 
 FLAGS = ("--preset nano --width 128 --layers 3 --heads 2 --hidden 128 --memory-hidden 16 --segment 256 --batch 8 "
          "--steps 800 --warmup 40 --checkpoint-every 200 --sample-every 0 --out").split()
@@ -54,6 +54,11 @@ def bits_per_byte(model: Hope, words: Vocabulary = BYTES) -> float:
 def keep(run: Path, folder: Path) -> str:
     """Write a run's checkpoint in half precision and its records; ValueError if that would lose too much."""
     model, words = hope.load(run / "checkpoint.npz")[0], vocabulary(run)
+    about, log = read_json(run / "config.json"), log_lines(run)[-2:]  # all that may fail before anything is replaced
+    sample = run / "sample.txt"
+    said = sample.read_text(encoding="utf-8").strip().split("\n\nstep ")[-1] if sample.exists() else ""
+    about["data"] = {name: value for name, value in about["data"].items() if name != "documents"}
+    about["training"] |= {"out": "", "origin": "", "minutes": 0.0}
     exact = bits_per_byte(model, words)
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / "beside.npz"
@@ -64,16 +69,14 @@ def keep(run: Path, folder: Path) -> str:
             raise ValueError(f"{run} cannot be shipped: {size:,} bytes of at most {LARGEST:,}, {half:.4f} bits per "
                              f"byte in half precision after {exact:.4f}")
         beside.replace(folder / "checkpoint.npz")
+        for name in HANDED_DOWN:  # of the run that was here before
+            (folder / name).unlink(missing_ok=True)
         hand_down(run, folder)
     finally:
         beside.unlink(missing_ok=True)
-    about = read_json(run / "config.json")
-    about["data"] = {name: value for name, value in about["data"].items() if name != "documents"}
-    about["training"] |= {"out": "", "origin": "", "minutes": 0.0}
     write_text(folder / "config.json", json.dumps(about, indent=1))
-    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log_lines(run)[-2:]))
-    sample = (run / "sample.txt").read_text(encoding="utf-8").strip().split("\n\nstep ")[-1]
-    write_text(folder / "sample.txt", f"step {sample.removeprefix('step ')}\n\n")
+    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    write_text(folder / "sample.txt", f"step {said.removeprefix('step ')}\n\n" if said else "")
     return f"{folder}: {size:,} bytes, {half:.4f} bits per byte in half precision, {exact:.4f} before"
 
 
@@ -84,21 +87,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                   formatter_class=Help)
     made.add_argument("--run", default="", help="keep this run instead of a new one")
     made.add_argument("--out", default=str(DEMO), help="where [apps/demo]")
-    scratch, unfinished = Path(tempfile.mkdtemp()), None
+    scratch, done = Path(tempfile.mkdtemp()), False
+    run = scratch / "run"
     try:
         given = made.parse_args(arguments)
-        run = Path(given.run or scratch / "run")
+        expect_writable(Path(given.out))
         if not given.run and (code := train.main([*FLAGS, str(run)])):
-            if (run / "checkpoint.npz").exists():
-                unfinished = run
-                print(f"and then: python -m apps.demonstration --run {run}")
             return code
-        print(keep(run, Path(given.out)))
+        print(keep(Path(given.run or run), Path(given.out)))
+        done = True
     except (ValueError, OSError) as error:
         print(f"apps.demonstration: error: {console.reason(error)}", file=sys.stderr)
         return 2
     finally:
-        if not unfinished:
+        if (run / "checkpoint.npz").exists() and not done:
+            print(f"and then: python -m apps.demonstration --run {run}")
+        else:
             shutil.rmtree(scratch)
     return 0
 

@@ -38,6 +38,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,13 +58,16 @@ from config import Config
 from data import IGNORE, Corpus, Document, Text, Vocabulary, fixed
 from hope import Hope, State
 from layers import cross_entropy
+from shards import is_shards
 from tools import console
-from tools.command import Help, Parser, typed
-from tools.folder import expect_writable, vocabulary
-from tools.plots import COLOURS, canvas
+from tools.checkpoint import find
+from tools.command import Help, Parser, reading, typed
+from tools.folder import expect_writable, vocabulary, write_text
+from tools.plots import COLOURS, canvas, tried
 
 LEARN = ("off", "memory", "levels", "all")
 BIT = math.log(2)  # nats
+LEAST = 1 << 10  # tokens into which every question fits
 
 # Reading --------------------------------------------------------------------------------------------------
 
@@ -170,6 +174,9 @@ def text(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
                     n = min(segment, end - t)
                     tokens = document.read(t, t + n + 1).astype(np.int64)
                     nats = reader.step(tokens[None])[0][0]
+                    if not np.all(np.isfinite(nats)):
+                        raise FloatingPointError(f"after {t:,} tokens, learning {learn}, the model predicts numbers "
+                                                 "that are not finite; choose a lower --rate")
                     bins = np.log2(np.arange(t, t + n) + 1).astype(int)  # 2ⁱ − 1 … 2ⁱ⁺¹ − 2 are one
                     np.add.at(bits, bins, nats / BIT)
                     np.add.at(seen, bins, given.words.sizes(tokens[1:]))
@@ -237,24 +244,38 @@ def recall(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
 def needle(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """A number hidden in real text: the share of samples in which every digit is told rightly, by context."""
     hay = (Corpus.from_paths(given.files) if given.files else Corpus.default()).split("validation")
-    lengths = given.contexts or tuple(model.config.segment << i for i in range(4))
 
     def drawing(kind: str) -> Callable[[np.random.Generator, int], Drawn]:
         return lambda rng, n: hidden(rng, given.batch, n, kind, hay)
-    return searched(given, model, "context", lengths, {kind: drawing(kind) for kind in KINDS}, lengths[0])
+    return searched(given, model, "context", given.contexts, {kind: drawing(kind) for kind in KINDS})
 
 
 def passkey(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """A number hidden in repeated sentences: the share of samples told rightly, by context."""
-    lengths = given.contexts or tuple(model.config.segment << i for i in range(4))
-    return searched(given, model, "context", lengths, {
-        "single": lambda rng, n: hidden(rng, given.batch, n, "single")}, lengths[0])
+    return searched(given, model, "context", given.contexts, {
+        "single": lambda rng, n: hidden(rng, given.batch, n, "single")})
 
 
 def searched(given: argparse.Namespace, model: Hope, what: str, sizes: Sequence[int],
-             kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int) -> dict[str, Any]:
-    """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size."""
-    kinds = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}
+             kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int = 0) -> dict[str, Any]:
+    """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size.
+
+    Without sizes 1, 2, 4 and 8 segments, of twice as many tokens as long as something does not fit into the first.
+    """
+    def drawn_once(n: int) -> None:
+        for draw in kinds.values():
+            draw(np.random.default_rng(0), n)
+    if not sizes:
+        first = model.config.segment
+        while first < LEAST:
+            with suppress(ValueError):
+                drawn_once(first)
+                break
+            first *= 2
+        sizes = [first << i for i in range(4)]
+    for n in sizes:  # complains, if at all, before anything is read
+        drawn_once(n)
+    kinds, trained = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}, trained or sizes[0]
     rng, turn = np.random.default_rng(given.seed), list(kinds.values())
     with tqdm(total=given.steps + len(kinds) * len(sizes) * given.samples, disable=given.quiet) as bar:
         step = iter(range(given.steps))
@@ -281,6 +302,8 @@ def languages(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     Of longer ones, words are asked that are longer than any that was trained on, where there are such.
     """
     lengths = given.lengths
+    for length in lengths:  # complains, if at all, before anything is learned
+        words(np.random.default_rng(0), 1, length)
     rng = np.random.default_rng(given.seed)
     with tqdm(total=given.steps + len(lengths) * len(LANGUAGES), disable=given.quiet) as bar:
         fit(model, lambda: words(rng, given.batch, lengths[0]), given.steps, given.lr, bar=bar)
@@ -304,6 +327,8 @@ def forgetting(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     corpora, config = [Corpus.from_paths(path) for path in given.tasks], model.config
     parts = [[c.split(part).encoded(given.words) for part in ("train", "validation")] for c in corpora]
     names = [Path(path).name for path in given.tasks]
+    if len(set(names)) < len(names):
+        names = list(map(str, given.tasks))
     found, rows = {}, []
     weights, starts = model.state_dict(), "new weights" if given.fresh else "the run's weights"
     for chunks in given.chunks or [config.chunks]:
@@ -464,12 +489,7 @@ def parser() -> Parser:
     return made
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(item) for item in text.split(","))
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(item) for item in text.split(","))
+whole_numbers, numbers = (reading("", like)["type"] for like in ((1,), (1.0,)))
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -478,6 +498,11 @@ def evaluate(given: argparse.Namespace) -> None:
         value, least = getattr(given, name), 0 if name in ("segment", "threshold", "rate") else 1
         if not all(least <= v < math.inf for v in (value if isinstance(value, tuple) else [value])):
             raise ValueError(f"{name} is {typed(value)}; it must be at least {least}")
+    if given.steps < -1:
+        raise ValueError(f"steps is {given.steps}; it must be at least 0, or left out")
+    for path in [*(given.files or []), *given.tasks]:
+        if is_shards(path):
+            raise ValueError(f"{path} is a folder of shards, and texts are wanted: name the files they were made from")
     started = time.perf_counter()
     if given.task == "optimisers":
         expect_writable(out := Path(given.out or "runs/optimisers"))
@@ -494,20 +519,17 @@ def evaluate(given: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(given).items() if name not in ("reader", "words", "pool")}
     kept = {"task": given.task, "asked": asked, **about, "results": found["results"],
             "seconds": round(time.perf_counter() - started, 1)}
-    (out / f"{given.task}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
-    found.get("draw", lambda *where: draw_lines(found, *where))(title, out / f"{given.task}.png")
-    print(f"{title}\n\n{table(found['head'], found['rows'])}\n\nwritten to {out / given.task}.json and .png")
+    print(f"{title}\n\n{table(found['head'], found['rows'])}\n")
+    write_text(out / f"{given.task}.json", json.dumps(kept, indent=1))
+    draw = found.get("draw", lambda *where: draw_lines(found, *where))
+    tried(lambda: draw(title, out / f"{given.task}.png"))
+    print(f"written to {out / given.task}.json and .png")
 
 
 def opened(given: argparse.Namespace) -> tuple[Hope, Path]:
     """The model that is meant and its run's folder; what is missing in `given` is filled in."""
-    run = Path(given.run) if given.run else newest(Path("runs"))
-    path = run / "checkpoint.npz"
-    if not path.exists():
-        raise ValueError(f"there is no checkpoint in {run}; give the folder of a run: --run runs/…")
-    given.words = vocabulary(path.parent)
-    if given.names and given.task != "claims":
-        raise ValueError(f"{given.task} takes no name such as {given.names[0]!r}; files are given by --files")
+    path = find(given.run or newest(Path("runs")))
+    run, given.words = path.parent, vocabulary(path.parent)
     if given.words.unit != "byte" and given.task == "languages":
         raise ValueError(f"{run} has a model with tokens of its own, and the letters of these languages are none of "
                          "them; all other tasks can be asked")
@@ -548,13 +570,15 @@ def listed(given: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns 0, 1 where training diverged, 2 for bad input, 130 after Ctrl+C."""
+    """The command line; returns 0, 1 where numbers or memory overflowed, 2 for bad input, 130 after Ctrl+C."""
     console.ready()
     try:
         given = parser().parse_args(arguments)
         given.pool = pool(given)
         if not given.task and not given.list:
             raise ValueError(f"which task? choose from {', '.join([*TASKS, 'optimisers', 'claims'])}; see --list")
+        if given.names and given.task != "claims":
+            raise ValueError(f"{given.task} takes no name such as {given.names[0]!r}; files are given by --files")
         if not given.task or (given.list and given.task != "claims"):
             print(listed(given))
         elif given.task == "claims":
@@ -569,9 +593,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             evaluate(given)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"evaluate: error: {console.reason(error)}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        full = "out of memory; choose a smaller --batch, or shorter texts" if isinstance(error, MemoryError) else ""
+        print(f"evaluate: error: {full or console.reason(error)}", file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, OSError)) else 1
     return 0
 
 

@@ -61,7 +61,7 @@ def questions(path: Path) -> Iterator[tuple[str, list[str], int]]:
         if line.strip():
             try:
                 yield question(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not any(map(str.strip, lines)):
         raise ValueError(f"{path} is empty; give at least one question")

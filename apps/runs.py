@@ -33,6 +33,7 @@ import hope
 from autograd import no_grad
 from data import Vocabulary
 from hope import BlockState, Hope, State
+from tools.checkpoint import find
 from tools.folder import vocabulary
 
 READ = 128  # tokens read at once; others get their turn in between
@@ -61,14 +62,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path = "") -> Run:
-        """The run in a folder, by default the newest below runs/, else the demonstration; ValueError if there is none.
+        """The run in a folder, or of a checkpoint in it such as best.npz; by default the newest below runs/, else the
+        demonstration. ValueError if there is none.
         """
-        folder = Path(folder) if folder else newest(Path("runs"))
-        path = folder / "checkpoint.npz"
-        try:
-            model = hope.load(path)[0]
-        except FileNotFoundError:
-            raise ValueError(f"there is no checkpoint in {folder}; give a trained run's folder") from None
+        path = find(folder or newest(Path("runs")))
+        folder, model = path.parent, hope.load(path)[0]
         words = vocabulary(folder)
         if words.unit == "byte" and model.config.vocabulary != words.size:
             raise ValueError(f"{folder} has a vocabulary of {model.config.vocabulary}; only bytes, 256, can "

@@ -128,8 +128,10 @@ def formal_language(name: str, rng: Generator, batch: int, length: int, least: i
         return np.ones_like(t), 0b10 + t % 2
     if name == "abab":
         return 1 + t % 2, (0b100 >> t % 2) + (t % 4 == 3)
-    if name not in ("anbn", "anbncn") or length < (letters := len(name) // 2):
-        raise ValueError(f"no language {name!r} with words up to {length} symbols: choose among {', '.join(LANGUAGES)}")
+    if name not in ("anbn", "anbncn"):
+        raise ValueError(f"no language {name!r}: choose among {', '.join(LANGUAGES)}")
+    if length < (letters := len(name) // 2):
+        raise ValueError(f"words of {length} symbols: those of {name} have {letters} or more")
     n = rng.integers(max(1, min(-(-least // letters), length // letters)), length // letters + 1, (batch, 1))
     tokens = np.where(t < letters * n, t // n + 1, 0)
     following = np.where(t + 1 < letters * n, 0b10 << (t + 1) // n, 0b1)

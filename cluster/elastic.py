@@ -72,8 +72,12 @@ def kept(flags: Sequence[str]) -> list[str]:
 def start(launcher: Sequence[str], command: Sequence[str]) -> tuple[int, bool]:
     """Let ranks train to their end: the exit status, and whether they were asked to end."""
     asked = False
-    ranks = subprocess.Popen([*launcher, sys.executable, "-m", "cluster.train", *command],
-                             env={"PRTE_MCA_odls_base_sigkill_timeout": "60", **os.environ})
+    try:
+        ranks = subprocess.Popen([*launcher, sys.executable, "-m", "cluster.train", *command],
+                                 env={"PRTE_MCA_odls_base_sigkill_timeout": "60", **os.environ})
+    except OSError as error:
+        sys.exit(f"cluster.elastic: error: {launcher[0]} cannot be started ({error.strerror}); install it with pip "
+                 "install -r cluster/requirements.txt, or name another --launcher")
 
     def note(number: int, frame: Any) -> None:
         nonlocal asked

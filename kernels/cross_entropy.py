@@ -44,7 +44,7 @@ def _forward(start, stop, label, counted, logits, z, top, total):
     whole = V - V % LANES
     for i in range(start, stop):
         x = logits[i]
-        most, sum = x[0], x[0] * 0
+        most, sum = x[0], one - one
         if whole:
             tops, sums = load(x, 0), zero(x)
             for j in range(LANES, whole, LANES):

@@ -12,6 +12,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -800,6 +801,19 @@ def test_no_grad_and_enable_grad_work_as_blocks_and_as_decorators():
     assert grad_enabled()
 
 
+def test_one_no_grad_serves_several_blocks_threads_and_itself():
+    silent, seen, x = no_grad(), [], leaf([1.0])
+    with silent:
+        with silent:
+            assert not grad_enabled()
+        assert not grad_enabled()
+        thread = threading.Thread(target=lambda: (seen.append(grad_enabled()), silent.__enter__(),
+                                                  silent.__exit__(), seen.append(grad_enabled())))
+        thread.start()
+        thread.join()
+    assert grad_enabled() and (x * 2).requires_grad and seen == [True, True]
+
+
 def test_no_grad_in_one_thread_leaves_the_others_recording():
     x, inside, seen = leaf([1.0]), threading.Barrier(2, timeout=300), []
 
@@ -871,6 +885,17 @@ def test_checkpoint_names_a_parameter_that_was_forgotten():
         z = checkpoint(lambda x, forgotten=forgotten: x * forgotten, x, parameters=named)
         with pytest.raises(RuntimeError, match=r"of shapes \[\(2,\)\] .* name them in parameters="):
             z.sum().backward()
+
+
+def test_checkpoint_of_inputs_without_gradients_names_a_parameter_that_was_forgotten():
+    x, w = Tensor(np.ones(2)), leaf(np.ones(2))
+    with pytest.raises(RuntimeError, match="name them in parameters="):
+        checkpoint(lambda x: x * w, x)
+    with no_grad():
+        assert not checkpoint(lambda x: x * w, x).requires_grad
+    assert not checkpoint(lambda x: x * 2, x).requires_grad
+    checkpoint(lambda x: x * w, x, parameters=[w]).sum().backward()
+    np.testing.assert_array_equal(w.grad, [1, 1])
 
 
 def test_checkpoint_keeps_fewer_arrays():
@@ -1084,3 +1109,72 @@ def test_what_numpy_cannot_differentiate_here_is_said_in_one_line():
     with pytest.raises(TypeError, match=r"np.arctan2 has no rule .* \.data"):
         np.arctan2(x, 1.0)
     assert np.allclose(np.arctan2(x.detach(), 1.0), np.arctan2(np.float32([1, 2]), 1))
+
+
+# what others change meanwhile -------------------------------------------------------------------------------
+
+def test_an_index_is_what_it_was_when_it_was_used():
+    table, rows = leaf(np.zeros((3, 2))), np.array([0, 0])
+    total = Tensor(np.zeros(()))
+    for i in range(3):
+        rows[:] = i
+        total = total + table[rows].sum() + ag.scatter(table[0], index=(rows[:1], ), shape=(3, 2)).sum()
+    total.backward()
+    np.testing.assert_array_equal(table.grad, [[5, 5], [2, 2], [2, 2]])
+
+
+def test_a_tensor_that_is_told_later_to_require_gradients_is_a_leaf_like_any_other():
+    x = Tensor(np.ones(2))
+    x.requires_grad = True
+    y = (x * x).sum()
+    x.data = x.data * 5
+    with pytest.raises(RuntimeError, match="was changed after it was used"):
+        y.backward()
+    whole = Tensor([1, 2])
+    whole.requires_grad = True
+    with pytest.raises(TypeError, match="only floating-point tensors have gradients, this one is int64"):
+        whole * 2.0
+
+
+def test_a_gradient_that_is_given_as_a_tensor_is_kept_as_an_array():
+    x = leaf([3.0])
+    x.grad = grad(x * x, [x])[0]
+    assert type(x.grad) is np.ndarray and x.grad == 6
+
+
+def test_numbers_and_lists_take_the_precision_of_what_they_meet_as_cotangents_too():
+    x = leaf(np.ones(1))
+    (x * 1).backward([0.1])
+    assert x.grad[0] == 0.1
+    assert grad((x * 1).sum(), [x], cotangents=0.1)[0].data[0] == 0.1
+
+
+@pytest.mark.parametrize("reduce", [ag.sum, ag.max, ag.min, ag.mean])
+def test_a_tensor_without_axes_reduces_along_its_last_as_in_numpy(reduce):
+    x = leaf(np.array(3.0))
+    reduce(x, axis=-1).backward()
+    assert x.grad == 1
+
+
+def test_tensors_of_what_is_no_real_number_are_refused():
+    for call in (lambda: Tensor([1], dtype=complex), lambda: Tensor([1.0]).astype(complex),
+                 lambda: Tensor([1.0], dtype=object)):
+        with pytest.raises(TypeError, match="a tensor holds real numbers, not"):
+            call()
+
+
+def test_concatenate_without_an_axis_flattens_and_triu_of_a_vector_is_numpys():
+    x, y = leaf(np.arange(4.0).reshape(2, 2)), leaf(np.array([5.0, 6]))
+    z = np.concatenate([x, y], axis=None)
+    np.testing.assert_array_equal(z.data, [0, 1, 2, 3, 5, 6])
+    (z * np.arange(6)).sum().backward()
+    np.testing.assert_array_equal(x.grad, [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(y.grad, [4, 5])
+    for k in (-1, 0, 1):
+        np.testing.assert_array_equal(np.triu(y, k).data, np.triu(y.data, k))
+
+
+def test_a_named_tuple_is_a_tree():
+    pair = namedtuple("pair", "a b")
+    made = tree_map(lambda x: x * 2, pair(Tensor([1.0]), [Tensor([2.0])]))
+    assert type(made) is pair and made.a.data == 2 and made.b[0].data == 4

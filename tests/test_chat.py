@@ -1,13 +1,18 @@
 """Reading, writing and learning in the apps, sessions on disk, and the console chat."""
 
+import fcntl
+import io
 import json
 import os
 import pty
 import re
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from itertools import combinations
 from pathlib import Path
@@ -65,7 +70,7 @@ def test_the_newest_run_is_taken_else_the_demonstration_and_no_run_is_said_to_be
         stamp = time.time() - age
         os.utime(tmp_path / "runs" / name / "checkpoint.npz", (stamp, stamp))
     assert Run.open().name == "new"
-    with pytest.raises(ValueError, match="no checkpoint in"):
+    with pytest.raises(ValueError, match="there is no checkpoint runs/gone"):
         Run.open("runs/gone")
 
 
@@ -497,11 +502,12 @@ HEARD = [sys.executable, "-c", "import os, signal, sys\n"
 class Terminal:
     """A chat in a terminal of its own."""
 
-    def __init__(self, run: Run, *flags: str):
+    def __init__(self, run: Run, *flags: str, controls: bool = False):
         self.master, slave = pty.openpty()
+        take = (lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controls else None  # who closes it hangs up
         command = [*HEARD, "-m", "apps.chat", str(run.folder), *flags]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
-                                        start_new_session=True, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
+                                        start_new_session=True, preexec_fn=take, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
         os.close(slave)
         self.seen = b""
 
@@ -571,6 +577,45 @@ def test_a_terminal_that_goes_away_in_mid_answer_takes_nothing_with_it(run):
         assert terminal.process.wait(60)
         terminal.master = os.open(os.devnull, os.O_RDONLY)  # to be closed
     assert "unsaved" in [name for _, name in saved_in(run.sessions / "chat", run.fingerprint)]
+
+
+def test_a_terminal_that_is_closed_at_the_prompt_takes_nothing_with_it(run, tmp_path):
+    """Its input ends, and then comes a hang-up."""
+    flags = ("--learn", "--max-tokens", "3", "--temperature", "0", "--session-folder", str(tmp_path / "chat"))
+    with Terminal(run, *flags, controls=True) as terminal:
+        terminal.until(b"> ")
+        terminal.type(b"hello\n")
+        terminal.until(b"learning on")
+        terminal.until(b"> ")
+        time.sleep(0.2)  # it waits for a line
+        os.close(terminal.master)
+        assert terminal.process.wait(60) in (0, 1, 128 + signal.SIGHUP)
+        terminal.master = os.open(os.devnull, os.O_RDONLY)  # to be closed
+    assert [name for _, name in saved_in(tmp_path / "chat", run.fingerprint)] == ["unsaved"]
+
+
+def test_learning_that_cannot_be_kept_is_said_when_it_begins(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/learn on\n/quit\n")))
+    chat.main([str(run.folder), "--session-folder", str(tmp_path / "file" / "chat")])
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'file'} is a file; choose another --session-folder" in said.out + said.err
+
+
+def test_without_an_input_there_is_nothing_to_answer(run):
+    done = subprocess.run(["sh", "-c", f"exec {shlex.quote(sys.executable)} -m apps.chat {shlex.quote(str(run.folder))} "
+                           "<&-"], cwd=ROOT, capture_output=True, timeout=300)
+    assert done.returncode == 0 and not done.stderr
+
+
+def test_a_checkpoint_other_than_the_last_can_be_talked_to(run, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copyfile(run.folder / "checkpoint.npz", copy / "best.npz")
+    opened = Run.open(copy / "best.npz")
+    assert opened.fingerprint == run.fingerprint and opened.folder == copy
+    with pytest.raises(ValueError, match=r"there is no checkpoint .*; name a run's folder, or a checkpoint in it"):
+        Run.open(copy)
 
 
 def test_lines_typed_ahead_while_it_answers_are_messages_of_their_own_in_order(run):

@@ -717,6 +717,15 @@ def test_in_the_context_the_optimiser_moves_the_initial_states_at_every_step():
     assert {group["period"] for group in model.groups()} == {1}
 
 
+def test_a_window_goes_on_from_a_state_without_a_history_as_from_one_with():
+    model, tokens = model_of(in_context(mixer="gated")), text(in_context(segment=24), length=25)
+    _, end = model.context_loss(tokens[:, :13], carry=True)
+    loss, last = model.context_loss(tokens[:, 12:], end, carry=True)
+    again, other = model.context_loss(tokens[:, 12:], end.detach(), carry=True)
+    assert again.item() == loss.item() and other.clock == last.clock
+    assert all(np.all(np.isfinite(g.data)) for g in grad(again, model.parameters()))
+
+
 def test_reading_with_learning_on_is_the_same_window_tick_by_tick():
     model = model_of(in_context(mixer="gated", cms="spread"))
     tokens, state, losses = text(model.config, length=13), None, []

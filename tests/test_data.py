@@ -58,6 +58,7 @@ def test_encoding_and_decoding_undo_each_other(text):
 
 def test_a_character_cut_in_half_is_decoded_as_a_replacement_character():
     assert data.decode(data.encode("aé")[:-1]) == "a\ufffd"
+    assert data.decode([65, -100, 300]) == "A\ufffd\ufffd" and data.decode(65) == "A"
 
 
 @given(contents)

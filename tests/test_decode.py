@@ -302,6 +302,22 @@ def test_generating_takes_the_plan_and_writes_what_the_model_writes():
     assert written == tokens
 
 
+@needs_jit
+@pytest.mark.parametrize("mixer", ["titans", "attention", "titans+attention", "cell"])
+def test_one_plan_serves_all_tokens_and_another_where_blocks_or_levels_change_places(mixer, monkeypatch):
+    made, tokens, count = model(mixer=mixer), text(1, 8), []
+    build = decode.Plan.__init__
+    monkeypatch.setattr(decode.Plan, "__init__", lambda self, *given: (count.append(1), build(self, *given))[1])
+    follow(made, tokens)
+    assert len(count) == 1
+    for change in (made.blocks.reverse, made.blocks[0].cms.levels.reverse):
+        change()
+        with no_grad():
+            expected = made(tokens[:, :1])[0]
+        np.testing.assert_allclose(made.step(tokens[:, :1])[0].data, expected.data, rtol=1e-4, atol=1e-5)
+    assert len(count) == 3
+
+
 def test_a_model_that_is_gone_takes_its_plans_along():
     made = model()
     follow(made, text(1, 2))

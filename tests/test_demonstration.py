@@ -71,6 +71,23 @@ def test_what_was_trained_until_it_was_stopped_is_not_lost(monkeypatch, capsys):
     shutil.rmtree(run.parent)
 
 
+def test_what_was_trained_is_not_lost_where_it_cannot_be_kept(monkeypatch, tmp_path, capsys):
+    def trained(arguments):
+        folder = Path(arguments[-1])
+        folder.mkdir()
+        (folder / "checkpoint.npz").touch()
+        return 0
+    monkeypatch.setattr(train, "main", trained)
+    assert demonstration.main(["--out", str(tmp_path / "demo")]) == 2  # what was trained is no checkpoint
+    run = Path(capsys.readouterr().out.removeprefix("and then: python -m apps.demonstration --run ").strip())
+    assert (run / "checkpoint.npz").exists()
+    shutil.rmtree(run.parent)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(train, "main", None)
+    assert demonstration.main(["--out", str(tmp_path / "file")]) == 2  # said before anything is trained
+    assert "is a file; choose another --out" in capsys.readouterr().err
+
+
 def test_a_run_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
     run, out = tmp_path / "run", tmp_path / "demo"
     run.mkdir()
@@ -89,6 +106,16 @@ def test_a_run_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
     assert {path.name for path in out.iterdir()} == {"checkpoint.npz", "config.json", "log.jsonl", "sample.txt"}
     assert "/home" not in (out / "config.json").read_text(encoding="utf-8")
     assert About.of(out).steps == 8 and (out / "sample.txt").read_text(encoding="utf-8") == "step 8: c ▶ d\n\n"
+    for name in ("sample.txt", "log.jsonl"):  # of a run that was stopped early
+        (run / name).unlink()
+    (out / "vocabulary.json").touch()  # of a run with tokens of its own that was here before
+    (run / "config.json").rename(tmp_path / "config.json")
+    assert demonstration.main(["--run", str(run), "--out", str(out)]) == 2  # nothing is replaced
+    assert About.of(out).steps == 8 and (out / "vocabulary.json").exists()
+    (tmp_path / "config.json").rename(run / "config.json")
+    assert demonstration.main(["--run", str(run), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"checkpoint.npz", "config.json", "log.jsonl", "sample.txt"}
+    assert not (out / "sample.txt").read_text(encoding="utf-8")
     monkeypatch.setattr(demonstration, "APART", 0)  # no room for what half precision loses
     assert demonstration.main(["--run", str(run), "--out", str(tmp_path / "no")]) == 2
     assert not list((tmp_path / "no").iterdir())

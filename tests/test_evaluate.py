@@ -243,11 +243,55 @@ def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
     (("optimisers", "--rates", "0,1"), "--rates"),
     (("claims", "recal"), "did you mean 'recall'"),
     (("claims", "--quick"), "--out"),
+    (("claims", "recall", "--out", f"{__file__}/below"), "is a file; choose another --out"),
+    (("recall", "--pairs", "2,700"), "700 pairs need as many names"),
+    (("needle", "--contexts", "64"), "needs a context of"),
+    (("languages", "--lengths", "32,2"), "words of 2 symbols"),
+    (("recall", "--steps", "-7"), "steps is -7"),
+    (("optimisers", "adamw"), "optimisers takes no name such as 'adamw'"),
 ], ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_bad_input_gets_one_line(run, capsys, arguments, message):
     assert main([*arguments, "--run", str(run), "--quiet"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_shards_are_no_texts(run, tmp_path, capsys):
+    (tmp_path / "index.json").write_text('{"format": "nested-learning shards"}', encoding="utf-8")
+    for task, flag in (("text", "--files"), ("optimisers", "--files"), ("forgetting", "--tasks")):
+        assert asked(run, tmp_path / "out", task, flag, tmp_path, tmp_path) == 2
+        said = capsys.readouterr().err
+        assert "is a folder of shards, and texts are wanted" in said and said.count("\n") == 1
+
+
+def test_needles_are_asked_in_contexts_that_hold_them(run, tmp_path):
+    assert asked(run, tmp_path, "needle", "--samples", 1, "--batch", 1) == 0
+    sizes = [row for row in json.loads((tmp_path / "needle.json").read_text(encoding="utf-8"))["results"]["single"]]
+    assert len(sizes) == 4
+
+
+def test_a_rate_at_which_predictions_are_no_numbers_is_said(run, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("words and words " * 30, encoding="utf-8")
+    with np.errstate(all="ignore"):
+        assert asked(run, tmp_path, "text", "--files", tmp_path / "a.txt", "--learn", "all", "--rate", "1e30") == 1
+    assert "choose a lower --rate" in capsys.readouterr().err and not (tmp_path / "text.json").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_numbers(run, tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise ImportError("no backend")
+    monkeypatch.setattr(evaluate, "draw_lines", broken)
+    assert asked(run, tmp_path, "passkey", "--samples", 1, "--batch", 1) == 0
+    said = capsys.readouterr().out
+    assert "no pictures: ImportError: no backend" in said and "context" in said and (tmp_path / "passkey.json").exists()
+
+
+def test_tasks_of_one_name_keep_apart(run, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(f"{folder} word " * 200, encoding="utf-8")
+    files = [tmp_path / folder / "text.txt" for folder in ("a", "b")]
+    assert asked(run, tmp_path, "forgetting", "--steps", 1, "--batch", 2, "--tasks", *files) == 0
 
 
 def test_where_nothing_can_be_written_is_said_before_anything_is_measured(run, tmp_path, monkeypatch, capsys):

@@ -559,6 +559,7 @@ LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2])).astype(np.float32)
         ({"top_p": 0.66}, [1, 3, 4]),
         ({"top_k": 3, "top_p": 0.6}, [1, 3]),
         ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_k": -1}, [0, 1, 2, 3, 4]),
     ],
 )
 def test_sampled_frequencies_are_the_probabilities_that_were_kept(settings, kept):

@@ -94,9 +94,11 @@ def test_a_graph_recorded_before_its_weights_moved_refuses_to_go_back():
 
 
 def test_astype_and_zero_grad_reach_every_parameter():
-    nest = Nest(np.random.default_rng(0)).astype(np.float64)
+    nest = Nest(np.random.default_rng(0))
     for p in nest.parameters():
         p.grad = np.ones_like(p.data)
+    nest.astype(np.float64)
+    assert all(p.grad.dtype == np.float64 for p in nest.parameters())
     nest.zero_grad()
     assert all(p.data.dtype == np.float64 and p.grad is None for p in nest.parameters())
 
@@ -280,6 +282,19 @@ def test_cross_entropy_counts_only_what_is_not_ignored():
     empty = Tensor(np.zeros((2, 0, 3)), requires_grad=True)
     cross_entropy(empty, np.zeros((2, 0), dtype=int), reduction="sum").backward()
     assert empty.grad.shape == empty.shape
+
+
+@pytest.mark.parametrize("size", [3, 16, 40])
+@pytest.mark.parametrize("at", [0, 2])
+def test_what_cannot_follow_counts_for_nothing_in_cross_entropy_wherever_it_stands(size, at):
+    x = draw(0, 1, size)
+    x[0, at] = -np.inf
+    logits = Tensor(x, requires_grad=True)
+    cross_entropy(logits, [1]).backward()
+    p = np.exp(x - x.max())
+    p /= p.sum()
+    np.testing.assert_allclose(cross_entropy(logits, [1]).data, -np.log(p[0, 1]), rtol=1e-12)
+    np.testing.assert_allclose(logits.grad, p - np.eye(size)[[1]], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("targets", "settings", "words"), [

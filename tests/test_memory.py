@@ -131,6 +131,16 @@ def test_strong_decay_overflows_nowhere(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_retention_of_exactly_nothing_is_the_definition(form):
+    inputs = rule_inputs(70)
+    inputs[3][..., [0, 5, 66, 69]] = -np.inf
+    leaves = [Tensor(x, requires_grad=True) for x in inputs]
+    o, S = delta_rule(*leaves, form=form)
+    assert close(o.data, rule_by_hand(*inputs)[0], 1e-10)
+    assert all(np.all(np.isfinite(g.data)) for g in grad([o, S], leaves, [Tensor(o.data), Tensor(S.data)]))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_memory_forgets_nothing_at_retention_one_in_single_precision(form):
     inputs = rule_inputs(65, (1,))
     inputs[3][...] = -1e-9  # half-life of a billion tokens

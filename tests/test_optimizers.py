@@ -995,6 +995,20 @@ def test_vectors_of_a_matrix_method_take_adamw_at_a_scaled_learning_rate(name):
 
 
 @every_rung
+def test_a_parameter_without_numbers_rests_and_one_alone_needs_no_list(name):
+    empty, alone = Tensor(np.zeros((3, 0)), True), Tensor(np.ones((2, 3)), True)
+    empty.grad, alone.grad = np.zeros((3, 0)), np.ones((2, 3))
+    build(name, [empty, alone], 0.1).step()
+    assert empty.data.shape == (3, 0) and np.all(alone.data != 1)
+    for params in (alone, [{"params": alone}]):
+        assert build(name, params, 0.1).params == [alone]
+    assert clip_grad_norm(alone, 1.0) == pytest.approx(math.sqrt(6))
+    for wrong in (alone.data, [("weight", alone)], {"weight": alone.data}):
+        with pytest.raises((TypeError, ValueError), match=r"is no parameter: give model\.parameters"):
+            build(name, wrong, 0.1)
+
+
+@every_rung
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_parameter_without_a_gradient_rests(name, reading):
     net = Network()

@@ -258,6 +258,8 @@ def test_tokens_spell_bytes_and_are_counted_without_a_library(folder, monkeypatc
     tokens = np.array([[TOKENS.index("the"), END], [TOKENS.index("\xc3\xa9"), len(TOKENS) + 5]])
     assert words.spell(tokens.reshape(-1).tolist()) == "theé".encode()
     assert words.sizes(tokens).tolist() == [[3, 0], [2, 0]] and words.count(tokens) == 5
+    assert words.spell([-1]) == words.spell([-100]) == b"" and words.sizes([-1, -100]).tolist() == [0, 0]
+    assert words.spell(TOKENS.index("the")) == b"the"
     with pytest.raises(ValueError, match=r"there is no tokenizer.json and no tokenizer.model in"):
         words.encode(b"the")
 

@@ -217,8 +217,9 @@ def test_words_of_counting_languages_have_at_least_the_symbols_that_are_asked_fo
 
 
 def test_an_unknown_language_or_a_length_without_a_word_is_an_error():
-    for name, length in [("dyck", 9), ("anbncn", 2)]:
-        with pytest.raises(ValueError, match=f"no language '{name}' with words up to {length} symbols"):
+    for name, length, wrong in [("dyck", 9, "no language 'dyck': choose among parity"),
+                                ("anbncn", 2, "words of 2 symbols: those of anbncn have 3 or more")]:
+        with pytest.raises(ValueError, match=wrong):
             formal_language(name, np.random.default_rng(0), 1, length)
 
 

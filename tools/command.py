@@ -121,7 +121,9 @@ def reading(name: str, default: Any) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"{text!r} is no list of {what} with commas between") from None
 
     def true_or_false(text: str) -> bool:
-        return ("false", "true").index(text.lower()) == 1
+        if text.lower() not in ("false", "true"):
+            raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        return text.lower() == "true"
     if name == "data":
         return {"nargs": "+", "metavar": "PATH"}
     if isinstance(default, bool):
@@ -163,8 +165,12 @@ def parse(arguments: Sequence[str], about: str | None = None) -> tuple[argparse.
     for name in ("resume", "preset", "config", "data", "origin", "out"):
         if getattr(found, name, None) in ("", [""]):
             raise ValueError(f"{FLAGS.get(name, '--' + name)} is empty; give it something, or leave it out")
-    if found.resume and found.preset:
-        raise ValueError("a resumed run keeps its preset; leave out --preset")
+    for other in ("preset", "config"):
+        if found.resume and getattr(found, other):
+            raise ValueError(f"a resumed run keeps its {other}; leave out --{other}")
+    for other in ("dry-run", "doctor"):
+        if found.resume and getattr(found, other.replace("-", "_")):
+            raise ValueError(f"--{other} trains nothing, and --resume goes on with a run; leave out one of them")
     return found, {name: value for name, value in vars(found).items() if name in DEFAULTS}
 
 
@@ -183,6 +189,8 @@ def asked(command: argparse.Namespace, given: dict[str, Any]) -> tuple[str, Conf
     """The preset and all settings of a new run, from everything that the command names."""
     preset, layers = command.preset or "nano", [given]
     if command.config:
+        if command.config == "stories":
+            raise ValueError("stories are several runs, and no settings of one: --preset stories")
         if not Path(command.config).exists():
             raise ValueError(f"there is no file {command.config}, and no such preset{nearest(command.config, PRESETS)}")
         read = read_json(Path(command.config))

@@ -10,13 +10,15 @@ from pathlib import Path
 
 
 def ready() -> None:
-    """Let output escape what its encoding lacks, and go nowhere where there is no screen."""
+    """Let output escape what its encoding lacks, and go nowhere where there is no screen; no input is an empty one."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # a program without a console
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))
         elif hasattr(stream, "reconfigure"):  # a notebook's and IDLE's have their own ways
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")
 
 
 def columns(unknown: int = 80) -> int:

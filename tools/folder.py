@@ -103,12 +103,12 @@ def locked(folder: Path, doing: str = "training") -> Iterator[None]:
         os.close(handle)
 
 
-def expect_writable(folder: Path) -> None:
-    """ValueError, before anything was measured, unless files can be made in this folder, or it where they can."""
+def expect_writable(folder: Path, flag: str = "--out") -> None:
+    """ValueError, before anything was done, unless files can be made in this folder, or it where they can."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "not yours" if place.is_dir() else "a file"
-        raise ValueError(f"nothing can be written to {folder}: {place} is {what}; choose another --out")
+        raise ValueError(f"nothing can be written to {folder}: {place} is {what}; choose another {flag}")
 
 
 def describe(folder: Path, preset: str, config: Config, training: Training, data: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ The model as it was adopted also reads some source twice, learning while it read
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,9 +159,13 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    made = argparse.ArgumentParser(prog="python -m apps.adopt.example", description=__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--table", action="store_true", help="the tables alone, of what was measured")
+    given = made.parse_args()
     docs = Path(__file__).resolve().parents[2] / "docs"
     path, page = docs / "adopt.json", docs / "adopt.md"
-    if "--table" not in sys.argv:
+    if not given.table:
         found = []
         for seed in SEEDS:
             for line in measure(seed):

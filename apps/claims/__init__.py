@@ -4,8 +4,8 @@
     python -m apps.evaluate claims recall intents  these; --quick only shows that they run
     python -m apps.evaluate claims                 all that take at most ten minutes of a core; --long: the others, too
 
-The same rules for every claim. All models compared have the same number of parameters (to a percent) and read
-the same tokens. The learning rate of each is the best of the same sweep, on a seed that is not measured. Then
+The same rules for every claim, unless it says otherwise: all models compared have the same number of parameters (to a
+percent) and read the same tokens; the learning rate of each is the best of the same sweep, on another seed. Then
 every model is trained on every seed; what is shown is the mean and its 95% interval (Student's t). What is
 claimed is judged on the difference within a seed: "yes" if its interval lies on the paper's side of zero,
 "no" if on the other, "not shown" if it holds zero; where the paper says or compares nothing of the kind, the side
@@ -49,8 +49,8 @@ from apps.claims import (
 )
 from apps.claims.study import Study, interval, said
 from config import nearest
-from tools.folder import write_text
-from tools.plots import COLOURS, canvas
+from tools.folder import expect_writable, write_text
+from tools.plots import COLOURS, canvas, tried
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs" / "claims"
 CLAIMS: dict[str, ModuleType] = {
@@ -76,6 +76,7 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: 
     if quick and out is None:
         raise ValueError("--quick measures nothing worth keeping; give a folder for it: --out FOLDER")
     folder = out or FOLDER
+    expect_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = list(names or (name for name in CLAIMS if quick or long_too or not long(name)))
 
@@ -102,7 +103,7 @@ def run(names: Sequence[str], out: Path | None, quick: bool, quiet: bool, pool: 
                 **{k: v for k, v in found.items() if k not in ("here", "holds", "lines")},
                 "scores": {k: np.round(v, 5).tolist() for k, v in found["lines"].items()}}
         write_text(folder / f"{name}.json", json.dumps(kept, indent=1))
-        draw(name, claim.PAPER, found, folder / f"{name}.png")
+        tried(lambda: draw(name, claim.PAPER, found, folder / f"{name}.png"))
         return f"{name}: {kept['here']}\n  holds? {kept['holds']}   ({kept['seconds']} s)"
     for said_of_one in (pool.map if pool and len(chosen) > 1 else map)(measure, chosen):
         print(said_of_one)
@@ -164,14 +165,15 @@ def overview(folder: Path) -> str:
     """The table of all claims measured so far, from their files; it names what has not been measured."""
     lines = ["# The claims", "",
              "Each claim is one command, `python -m apps.evaluate claims NAME`: five seeds, or three where it says so,",
-             "as many parameters and bytes for every model compared, and the same sweep of learning rates; where the",
-             "best rate is at its edge it goes on. A rate is chosen with another seed; where the text or the task is",
-             "fixed, on the same held-out part that is then reported. Numbers are means ± half of the 95% interval;",
-             "all of them, and the sweep, are in the file beside the picture.",
-             "*Paper* is what its text says; the front page has one perplexity (Tables 2, 6), SWDE (Table 3), means",
-             "over tasks (Tables 4, 5) and a single needle at 16K (Table 1). *Holds?* judges what is asked here, by",
-             "the differences within a seed; that is not always the same question. No verdict is corrected for how",
-             "many there are: where nothing holds, one of forty says *yes* by chance, and one *no*.", "",
+             "and, unless it says otherwise, as many parameters and bytes for every model compared, and the same sweep",
+             "of learning rates; where the best rate is at its edge it goes on. A rate is chosen with another seed;",
+             "where the text or the task is fixed, on the same held-out part that is then reported. Numbers are means",
+             "± half of the 95% interval; all of them, and the sweep, are in the file beside the picture.",
+             "*Paper* is what its text says; the front page has one perplexity (Tables 2, 6), SWDE (Table 3), the mean",
+             "over tasks (Table 4), that over the languages asked, of longer words (Table 5), and a single needle at",
+             "16K (Table 1). *Holds?* judges what is asked here, by the differences within a seed; that is not always",
+             "the same question. No verdict is corrected for how many there are: where nothing holds, one of forty",
+             "says *yes* by chance, and one *no*.", "",
              "| claim | paper | here | holds? |", "|---|---|---|---|"]
     notes, asked, found = [], [], measured(folder)
     for name, claim in CLAIMS.items():
@@ -180,10 +182,10 @@ def overview(folder: Path) -> str:
             lines.append(f"| {name} | {claim.PAPER} | | not measured |")
             continue
         lines.append(f"| [{name}]({name}.png) | {claim.PAPER} | {kept['here']} | {kept['holds']} |")
-        for once, tried in kept.get("cause", {}).items():
-            parts = [", ".join(f"{which} {said(tuple(k))}" for which, k in tried["kept"].items())
-                     ] if "kept" in tried else []
-            parts += [f"{what}: {it}" for what, it in tried.items() if what != "kept"]
+        for once, changed in kept.get("cause", {}).items():
+            parts = [", ".join(f"{which} {said(tuple(k))}" for which, k in changed["kept"].items())
+                     ] if "kept" in changed else []
+            parts += [f"{what}: {it}" for what, it in changed.items() if what != "kept"]
             notes.append(f"- {name}, if {once}: {'; '.join(parts)}.")
         if hasattr(claim, "beside"):  # what its verdict leaves out, from the scores that were kept
             notes.append(f"- {name}: {claim.beside(kept['scores'])}")

@@ -195,7 +195,7 @@ def clip(grads: Drift, bound: float = 1.0) -> Drift:
 
 
 def gather(pending: Drift | None, grads: Drift) -> Drift:
-    """What a level has gathered since it last changed, one step later."""
+    """What a level has gathered since it last changed, one step later; for drifts what `optimizers.gather` is."""
     return grads if pending is None else {name: pending[name] + g for name, g in grads.items()}
 
 

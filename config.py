@@ -78,7 +78,7 @@ class Config:
     memory_hidden: int = 0      # its hidden size; 0 = the head size
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")  # the memories; "q" may join
     objective: str = "l2"       # what a write lowers: ½‖M(k) − v̂‖², or −⟨M(k), v̂⟩
-    error_power: float = 2.0    # p of Σᵢ|M(k) − v̂|ᵢᵖ, where the objective is l2
+    error_power: float = 2.0    # p of Σᵢ|M(k) − v̂|ᵢᵖ/p, where the objective is l2
     targets: str = "self"       # v̂ = M(v), or the value itself
     reads: str = "exact"        # the main memory is read as of the last token, or as of the chunk's start
     memory_chunk: int = 64      # tokens over which the main memory's errors see one frozen state

@@ -347,7 +347,7 @@ def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 
 
 
 def transformer(config: Config) -> Config:
-    """The Transformer with as many parameters in its one MLP as all levels have together."""
+    """The Transformer with as many parameters altogether: its one MLP is as wide as makes up the difference."""
     parameters = count(config)
     one = replace(config, mixer="attention", chunks=(1,), cms="sequential", level_rates=(), moves="optimizer",
                   drift_rank=0)

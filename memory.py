@@ -115,7 +115,7 @@ def momentum_rule(q: Tensor | None, k: Tensor, v: Tensor, d: Tensor, log_a: Tens
                   log_beta: Tensor, S: Tensor, N: Tensor, form: str = "chunked") -> tuple[Any, Tensor, Tensor]:
     """All reads o_t = S_{t−1} q_t (None without queries), S_T and N_T; d like v, log_beta like log_a, N like S.
 
-    CHOICE: Table 6 shows what momentum is worth, but no equation holds it. As in Titans, N ← β N − η ∇L and then
+    CHOICE: Table 6 shows what momentum is worth, but no equation holds it. N ← β N − η ∇L as in Titans; here
     S ← S(α I − η k kᵀ) + N; β_t is given per token and head, and what is forgotten along k gathers no momentum.
     """
     if form == "recurrent":

@@ -131,6 +131,8 @@ check.delta_write(delta_write)
 #
 #     S ← S (α I − η′ k kᵀ) + η′ v kᵀ                                                       [A 56–57, 92]
 #
+# (A 57 has this η′; A 92 prints η in its place, [choice 1](../PAPER.md#choice-1).)
+#
 # Mind where α stands: the whole of S fades by α, and along k another share η′ is taken away, of what was there
 # *before* it faded.
 #

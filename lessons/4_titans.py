@@ -94,8 +94,11 @@ check.memory_gradients(memory_gradients)
 #
 #     W ← W (α I − η′ z zᵀ) − η′ δ zᵀ,      η′ = η/(1 + η‖z‖²)
 #
-# Two things stand around this line in the project. PAPER.md numbers them among its choices.
+# The paper prints it with η in place of η′, and for one matrix. Four things stand around this line in the project;
+# PAPER.md numbers them among its choices.
 #
+# - *The step is exact* ([choice 1](../PAPER.md#choice-1)): η′ is the one of lesson 2, with which no step is too long.
+# - *It applies to each layer* ([choice 4](../PAPER.md#choice-4)), with its own input and its own error.
 # - *Errors are clipped* ([choice 11](../PAPER.md#choice-11)): a δ whose RMS, √(mean δ²), is above 1 is scaled down to
 #   an RMS of 1. One odd token shall not wreck the memory. (That is for the memory of this lesson. The memories that
 #   lesson 5 adds are held shorter.)
@@ -105,7 +108,7 @@ check.memory_gradients(memory_gradients)
 #
 #         S ← α S − η′ ((S + M₀) z + δ) zᵀ
 #
-# Lesson 5 shows what happens without the second, and comes back to the first.
+# Lesson 5 shows what happens without the last, and comes back to the clipping.
 #
 # ### Exercise 4.3: clip
 

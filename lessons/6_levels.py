@@ -7,7 +7,7 @@
 #
 # - **Time** 60 minutes with the exercises; running it takes about a minute.
 # - **You need** lesson 2 (steps that write) and lesson 5 (memories have chunks of tokens).
-# - **Equations** [A 70–73]; §7.1.
+# - **Equations** [A 70–71, 73]; §7.1.
 
 # %%
 import check

@@ -57,7 +57,7 @@ plt.show()
 #
 # Momentum remembers where gradients pointed. AdaGrad remembers how large they were, number by number:
 #
-#     V ← V + g²,      W ← W − η g/√V                                                       [A 105]
+#     V ← V + g²,      W ← W − η g/√V                                       [A 105 with g in place of M̃]
 #
 # It is a memory of the kind you know. Ask, for one weight: which factor n brings its gradients g_i closest to targets
 # P_i, in the sense of the least Σ (n g_i − P_i)²? The slope by n is zero at n = Σ g_i P_i / Σ g_i², with V below the
@@ -127,7 +127,7 @@ check.look_ahead(look_ahead)
 # all singular values of that direction equal to 1, a ball again: every direction that m knows counts the same, weak or
 # strong. How, without computing them? Here is a loss whose lowest points are just such matrices:
 #
-#     L(X) = ¼ ‖X Xᵀ − I‖²                                                                  [A 43]
+#     L(X) = ¼ ‖X Xᵀ − I‖²                                              [A 43, but for the ¼ and the side of ᵀ]
 #
 # Its gradient is (X Xᵀ − I) X. So begin at the matrix, and go down. Is the gradient right? Lesson 1 has taught us to
 # check.

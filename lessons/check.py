@@ -641,7 +641,7 @@ def forgetting(accuracy: np.ndarray) -> float:
     "V began anew with every gradient": lambda W, V, g, eta: (W - eta * np.sign(g), g * g),
 })
 def adagrad_step(W: np.ndarray, V: np.ndarray, g: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """(W, V) after V ← V + g², W ← W − η g/√V [A 101–105]"""
+    """(W, V) after V ← V + g², W ← W − η g/√V [A 105 with g in place of M̃]"""
     p = layers.Parameter(W.copy())
     optimizer = optimizers.build("adagrad", [p], eta)
     optimizer.state[0]["v"], p.grad = V, g

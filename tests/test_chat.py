@@ -507,7 +507,8 @@ class Terminal:
         take = (lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controls else None  # who closes it hangs up
         command = [*HEARD, "-m", "apps.chat", str(run.folder), *flags]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
-                                        start_new_session=True, preexec_fn=take, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
+                                        start_new_session=True, preexec_fn=take,
+                                        env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
         os.close(slave)
         self.seen = b""
 
@@ -603,8 +604,8 @@ def test_learning_that_cannot_be_kept_is_said_when_it_begins(run, tmp_path, caps
 
 
 def test_without_an_input_there_is_nothing_to_answer(run):
-    done = subprocess.run(["sh", "-c", f"exec {shlex.quote(sys.executable)} -m apps.chat {shlex.quote(str(run.folder))} "
-                           "<&-"], cwd=ROOT, capture_output=True, timeout=300)
+    command = shlex.join([sys.executable, "-m", "apps.chat", str(run.folder)])
+    done = subprocess.run(["sh", "-c", f"exec {command} <&-"], cwd=ROOT, capture_output=True, timeout=300)
     assert done.returncode == 0 and not done.stderr
 
 

@@ -745,6 +745,13 @@ def test_settings_of_moves_in_the_context_are_checked(settings, message):
         in_context(**settings)
 
 
+def test_only_the_writes_of_titans_can_stop_a_gradient():
+    for mixer, reach in (("titans", 1), ("plain-titans", 1), ("delta", 512), ("attention", 512), ("ada", 512)):
+        rows = timetable(Config(segment=512, mixer=mixer, through_writes=False), 512)
+        moving = [row[3] for row in rows if row[0].startswith(("main memory", "what makes"))]
+        assert set(moving or [rows[0][3]]) == {reach}
+
+
 def test_the_timetable_says_of_every_component_its_chunk_frequency_and_reach():
     """[§7.1, Fig. 5]: C_ℓ = max C/f_ℓ, and the slowest has f = 1."""
     found = timetable(Config(segment=512, chunks=(1, 4, 16), memory_chunk=64, projection_chunk=16), 2048)

@@ -544,7 +544,7 @@ def test_exact_reads_and_chunk_start_reads_differ_inside_a_chunk():
 
 
 def test_a_matrix_memory_of_given_values_is_delta_gradient_descent():
-    """Titans' matrix case with the dot objective and retention to zero is the rule "dgd" [A 92–93]."""
+    """Titans' matrix case with the dot objective and retention to zero is the rule "dgd" [A 92]."""
     titans = shaken(small(adaptive=("memory",), memory="matrix", objective="dot", targets="value",
                           retention="zero", eta_max=1.0))  # fmt: skip
     dgd, W = shaken(small(mixer="dgd"), seed=1), titans.state_dict()

@@ -489,7 +489,7 @@ def test_deep_momentum_follows_the_gradient_of_its_dot_objective_and_reads_its_j
     ("name", "beta1", "beta2"), [("adagrad", 0, 1), ("adamw", 0.9, 0.9), ("adamw", 0.8, 0.99)]
 )
 def test_adam_and_adagrad_are_optimal_elementwise_memories_of_the_l2_objective(name, beta1, beta2, t):
-    """argmin_m Σ_i w_i (m g_i − P_i)², P_i = √V c_i/w_i [A 101–111]: w_i is how much g_i² still counts, c_i
+    """argmin_m Σ_i w_i (m g_i − P_i)², P_i = √V c_i/w_i [A 101–105]: w_i is how much g_i² still counts, c_i
     how much g_i does. AdaGrad counts every square in full, and of the directions only the newest."""
     g = draw(5, count=t)
     age = t - 1 - np.arange(t)

@@ -6,6 +6,11 @@ from config import Config
 from hope import make_mixer
 
 
+def writes(name: str) -> bool:
+    """Whether it is a memory of Titans: their writes alone can be taken as constants (`through_writes`)."""
+    return name == "main memory" or name.startswith("what makes")
+
+
 def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, int]]:
     """What moves when [§7.1]: (component, chunk in tokens, frequency, how many tokens a gradient is carried back).
 
@@ -15,7 +20,7 @@ def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, i
     """
     window, in_context = config.segment, config.in_context
     tick = window // config.ticks if in_context else step_tokens
-    rows = [(name, chunk, window if config.through_writes else 1)
+    rows = [(name, chunk, window if config.through_writes or not writes(name) else 1)
             for name, chunk in make_mixer(None, config).clocks.items()]
     rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context and chunk < config.ticks else 1)
              for n, chunk in enumerate(config.chunks)]

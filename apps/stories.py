@@ -102,7 +102,11 @@ def read_stories(path: str | Path) -> dict[str, list[list[str]]]:
     """
     found: dict[str, list[list[str]]] = {}
     name = ""
-    for line in Path(path).read_text(encoding="utf-8-sig").splitlines():
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    for line in text.splitlines():
         if line.startswith("#"):
             name = line[1:].strip()
         elif words := line.split():

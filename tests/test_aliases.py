@@ -39,6 +39,7 @@ def test_what_is_typed_elsewhere_means_the_same_here(typed, ours):
     ("train.stepz=4", "unknown key 'train.stepz', did you mean 'train.steps'?"),
     ("optim.lrr=3", "unknown key 'optim.lrr', did you mean 'optim.lr'?"),
     ("model.widht=3", "unknown key 'model.widht', did you mean 'model.width'?"),
+    ("logging.path=x", "a run's log is log.jsonl in its folder, --out"), ("logging.depth=1", "unknown key"),
     ("foo.steps=4", "unknown key 'foo.steps', did you mean 'steps'?"),
     ("data.mixture.sources[0].shards_dir=x", "did you mean 'data.shards_dir'?"),
     ("--config smal", "there is no file smal, and no such preset, did you mean 'small'?"),

@@ -89,6 +89,9 @@ def typed(key: str, value: str) -> tuple[str, str]:
     group, _, rest = key.partition(".")
     short = rest if rest and group in GROUPS else key
     name = ALIASES.get(key) or ALIASES.get(short) or short
+    if group == "logging" and name not in ("log", "log_every"):
+        raise ValueError(f"unknown key {key!r}: logging has a backend and a log_interval, and a run's log is log.jsonl "
+                         "in its folder, --out")
     if name not in KNOWN and name not in COMMANDS:
         prefix, part = key[:len(key) - len(short)], Config if group == "model" else Training
         near = [prefix + one for one in (*(f.name for f in fields(part)), *ALIASES)] if prefix else [*KNOWN, *ALIASES]

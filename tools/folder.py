@@ -74,7 +74,9 @@ def free(folder: Path) -> Path | None:
 
 def taken(folder: Path) -> Path:
     """The folder, new or empty so far, with a file in it that nobody else could make."""
-    in_use = ValueError(f"{folder} is in use; choose another --out, or --resume {folder}")
+    trained = (folder / "checkpoint.npz").exists()
+    in_use = ValueError(f"{folder} is in use; choose another --out"
+                        + f", or go on with it: python train.py --resume {folder}" * trained)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise in_use
     folder.mkdir(parents=True, exist_ok=True)

@@ -61,8 +61,8 @@ class Run:
                  words: Vocabulary | None = None, ranks: Alone | None = None):
         self.words, self.ranks = words or corpus.words, ranks or Alone()
         if config.vocabulary < self.words.size:
-            raise ValueError(f"vocabulary is {config.vocabulary}, too small for the {self.words.size} {self.words.unit}s of "
-                             "the data")
+            raise ValueError(f"vocabulary is {config.vocabulary}, too small for the {self.words.size} "
+                             f"{self.words.unit}s of the data")
         self.folder, self.preset, self.config, self.training, self.corpus = where, preset, config, training, corpus
         if training.threads:
             kernels.set_threads(training.threads)

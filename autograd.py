@@ -70,7 +70,7 @@ class _recording(contextlib.ContextDecorator):  # used as a word: with _recordin
         _mode.enabled = self.enabled
 
     def __exit__(self, *raised: Any) -> None:
-        _mode.enabled = _mode.before.pop()
+        _mode.enabled = _mode.before.pop() if _mode.before else True  # none of a generator that another thread ends
 
 
 def no_grad() -> Any:
@@ -121,9 +121,8 @@ class Tensor:
             dtype = np.float32 if plain and own == np.float64 else None if own.isnative else own.newbyteorder("=")
         if dtype is not None:
             data = data.astype(_real(dtype), copy=False)
-        if requires_grad and data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors have gradients, this one is {data.dtype}; "
-                            "convert it with .astype(np.float32) first")
+        if requires_grad:
+            _expect_floats(data)
         self.data = data
         self.grad = self.node = None
         self.requires_grad = requires_grad
@@ -283,11 +282,15 @@ class Leaf(Tensor):
 
 
 def _to_leaf(x: Tensor) -> None:
-    """Of a tensor whose `requires_grad` was set after it was made"""
-    if x.data.dtype.kind != "f":
-        raise TypeError(f"only floating-point tensors have gradients, this one is {x.data.dtype}; "
-                        "convert it with .astype(np.float32) first")
+    """Make a leaf of a tensor whose `requires_grad` was set after it was made."""
+    _expect_floats(x.data)
     x.__class__ = Leaf
+
+
+def _expect_floats(data: Array) -> None:
+    if data.dtype.kind != "f":
+        raise TypeError(f"only floating-point tensors have gradients, this one is {data.dtype}; "
+                        "convert it with .astype(np.float32) first")
 
 
 def _dispatch(function: Callable, args: tuple, settings: dict) -> Any:
@@ -760,10 +763,10 @@ def checkpoint(f: Callable, *inputs: Any, parameters: Sequence[Tensor] = ()) -> 
     """
     inputs = _as_tensors(inputs)
     sources = tuple({_key(x): x for x in (*inputs, *parameters)}.values())
-    hidden = _mode.enabled and not any(x.requires_grad for x in sources)  # then nothing must, inside
-    with _recording(hidden):
+    check = _mode.enabled and not any(x.requires_grad for x in sources)  # then a result must not, either: if it does,
+    with _recording(check):  # a parameter was not named
         z = f(*inputs)
-    if hidden and any(x.requires_grad for x in (z if isinstance(z, tuple) else (z,))):
+    if check and any(x.requires_grad for x in (z if isinstance(z, tuple) else (z,))):
         raise RuntimeError("checkpoint: the function uses tensors that require gradients but are not among its inputs; "
                            "name them in parameters=")
 
@@ -914,6 +917,7 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
 @op
 def select(x, y, *, condition):
     """z = x where c, else y;  x̄ = z̄ where c, ȳ = z̄ elsewhere"""
+    condition = _own(condition)
     return (np.where(condition, x.data, y.data),
             (lambda g: where(condition, g, 0.0), lambda g: where(condition, 0.0, g)))
 
@@ -1104,11 +1108,15 @@ class _Scatter:
             np.add.at(buffer, self.index, g)
 
 def _own(index: Any) -> Any:
-    """An index that the caller's arrays no longer change, where it will be read again on the way back."""
+    """An index or a mask whose arrays the caller no longer changes, where it will be read again on the way back."""
     if not _mode.enabled:
         return index
-    parts = [i.copy() if hasattr(i, "copy") else i for i in (index if isinstance(index, tuple) else (index,))]
-    return tuple(parts) if isinstance(index, tuple) else parts[0]
+    if isinstance(index, tuple):
+        return tuple(map(_own, index))
+    if isinstance(index, list):
+        index = np.array(index)
+        return index if index.size else index.astype(np.intp)
+    return index.copy() if hasattr(index, "copy") else index
 
 @op
 def getitem(x, *, index):

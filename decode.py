@@ -334,7 +334,7 @@ class BlockToken:
 
 def parts(model: Any) -> list[Any]:
     """What stands in lists, which may be changed in place: blocks, and their levels."""
-    return [part for block in model.blocks for part in (block, block.mixer, *block.cms.levels)]
+    return [part for block in model.blocks for part in (block, *block.cms.levels)]
 
 
 class Plan:

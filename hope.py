@@ -330,7 +330,7 @@ class Hope(Module):
 # Sampling and sizes -------------------------------------------------------------------------------------------
 
 def sample(logits: np.ndarray, rng: Rng, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> int:
-    """One token from logits (V,): of the top_k most likely, if not 0 or less, and of those that make up top_p."""
+    """One token from logits (V,): of the top_k most likely (0 or less: of all), and of those that make up top_p."""
     if temperature <= 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")

@@ -90,7 +90,10 @@ def written(K: Tensor, V: Tensor, S: Tensor, log_a: Tensor, b: Tensor, c: Tensor
 
 
 def log_products(log_a: Tensor) -> Tensor:
-    """log ∏_{i≤t} a_i, in float64, as small differences of large sums are wanted; 0 is what e^ takes to 0, not −∞."""
+    """log ∏_{i≤t} a_i, in float64, as small differences of large sums are wanted.
+
+    log 0 counts as −1000, whose exponential is 0, too: −∞ − (−∞) is no number.
+    """
     return cumsum(maximum(log_a.astype(np.float64), -1e3), axis=-1)
 
 

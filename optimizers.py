@@ -139,8 +139,8 @@ class Momentum(Optimizer, momentum=0.9, nesterov=False):
 
 
 class AdaGrad(Optimizer, full=False, momentum=0.0, eps=1e-10):
-    """Remembers magnitudes instead of directions: V ← V + g², W ← W − ηm/(√V + ε), m = g [A 101–111, where
-    m is the sum M̃].
+    """Remembers magnitudes instead of directions: V ← V + g², W ← W − ηm/(√V + ε), m = g [A 101–111, there
+    with the sum M̃ for m].
 
     Per element, g/√V is the n of least Σ_i (n g_i − P_i)², P_i = √V for the newest gradient, 0 for the older.
     With `full`, V ← V + ggᵀ is a matrix and W ← W − ηV^(−½)m; a vector is a column there.

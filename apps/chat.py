@@ -199,7 +199,8 @@ class Chat:
 
     def save(self, name: str) -> str:
         folder = self.run.folder
-        vanished = "" if folder.exists() else f"; the run's folder was gone, {folder} is made anew"
+        gone = not self.given.session_folder and not folder.exists()
+        vanished = f"; the run's folder was gone, {folder} is made anew" if gone else ""
         session = replace(self.session, name=name)
         path = file_of(self.folder, name)
         taken = path.exists() and (self.session.name != name or path.stat().st_mtime_ns != self.known.get(path))
@@ -417,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines: Iterator[bytes] = (line.encode("utf-8", "surrogateescape") for line in typed("> "))
     else:
         lines = piped()
+    if chat.learning and (why := chat.unsaveable()):
+        print(f"learning is on{why}", file=sys.stderr)
     with stopping.answering({**dict.fromkeys(stopping.SIGNALS, end), signal.SIGINT: signal.default_int_handler}):
         try:
             try:  # from here on Ctrl+C stops an answer, not the program

@@ -53,6 +53,8 @@ def bits_per_byte(model: Hope, words: Vocabulary = BYTES) -> float:
 
 def keep(run: Path, folder: Path) -> str:
     """Write a run's checkpoint in half precision and its records; ValueError if that would lose too much."""
+    if folder.exists() and run.exists() and run.samefile(folder):
+        raise ValueError(f"{run} is where it would be written; choose another --out")
     model, words = hope.load(run / "checkpoint.npz")[0], vocabulary(run)
     about, log = read_json(run / "config.json"), log_lines(run)[-2:]  # all that may fail before anything is replaced
     sample = run / "sample.txt"

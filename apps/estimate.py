@@ -16,11 +16,16 @@ from hope import Hope
 from tools.console import duration
 
 
+def contexts(given: argparse.Namespace, model: Hope) -> tuple[int, ...]:
+    """The bytes in which needles and passkeys are hidden, if none are asked for: all of them fit into 160."""
+    return given.contexts or tuple(max(model.config.segment, 160) << i for i in range(4))
+
+
 def tokens(task: str, given: argparse.Namespace, model: Hope) -> tuple[int, int]:
     """How many tokens a task reads, and how many it is trained on, with these flags."""
     segment, steps = model.config.segment, given.steps
-    contexts = given.contexts or tuple(segment << i for i in range(4))
-    sizes = {"recall": [12 * n for n in given.pairs], "needle": [*contexts] * 3, "passkey": [*contexts]}
+    lengths = contexts(given, model)
+    sizes = {"recall": [12 * n for n in given.pairs], "needle": [*lengths] * 3, "passkey": [*lengths]}
     if task in sizes:
         return sum(sizes[task]) * given.batch * given.samples, max(steps, 0) * given.batch * sizes[task][0]
     steps = 200 if steps < 0 else steps

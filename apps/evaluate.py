@@ -33,12 +33,12 @@ if __name__ == "__main__":
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,6 @@ from tools.plots import COLOURS, canvas, tried
 
 LEARN = ("off", "memory", "levels", "all")
 BIT = math.log(2)  # nats
-LEAST = 1 << 10  # tokens into which every question fits
 
 # Reading --------------------------------------------------------------------------------------------------
 
@@ -247,35 +246,23 @@ def needle(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
 
     def drawing(kind: str) -> Callable[[np.random.Generator, int], Drawn]:
         return lambda rng, n: hidden(rng, given.batch, n, kind, hay)
-    return searched(given, model, "context", given.contexts, {kind: drawing(kind) for kind in KINDS})
+    lengths = estimate.contexts(given, model)
+    return searched(given, model, "context", lengths, {kind: drawing(kind) for kind in KINDS}, lengths[0])
 
 
 def passkey(given: argparse.Namespace, model: Hope) -> dict[str, Any]:
     """A number hidden in repeated sentences: the share of samples told rightly, by context."""
-    return searched(given, model, "context", given.contexts, {
-        "single": lambda rng, n: hidden(rng, given.batch, n, "single")})
+    lengths = estimate.contexts(given, model)
+    return searched(given, model, "context", lengths, {
+        "single": lambda rng, n: hidden(rng, given.batch, n, "single")}, lengths[0])
 
 
 def searched(given: argparse.Namespace, model: Hope, what: str, sizes: Sequence[int],
-             kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int = 0) -> dict[str, Any]:
-    """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size.
-
-    Without sizes 1, 2, 4 and 8 segments, of twice as many tokens as long as something does not fit into the first.
-    """
-    def drawn_once(n: int) -> None:
-        for draw in kinds.values():
-            draw(np.random.default_rng(0), n)
-    if not sizes:
-        first = model.config.segment
-        while first < LEAST:
-            with suppress(ValueError):
-                drawn_once(first)
-                break
-            first *= 2
-        sizes = [first << i for i in range(4)]
-    for n in sizes:  # complains, if at all, before anything is read
-        drawn_once(n)
-    kinds, trained = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}, trained or sizes[0]
+             kinds: dict[str, Callable[[np.random.Generator, int], Drawn]], trained: int) -> dict[str, Any]:
+    """What recall, needle and passkey share: train if asked to (kinds in turn), then ask at every size."""
+    for draw, n in itertools.product(kinds.values(), sizes):  # complains, if at all, before anything is read
+        draw(np.random.default_rng(0), n)
+    kinds = {kind: partial(spelled, given.words, draw) for kind, draw in kinds.items()}
     rng, turn = np.random.default_rng(given.seed), list(kinds.values())
     with tqdm(total=given.steps + len(kinds) * len(sizes) * given.samples, disable=given.quiet) as bar:
         step = iter(range(given.steps))
@@ -469,7 +456,7 @@ def parser() -> Parser:
         ("samples", 4, "recall, needle, passkey: batches of each size"),
         ("limit", 1 << 20, "text: bytes of each file"),
         ("pairs", (2, 4, 8, 16, 32), "recall: how many pairs"),
-        ("contexts", (), "needle, passkey: bytes; none = 1, 2, 4 and 8 segments"),
+        ("contexts", (), "needle, passkey: bytes; none = 1, 2, 4 and 8 segments, at least 160"),
         ("lengths", (32, 64, 128, 256), "languages: of the words; training takes the first"),
         ("questions", "", "multiple-choice: a file of JSON lines"),
     ):
@@ -489,7 +476,16 @@ def parser() -> Parser:
     return made
 
 
-whole_numbers, numbers = (reading("", like)["type"] for like in ((1,), (1.0,)))
+def several(like: tuple[Any, ...]) -> Callable[[str], tuple[Any, ...]]:
+    """How a list of such numbers is read: at least one."""
+    def read(text: str) -> tuple[Any, ...]:
+        if not (found := reading("", like)["type"](text)):
+            raise argparse.ArgumentTypeError("a list with nothing in it; give numbers with commas between")
+        return tuple(found)
+    return read
+
+
+whole_numbers, numbers = several((1,)), several((1.0,))
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -522,8 +518,8 @@ def evaluate(given: argparse.Namespace) -> None:
     print(f"{title}\n\n{table(found['head'], found['rows'])}\n")
     write_text(out / f"{given.task}.json", json.dumps(kept, indent=1))
     draw = found.get("draw", lambda *where: draw_lines(found, *where))
-    tried(lambda: draw(title, out / f"{given.task}.png"))
-    print(f"written to {out / given.task}.json and .png")
+    drawn = tried(lambda: draw(title, out / f"{given.task}.png"))
+    print(f"written to {out / given.task}.json{' and .png' * drawn}")
 
 
 def opened(given: argparse.Namespace) -> tuple[Hope, Path]:

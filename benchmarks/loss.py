@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 CLAIM = ROOT / "docs" / "claims" / "clock.json"
 OURS, THEIRS = "Transformer", "Transformer, PyTorch"
-COLOURS = {"Hope": "#1f5fa8", "gated delta": "#3a8f4d", OURS: "#d1731f", THEIRS: "#7a7a7a"}
+COLOURS = {"Hope": "#1f5fa8", "gated delta": "#3a8f4d", OURS: "#d1731f", THEIRS: "#7a7a7a", "plain Titans": "#8a4fa3",
+           "delta": "#2aa198", "retention": "#b58900", "Hope-Attention": "#c23b5e"}
 
 
 def run(options: Options) -> Result:

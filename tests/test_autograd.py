@@ -1121,6 +1121,11 @@ def test_an_index_is_what_it_was_when_it_was_used():
         total = total + table[rows].sum() + ag.scatter(table[0], index=(rows[:1], ), shape=(3, 2)).sum()
     total.backward()
     np.testing.assert_array_equal(table.grad, [[5, 5], [2, 2], [2, 2]])
+    mask, x = np.array([True, False]), leaf(np.ones(2))
+    z = ag.where(mask, x, 0.0) + x[mask,] + x[[[0, 1]],].sum(axis=0)
+    mask[:] = ~mask
+    z.sum().backward()
+    np.testing.assert_array_equal(x.grad, [4, 1])
 
 
 def test_a_tensor_that_is_told_later_to_require_gradients_is_a_leaf_like_any_other():

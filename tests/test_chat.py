@@ -589,18 +589,20 @@ def test_a_terminal_that_is_closed_at_the_prompt_takes_nothing_with_it(run, tmp_
         terminal.until(b"learning on")
         terminal.until(b"> ")
         time.sleep(0.2)  # it waits for a line
-        os.close(terminal.master)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, terminal.master)  # and so it is closed
+        os.close(nothing)
         assert terminal.process.wait(60) in (0, 1, 128 + signal.SIGHUP)
-        terminal.master = os.open(os.devnull, os.O_RDONLY)  # to be closed
     assert [name for _, name in saved_in(tmp_path / "chat", run.fingerprint)] == ["unsaved"]
 
 
 def test_learning_that_cannot_be_kept_is_said_when_it_begins(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/learn on\n/quit\n")))
-    chat.main([str(run.folder), "--session-folder", str(tmp_path / "file" / "chat")])
-    said = capsys.readouterr()
-    assert f"{tmp_path / 'file'} is a file; choose another --session-folder" in said.out + said.err
+    for lines, flags in ((b"/learn on\n/quit\n", []), (b"/quit\n", ["--learn"])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        chat.main([str(run.folder), "--session-folder", str(tmp_path / "file" / "chat"), *flags])
+        said = capsys.readouterr()
+        assert f"{tmp_path / 'file'} is a file; choose another --session-folder" in said.out + said.err
 
 
 def test_without_an_input_there_is_nothing_to_answer(run):

@@ -108,6 +108,7 @@ def test_a_run_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
     assert About.of(out).steps == 8 and (out / "sample.txt").read_text(encoding="utf-8") == "step 8: c ▶ d\n\n"
     for name in ("sample.txt", "log.jsonl"):  # of a run that was stopped early
         (run / name).unlink()
+    assert demonstration.main(["--run", str(run), "--out", str(run)]) == 2 and (run / "config.json").exists()
     (out / "vocabulary.json").touch()  # of a run with tokens of its own that was here before
     (run / "config.json").rename(tmp_path / "config.json")
     assert demonstration.main(["--run", str(run), "--out", str(out)]) == 2  # nothing is replaced

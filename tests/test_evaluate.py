@@ -244,6 +244,9 @@ def test_multiple_choice_takes_the_likelier_choice(run, tmp_path):
     (("claims", "recal"), "did you mean 'recall'"),
     (("claims", "--quick"), "--out"),
     (("claims", "recall", "--out", f"{__file__}/below"), "is a file; choose another --out"),
+    (("recall", "--pairs", ""), "a list with nothing in it"),
+    (("languages", "--lengths", "x"), "is no list of whole numbers"),
+    (("forgetting", "--chunks", ""), "a list with nothing in it"),
     (("recall", "--pairs", "2,700"), "700 pairs need as many names"),
     (("needle", "--contexts", "64"), "needs a context of"),
     (("languages", "--lengths", "32,2"), "words of 2 symbols"),
@@ -266,8 +269,8 @@ def test_shards_are_no_texts(run, tmp_path, capsys):
 
 def test_needles_are_asked_in_contexts_that_hold_them(run, tmp_path):
     assert asked(run, tmp_path, "needle", "--samples", 1, "--batch", 1) == 0
-    sizes = [row for row in json.loads((tmp_path / "needle.json").read_text(encoding="utf-8"))["results"]["single"]]
-    assert len(sizes) == 4
+    found = json.loads((tmp_path / "needle.json").read_text(encoding="utf-8"))["results"]
+    assert [len(scores) for scores in found.values()] == [4, 4, 4]
 
 
 def test_a_rate_at_which_predictions_are_no_numbers_is_said(run, tmp_path, capsys):
@@ -283,15 +286,18 @@ def test_a_picture_that_cannot_be_drawn_costs_no_numbers(run, tmp_path, capsys, 
     monkeypatch.setattr(evaluate, "draw_lines", broken)
     assert asked(run, tmp_path, "passkey", "--samples", 1, "--batch", 1) == 0
     said = capsys.readouterr().out
-    assert "no pictures: ImportError: no backend" in said and "context" in said and (tmp_path / "passkey.json").exists()
+    assert "no pictures: ImportError: no backend" in said and "context" in said and "and .png" not in said
+    assert (tmp_path / "passkey.json").exists()
 
 
-def test_tasks_of_one_name_keep_apart(run, tmp_path):
+def test_tasks_of_one_name_keep_apart(run, tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "text.txt").write_text(f"{folder} word " * 200, encoding="utf-8")
     files = [tmp_path / folder / "text.txt" for folder in ("a", "b")]
     assert asked(run, tmp_path, "forgetting", "--steps", 1, "--batch", 2, "--tasks", *files) == 0
+    said = capsys.readouterr().out
+    assert all(f"after {file}" in said for file in files)
 
 
 def test_where_nothing_can_be_written_is_said_before_anything_is_measured(run, tmp_path, monkeypatch, capsys):

@@ -325,6 +325,19 @@ def test_momentum_in_chunks_is_momentum_token_by_token(T):
         assert close(a, b)
 
 
+def test_momentum_with_a_retention_of_exactly_nothing_is_the_definition():
+    inputs = momentum_inputs(70)
+    for gate in (4, 7):
+        inputs[gate][..., [0, 5, 66, 69]] = -np.inf
+    found = {}
+    for form in ("recurrent", "chunked"):
+        leaves = [Tensor(x, requires_grad=True) for x in inputs]
+        out = momentum_rule(*leaves, form=form)
+        found[form] = [z.data for z in out] + [g.data for g in grad(list(out), leaves, [Tensor(z.data) for z in out])]
+    for a, b in zip(*found.values(), strict=True):
+        assert np.all(np.isfinite(a)) and close(a, b, 1e-8)
+
+
 def test_derivatives_of_momentum_agree_with_finite_differences():
     check_grad(lambda *xs: momentum_rule(*xs), *momentum_inputs(3, (1,), 2, 2), order=2)
 

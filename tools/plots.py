@@ -30,13 +30,15 @@ def canvas(title: str, *heights: float, **edges: float) -> tuple[Any, Any]:
     return figure, panels
 
 
-def tried(*pictures: Callable[[], None]) -> None:
+def tried(*pictures: Callable[[], None]) -> bool:
     """Draw pictures, or say in a line why there are none: that is no reason to lose anything else."""
     try:
         for draw in pictures:
             draw()
     except Exception as error:  # a Matplotlib that is broken, set up for a notebook, or not there raises anything
         print(f"no pictures: {type(error).__name__}: {error}".splitlines()[0])
+        return False
+    return True
 
 
 def draw_loss(folder: Path, title: str, found: dict[str, float]) -> None:

@@ -130,12 +130,12 @@ def draw(name: str, paper: str, found: dict[str, Any], path: Path) -> None:
     label, xs = found["x"]
     for i, (series, scores) in enumerate(found["lines"].items()):
         mean, half = np.array([interval(column) for column in scores.T]).T
-        colour, marker = COLOURS[i % len(COLOURS)], "os"[i // len(COLOURS)]
+        colour, (marker, line) = COLOURS[i % len(COLOURS)], (("o", "-"), ("s", "--"))[i // len(COLOURS)]
         if len(xs) == 1:
             panel.errorbar([i], mean, half, fmt="o", capsize=4, color=colour)
         else:
             shift = (i - len(found["lines"]) / 2) * 0.02 * (xs[-1] - xs[0]) / len(xs)
-            panel.errorbar(np.array(xs) + shift, mean, half, fmt=marker if "ticks" in found else marker + "-",
+            panel.errorbar(np.array(xs) + shift, mean, half, fmt=marker if "ticks" in found else marker + line,
                            capsize=3, markersize=4, color=colour, label=series)
     if len(xs) == 1:
         names = [series.replace(" ", "\n", 1) for series in found["lines"]]

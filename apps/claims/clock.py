@@ -3,9 +3,11 @@
 All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
 many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
 takes nothing from anyone, nor does what is measured on the way. The rate is the best of a sweep over half the time.
-Hope has nano's chain of three levels, the others one level; the Transformer no short filter, as in the paper. What are
-Hope's writes worth at the end? And is it the time of a step by which it loses? It learns once more, for as many steps
-as gated delta. Three seeds. (Almost four hours of a core.)
+Hope and Hope-Attention have nano's chain of three levels, the others one level; the Transformer has no short filter, as
+in the paper. What are Hope's writes worth at the end? By what does it lose to plain Titans, which write one memory a
+head in place of five? It learns once more for as many steps as gated delta, and once with one level, for as many as
+plain Titans: in equal steps it is below gated delta and level with plain Titans, so it is the time of a step. Three
+seeds. (Five hours of a core.)
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ HELD_OUT = 4  # batches of 16 segments of held-out text
 
 def models(nano: Config) -> dict[str, Config]:
     """What is compared, of one size."""
-    others = {"gated delta": "gated", "Transformer": "attention"}
-    return {"Hope": nano} | {name: equal(replace(nano, mixer=mixer, chunks=(1,)), count(nano))
-                             for name, mixer in others.items()}
+    mixers = {"gated delta": "gated", "Transformer": "attention", "plain Titans": "plain-titans", "delta": "delta",
+              "retention": "retention"}
+    others = {name: replace(nano, mixer=mixer, chunks=(1,)) for name, mixer in mixers.items()}
+    others["Hope-Attention"] = replace(nano, mixer="attention")
+    return {"Hope": nano} | {name: equal(other, count(nano)) for name, other in others.items()}
 
 
 def as_nano(study: Study, config: Config, rate: float, seed: int, steps: int, watch: Any = None) -> Hope:
@@ -71,22 +75,27 @@ def measure(study: Study) -> dict[str, Any]:
         study.sweep(name, RATES, lambda rate, seed, name=name: -bits_per_byte(  # type: ignore[misc]
             as_nano(study, configs[name], rate, seed, max(2, steps[name] // 2)), HELD_OUT))
 
-    def after(name: str, steps: int, marks: int = marks) -> np.ndarray:
+    def after(name: str, steps: int, marks: int, **changed: Any) -> np.ndarray:
         """(seeds,points), at the best rate."""
+        config = equal(replace(configs[name], **changed), count(configs[name]))
         return np.array(list(study.each(lambda seed: learned(
-            study, configs[name], study.best[name], seed, steps, marks), range(study.seeds))))
-    found = {name: after(name, steps[name]) for name in configs}
+            study, config, study.best[name], seed, steps, marks), range(study.seeds))))
+    found = {name: after(name, steps[name], marks) for name in configs}
     lines = {name: bits[:, :marks] for name, bits in found.items()}
     last, off = {name: bits[:, -1] for name, bits in lines.items()}, found["Hope"][:, -1]
-    longer = after("Hope", steps["gated delta"], marks=1)[:, 0]
+    longer = after("Hope", steps["gated delta"], 1)[:, 0]
+    flat = after("Hope", steps["plain Titans"], 1, chunks=(1,))[:, 0]
 
-    def below(hope: np.ndarray) -> dict[str, str]:
-        return {f"Hope below {name}": verdict(bits - hope) for name, bits in last.items() if name != "Hope"}
+    def below(hope: np.ndarray, *names: str) -> dict[str, str]:
+        return {f"Hope below {name}": verdict(last[name] - hope) for name in names}
     return {"x": ("minutes of a core", MINUTES), "y": "bits per byte of held-out text", "lines": lines, "steps": steps,
             "milliseconds per step": {name: round(1000 * spent) for name, spent in seconds.items()},
             "cause": {"the writes of Hope are off": {"kept": {"Hope": interval(off)},
                                                      "Hope below that": verdict(off - last["Hope"])},
-                      "Hope takes as many steps as gated delta": {"kept": {"Hope": interval(longer)}, **below(longer)}},
-            "holds": "; ".join(f"{what}: {it}" for what, it in below(last["Hope"]).items()),
+                      "Hope takes as many steps as gated delta": {
+                          "kept": {"Hope": interval(longer)}, **below(longer, "gated delta")},
+                      "Hope has one level, and takes as many steps as plain Titans": {
+                          "kept": {"Hope": interval(flat)}, **below(flat, "plain Titans")}},
+            "holds": "; ".join(f"{what}: {it}" for what, it in below(last["Hope"], *list(last)[1:]).items()),
             "here": f"bits per byte after {MINUTES[-1]} minutes of a core: " + ", ".join(
                 f"{name} {said(interval(bits), 3)} ({steps[name]} steps)" for name, bits in last.items())}

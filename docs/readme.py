@@ -64,7 +64,7 @@ LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a 
     "reading": ("", ("all levels", "off"), (0,), -1),
     "writes": ("", ("through writes", "stopped"), (0,), -1),
     "optimisers": ("", ("M3, f = 128", "Muon"), (0,), -1),
-    "context": ("", ("Hope", "attention, window"), (5,), 1),
+    "context": ("", ("Hope", "plain Titans"), (5,), 1),
     "variants": ("", ("sequential", "one level"), (0,), -1),
 }
 

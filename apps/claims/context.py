@@ -6,9 +6,9 @@ always tells the last place is right in 0.30. Words are tokens; bytes are those 
 models are those of the claim on needles, trained in the same way. Each reads on segment by segment, four texts side by
 side, its state carried on; attention over everything is asked up to 8,192 words, as its time grows with the square.
 Beside it stand the processor's time per word and the size of the state, at the longest text over the shortest. Up to
-8,192 words a seed has 64 answers, beyond them 16. Little is shown, for seeds differ: after 500 steps one of Hope's
-three knows most facts, at a million bytes as at two thousand; the others, and all of Titans', know hardly more in short
-texts than who always tells the last place.
+8,192 words a seed has 64 answers, beyond them 16. Five seeds. What they learned in texts of up to 512 words, Hope's
+models still know at a million bytes; plain Titans, as sure in short texts, then tell a third of the places wrongly, and
+attention is lost long before.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A stream deals out a meaning to every word, group by group, anew every time. A s
 random order, each before its meaning, and is one tick of the levels' clocks. A small byte Transformer with a window of
 two segments, whose filters start half on the byte before, learns to read such streams. Then its MLPs are placed in
 levels, one a block (`spread`), and it learns on, now with moves in the context and the gradient going through them: it
-is asked for every group again at the end, long after the window has left it. ICL learns on as long, its MLPs static.
+is asked for every group again at the end, long after the window has left it. ICL learns on, too, its MLPs static: for
+as many steps, unless a claim gives it more.
 
 What a level gathers is the gradient of the loss of the meanings alone (of all bytes, if told so).
 
@@ -106,9 +107,12 @@ def answers(tokens: Tokens, words: int, everything: bool) -> Tokens:
 
 
 def learned(study: Study, family: Family, model: Hope, rate: float, seed: int, steps: int, everything: bool = False,
-            asked: bool = True) -> Hope:
-    """The model, trained on streams; with `asked` off, nothing is asked at their end."""
-    rng, words = np.random.default_rng([seed, 1 + moving(model)]), family.groups * family.words
+            asked: bool = True, before: bool = False) -> Hope:
+    """The model, trained on streams; with `asked` off, nothing is asked at their end.
+
+    All models of a seed read the same streams in the same order, and others `before` their levels are placed.
+    """
+    rng, words = np.random.default_rng([seed, 1 if before else 2]), family.groups * family.words
     span = model.config.segment
 
     def draw() -> tuple[Tokens, Tokens]:
@@ -135,7 +139,7 @@ def learned(study: Study, family: Family, model: Hope, rate: float, seed: int, s
 
 def pretrained(study: Study, family: Family, steps: int) -> dict[int, Hope]:
     """For every seed, that of the sweeps too, a model that has learned to read streams, its MLPs static."""
-    return {seed: learned(study, family, looking_back(family.config, seed), 3e-3, seed, study.steps(steps))
+    return {seed: learned(study, family, looking_back(family.config, seed), 3e-3, seed, study.steps(steps), before=True)
             for seed in (SWEEP, *range(study.seeds))}
 
 

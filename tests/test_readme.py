@@ -31,6 +31,8 @@ SHORTENED = {  # as the pages have it → what runs here; all other commands run
     "python -m apps.chat": "python -m apps.chat --help",  # they wait for a person, and for other packages
     "pip install -r apps/requirements.txt": "",
     "python -m apps.serve": "",
+    "lm_eval --model local-completions --tasks piqa --model_args model=RUN,base_url=http://127.0.0.1:8000/v1/completions,"
+    "tokenizer_backend=remote,tokenized_requests=True": "",  # the tests of the server ask by it
     "python -m apps.demonstration": "python -m apps.demonstration --help",
     "python -m apps.evaluate optimisers --preset tiny --optimizers adamw muon --rates 0.003,0.01,0.03,0.1 --seeds 3":
         "python -m apps.evaluate optimisers --preset tiny --optimizers adamw muon --rates 0.003 --seeds 1 --steps 2",

@@ -115,8 +115,7 @@ class Tensor:
         plain = not hasattr(data, "dtype")
         if plain or isinstance(data, np.generic):
             data = np.asarray(data)
-        if (own := data.dtype).kind not in "fiub":
-            raise TypeError(f"a tensor holds real numbers, not {own}")
+        own = _real(data.dtype)
         if dtype is None:
             dtype = np.float32 if plain and own == np.float64 else None if own.isnative else own.newbyteorder("=")
         if dtype is not None:

@@ -58,33 +58,24 @@ def test_a_lesson_saves_it_bits_with_learning_on_and_not_without(demo):
                                                                                         np.mean(off[half:]))
 
 
-def test_what_was_trained_until_it_was_stopped_is_not_lost(monkeypatch, capsys):
-    def stopped(arguments):
-        folder = Path(arguments[-1])
-        folder.mkdir()
-        (folder / "checkpoint.npz").touch()
-        return 130
-    monkeypatch.setattr(train, "main", stopped)
-    assert demonstration.main([]) == 130
-    run = Path(capsys.readouterr().out.removeprefix("and then: python -m apps.demonstration --run ").strip())
-    assert (run / "checkpoint.npz").exists()
-    shutil.rmtree(run.parent)
-
-
-def test_what_was_trained_is_not_lost_where_it_cannot_be_kept(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("code", [130, 0])
+def test_what_was_trained_is_not_lost_where_it_was_stopped_or_cannot_be_kept(monkeypatch, tmp_path, capsys, code):
     def trained(arguments):
         folder = Path(arguments[-1])
         folder.mkdir()
-        (folder / "checkpoint.npz").touch()
-        return 0
+        (folder / "checkpoint.npz").touch()  # which is none, and so is not kept
+        return code
     monkeypatch.setattr(train, "main", trained)
-    assert demonstration.main(["--out", str(tmp_path / "demo")]) == 2  # what was trained is no checkpoint
+    assert demonstration.main(["--out", str(tmp_path / "demo")]) == (code or 2)
     run = Path(capsys.readouterr().out.removeprefix("and then: python -m apps.demonstration --run ").strip())
     assert (run / "checkpoint.npz").exists()
     shutil.rmtree(run.parent)
+
+
+def test_where_nothing_can_be_kept_is_said_before_anything_is_trained(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(train, "main", None)
-    assert demonstration.main(["--out", str(tmp_path / "file")]) == 2  # said before anything is trained
+    assert demonstration.main(["--out", str(tmp_path / "file")]) == 2
     assert "is a file; choose another --out" in capsys.readouterr().err
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from config import Config
 from hope import make_mixer
-
-
-def writes(name: str) -> bool:
-    """Whether it is a memory of Titans: their writes alone can be taken as constants (`through_writes`)."""
-    return name == "main memory" or name.startswith("what makes")
+from titans import SelfModifyingTitans
 
 
 def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, int]]:
@@ -20,8 +16,10 @@ def timetable(config: Config, step_tokens: int) -> list[tuple[str, int, float, i
     """
     window, in_context = config.segment, config.in_context
     tick = window // config.ticks if in_context else step_tokens
-    rows = [(name, chunk, window if config.through_writes or not writes(name) else 1)
-            for name, chunk in make_mixer(None, config).clocks.items()]
+    mixer = make_mixer(None, config)
+    stopped = {name for part in getattr(mixer, "mixers", [mixer])  # only Titans can take their writes as constants
+               if isinstance(part, SelfModifyingTitans) and not config.through_writes for name in part.clocks}
+    rows = [(name, chunk, 1 if name in stopped else window) for name, chunk in mixer.clocks.items()]
     rows += [(f"level {n + 1}, chunk size {chunk}", chunk * tick, window if in_context and chunk < config.ticks else 1)
              for n, chunk in enumerate(config.chunks)]
     if in_context:

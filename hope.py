@@ -267,6 +267,8 @@ class Hope(Module):
         """
         if len(prompt) == 0:
             raise ValueError("the prompt is empty; give at least one token to continue from")
+        if count < 0 or not temperature >= 0:
+            raise ValueError(f"{count} tokens at temperature {temperature}; neither can be less than 0")
         rng, state = np.random.default_rng(seed), state or State.start(self.config)
         tokens = np.asarray(prompt)[None]
         for _ in range(count):

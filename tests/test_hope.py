@@ -528,7 +528,7 @@ def test_top_k_of_one_is_the_likeliest_whatever_the_temperature():
     assert written(model, [1], top_p=1e-9, temperature=5.0) == written(model, [1], temperature=0)
 
 
-def test_generation_stops_after_a_stop_token_and_refuses_an_empty_prompt():
+def test_generation_stops_after_a_stop_token_and_refuses_what_it_cannot_mean():
     model = model_of(small())
     whole = written(model, [1], seed=0)
     stop = whole[4]
@@ -536,6 +536,9 @@ def test_generation_stops_after_a_stop_token_and_refuses_an_empty_prompt():
     assert written(model, [1], 0) == []
     with pytest.raises(ValueError, match="prompt is empty"):
         written(model, [])
+    for tokens, how in ((-1, {}), (4, {"temperature": -0.5}), (4, {"temperature": float("nan")})):
+        with pytest.raises(ValueError, match="neither can be less than 0"):
+            written(model, [1], tokens, **how)
 
 
 def test_generation_is_lazy_and_records_nothing_outside_itself():

@@ -63,7 +63,7 @@ LINES: dict[str, tuple[str, tuple[str, str], tuple[int, ...], int]] = {  # of a 
     "needles": ("100, 79.8", ("Hope", "attention"), (2,), 1),
     "reading": ("", ("all levels", "off"), (0,), -1),
     "writes": ("", ("through writes", "stopped"), (0,), -1),
-    "optimisers": ("", ("M3, f = 128", "Muon"), (0,), -1),
+    "optimisers": ("", ("M3, f = 8", "Muon"), (0,), -1),
     "context": ("", ("Hope", "plain Titans"), (5,), 1),
     "variants": ("", ("sequential", "one level"), (0,), -1),
 }

@@ -2,11 +2,11 @@
 
 Patches of 2 × 2, two blocks of width 32, batches of 32. Every image is shifted by up to a pixel and has noise added
 each time it is seen, so that 1,437 digits do not end; 360 others are the test. All matrices between the first and the
-last layer go by the rule asked about, the rest by AdamW; the rates of both are swept together, over a third of the
-steps. M3 is Muon with a slow memory of gradients, moved every f steps, and with V [A 75]; AdaMuon (Si et al. 2025) is
-Muon with V and no slow memory. Time per step is the processor's, and stands beside the losses. Three seeds. Judged is
-M3 with the f that was best in the sweeps, where the three hardly differ; over all steps f = 8 is nearest to Muon. The
-readings take one part away from it, at the same rate: without the slow memory it is better, without V it is worse.
+last layer go by the rule asked about, the rest by AdamW; the rates of both are swept together, over all steps. M3
+is Muon with a slow memory of gradients, moved every f steps, and with V [A 75]; AdaMuon (Si et al. 2025) is Muon with V
+and no slow memory. Time per step is the processor's, and stands beside the losses. Three seeds. Judged is M3 with the f
+that was best in the sweeps, f = 8, which is nearest to Muon; the longer f, the higher the loss. The readings take one
+part away from it, at the same rate: without the slow memory nothing changes, without V it is worse.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def measure(study: Study) -> dict[str, Any]:
         study.bar.set_postfix_str(name)
 
         def lowered(rate: float, seed: int, rule: type[Optimizer] = rule, options: Any = options) -> float:
-            return -trained(study, rule, rate, seed, max(2, steps // 3), **options)[0]
+            return -trained(study, rule, rate, seed, steps, **options)[0]
         rate = study.sweep(name, (3e-3, 1e-2, 3e-2) if rule is AdamW else (1e-2, 3e-2, 1e-1), lowered)
         found[name] = measured(rule, rate, options)
     best = min(slow, key=lambda name: -max(study.sweeps[name].values()))  # by the seed of the sweeps

@@ -31,14 +31,13 @@ COLOURS = {"Hope": "#1f5fa8", "gated delta": "#3a8f4d", OURS: "#d1731f", THEIRS:
 
 def run(options: Options) -> Result:
     """Bits per byte after so many minutes, and a picture."""
-    from apps.claims.clock import BATCH, HELD_OUT, TRAINING, models
+    from apps.claims.clock import BATCH, HELD_OUT, NANO, TRAINING, models
     from apps.claims.study import corpus, verdict
     from apps.evaluate import text_batches
-    from config import PRESETS
     from data import fixed
 
     claim, others = json.loads(CLAIM.read_text(encoding="utf-8")), Others()
-    nano = replace(PRESETS["nano"][0], **SMALL) if options.small else PRESETS["nano"][0]
+    nano = replace(NANO, **SMALL) if options.small else NANO
     config, (text, held_out), minutes = models(nano)[OURS], corpus(), claim["x"][1]
     bits = {name: np.array(scores) for name, scores in claim["scores"].items()}
     rates = {name: float(max(tried, key=tried.__getitem__)) for name, tried in claim["sweep"].items()}

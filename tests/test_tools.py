@@ -64,7 +64,7 @@ def test_every_flag_is_explained_with_the_default_of_the_preset_that_runs(capsys
     shown = " ".join(shown_help(capsys).split())
     for name in command.DEFAULTS:
         assert f"{command.FLAGS[name]} " in shown
-    assert "B, segments read side by side [4]" in shown and "D, the length of the vector" in shown
+    assert "B, segments read side by side [8]" in shown and "D, the length of the vector" in shown
     assert "learning rate after the warm-up [0.05]" in shown and "steps of the optimiser [500]" in shown  # of nano
     shown = " ".join(shown_help(capsys, "--preset", "tiny").split())
     assert "learning rate after the warm-up [0.002]" in shown and "steps of the optimiser [20]" in shown

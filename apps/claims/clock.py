@@ -1,14 +1,16 @@
 """Ten minutes of one core, for the preset nano and for others of its size: who takes the fewest bits per byte then?
 
-All learn as nano does: four segments of 512 bytes a step, by Muon, the rate falling as a cosine to the last step. How
-many steps fit into the time is measured before, all models in turns and in processor time, so that what else runs
-takes nothing from anyone, nor does what is measured on the way. The rate is the best of a sweep over just as many
-steps. (By one over half of them 0.05 is nearly everyone's; for the Transformer that costs 0.05 bits in the end. The
-rates of delta and retention are still from there.) Hope and Hope-Attention have nano's chain of three levels, the
-others one level; the Transformer has no short filter, as in the paper. What are Hope's writes worth at the end? By what
-does it lose? It learns once more for as many steps as gated delta (the Transformer takes two more), and once with one
-level, for as many as plain Titans, which write one memory a head in place of five. In equal steps three seeds tell it
-from none of them: it is the time of a step. Three seeds. (Eight hours of a core.)
+All learn as nano does, by Muon, the rate falling as a cosine to the last step, but read four segments of 512 bytes a
+step, as nano did when this was measured. (It reads eight of 256 now. By these Hope and the Transformer both gain 0.05
+bits: benchmarks/README.md, under loss.) How many steps fit into the time is measured before, all models in turns and in
+processor time, so that what else runs takes nothing from anyone, nor does what is measured on the way. The steps are
+those of a slow machine; milliseconds per step are in the file. The rate is the best of a sweep over just as many steps.
+(By one over half of them 0.05 is nearly everyone's; for the Transformer that costs 0.05 bits in the end. The rates of
+delta and retention are still from there.) Hope and Hope-Attention have nano's chain of three levels, the others one
+level; the Transformer has no short filter, as in the paper. What are Hope's writes worth at the end? By what does it
+lose? It learns once more for as many steps as gated delta (the Transformer takes two more), and once with one level,
+for as many as plain Titans, which write one memory a head in place of five. In equal steps three seeds tell it from
+none of them: it is the time of a step. Three seeds. (Eight hours of a core.)
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from hope import Hope, count
 PAPER = "nothing of the kind: the models of Table 2 are compared after equal tokens"
 LONG = True  # more than ten minutes of a core
 MINUTES, RATES, BATCH = (2, 4, 6, 8, 10), (1.25e-2, 2.5e-2, 5e-2), 4
-NANO, TRAINING = PRESETS["nano"]
+NANO, TRAINING = replace(PRESETS["nano"][0], segment=512), PRESETS["nano"][1]
 SMALL: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "segment": 64, "hidden": 32}  # to see that it runs
 HELD_OUT = 4  # batches of 16 segments of held-out text
 

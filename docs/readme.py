@@ -1,7 +1,8 @@
 """What of README.md and the pages in docs/ does code know better?  This writes those parts, each between its markers.
 
     python docs/readme.py             formulas, files and their lengths, settings, optimisers, claims, clocks
-    python docs/readme.py runs/NAME   and what a finished run of `tiny` or `nano` took and reached, with its pictures
+    python docs/readme.py runs/NAME   and what a finished run of `tiny` or `nano` took and reached, with its pictures,
+                                      and how it read on, if apps.evaluate wrote that to a folder in it (--out)
 
 What runs took and reached is kept in docs/runs.json.
 """
@@ -202,7 +203,10 @@ def reached(folder: Path) -> dict[str, Any]:
             "validation bytes": ends[-1]["bytes"],
             "validation": {name: round(bits, 3) for name, bits in ends[-1]["validation_bits_per_byte"].items()},
             "moves": Counter(str(chunk) for x in steps for chunk in x["fired"]),
-            "sample": "step " + sample.removeprefix("step ")}
+            "sample": "step " + sample.removeprefix("step "),
+            "reading on": {learn: {"all": round(found["bits per byte"], 3)} | {
+                p: round(bits, 3) for p, bits in found["by position"].items() if config.segment <= int(p) < 65536}
+                for file in folder.glob("*/text.json") for learn, found in read_json(file)["results"].items()}}
 
 
 def kept(name: str) -> dict[str, Any]:
@@ -231,7 +235,22 @@ def nano() -> str:
             f"(elsewhere {wide:.0f}, with AVX2 alone {narrow:.0f}): "
             f"{run['parameters']:,} parameters, {run['bytes read']:,} bytes read, then "
             f"{run['validation']['this run']:.3f} bits per byte on unseen text\n({beside}). It writes "
-            f"(▶: the model goes on):\n\n```text\n{first}\n…\n```")
+            f"(▶: the model goes on):\n\n```text\n{first}\n…\n```{learning(run)}")
+
+
+def learning(run: dict[str, Any]) -> str:
+    """What it gains when its levels go on learning, in a sentence; nothing where that was not asked."""
+    read = run["reading on"]
+    return (f"\n\nRead on, its levels learning, unseen text costs {read['all']['all']:.2f} bits per byte, without "
+            f"{read['off']['all']:.2f}." if {"off", "all"} <= set(read) else "")
+
+
+def reading() -> str:
+    """Bits per byte by position: everything forgotten after a segment, memories carried on, levels learning, too."""
+    read = {learn: kept("nano")["reading on"][learn] for learn in ("off", "memory", "all")}
+    rows = [(p if p == "all" else f"{(int(p) + 1) // 2:,} to {int(p):,}", *(f"{bits[p]:.3f}" for bits in read.values()))
+            for p in sorted(read["off"], key=lambda p: (p == "all", len(p), p))]
+    return table(" · ".join(["position", *(f"`--learn {learn}`" for learn in read)]), rows)
 
 
 def run(name: str = "nano") -> str:
@@ -254,7 +273,7 @@ def run(name: str = "nano") -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {  # page → its parts
     "README.md": {"formulas": formulas, "tiny": tiny, "nano": nano, "files": files, "claims": claims},
-    "docs/nano.md": {"run": run},
+    "docs/nano.md": {"run": run, "reading": reading},
     "docs/clocks.md": {"clocks": clocks},
     "docs/settings.md": {"presets": presets},
     "docs/ladder.md": {"ladder": ladder, "trained": trained},

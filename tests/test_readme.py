@@ -1,6 +1,7 @@
 """Whoever types what README.md and the pages in docs/ say gets what they say: commands run, tables are up to date."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -165,11 +166,21 @@ def test_the_numbers_and_pictures_of_a_run_find_their_way_into_the_pages(generat
     (tmp_path / "docs" / "runs.json").write_text("{}", encoding="utf-8")
     generator.keep(tmp_path / "run")
     page, short = generator.run(), generator.nano()
-    for words in ("--preset nano --width 32 --layers 2 ", "seconds**", " parameters, 512 bytes read", "| 2 |", "gzip",
+    for words in ("--preset nano --width 32 --layers 2 ", "seconds**", " parameters, 1,024 bytes read", "| 2 |", "gzip",
                   "with chunk size 1 moved 2 times", "step 2: "):
         assert words in page
-    assert "512 bytes read" in short and "step 2: " in short
+    assert "1,024 bytes read" in short and "step 2: " in short
+    assert "Read on" not in short
     assert {path.name for path in (tmp_path / "docs").iterdir()} == {*generator.PICTURES, "runs.json"}
+    for learn, bits in (("memory", 1.75), ("all", 1.5)):
+        (tmp_path / "run" / learn).mkdir()
+        (tmp_path / "run" / learn / "text.json").write_text(json.dumps({"results": {
+            name: {"bits per byte": less, "by position": {"31": 9.0, "511": less, "1023": less}}
+            for name, less in (("off", 2.0), (learn, bits))}}), encoding="utf-8")
+    generator.keep(tmp_path / "run")
+    assert "learning, unseen text costs 1.50 bits per byte, without 2.00." in generator.nano()
+    assert generator.reading().splitlines()[2:] == [
+        f"| {place} | 2.000 | 1.750 | 1.500 |" for place in ("256 to 511", "512 to 1,023", "all")]
 
 
 def test_a_folder_that_is_no_run_is_one_line(generator, tmp_path):

@@ -11,7 +11,8 @@ over all languages. (An hour of a core.) Parity Hope learns in four seeds of fiv
 then knows words of 80; in twice as many steps it learns it in all five. In aⁿbⁿ a symbol is only counted. There the
 LSTM alone goes on beyond what it was trained on, where the paper has 100% for all: a write that erases what stands
 along its key, as those of Hope, DGD and delta do, is bad at counting. The reading below has it erase nothing: linear
-attention, which adds, knows words of 80.
+attention, which adds, knows words of 80. (To start with an η of 0.03 in place of 0.3 does not help Hope: it knows 0.36
+of the words of 40 in three seeds, 0.32 without that, and none of 80.)
 """
 
 from __future__ import annotations

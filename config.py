@@ -318,16 +318,14 @@ RATES = {"sgd": 0.01, "momentum": 0.01, "adagrad": 0.003, "adamw": 0.003, "preco
          "delta_momentum": 0.01, "deep_momentum": 0.01, "higher_order": 0.01, "nonlinear": 0.01, "muon": 0.1, "m3": 0.1,
          "dgd": 0.003, "multi_timescale": 0.003}
 
+NANO = Training(steps=500, batch=8, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)
 PRESETS = {
     "tiny": (Config(width=32, layers=2, heads=2, segment=64, hidden=32, memory_chunk=32, projection_chunk=32),
              Training(steps=20, warmup=2, validation=4, sample_every=10, sample_tokens=40, checkpoint_every=10)),
-    "nano": (Config(segment=256, eta_start=0.02, memory_hidden=16),
-             Training(steps=500, batch=8, optimizer="muon", lr=0.05, options=("accumulate=gradients",), validation=32)),
+    "nano": (Config(segment=256, eta_start=0.02, memory_hidden=16), NANO),
     # nano's width and depth; of its memories the printed side of every setting, as wide as a head
     "paper-nano": (Config(segment=256, adaptive=MEMORIES, step="printed", momentum=True, retention="zero",
-                          reads="chunk", projection_chunk=16, eta_max=0.1, eta_start=0.01),
-                   Training(steps=500, batch=8, optimizer="muon", lr=0.05, options=("accumulate=gradients",),
-                            validation=32)),
+                          reads="chunk", projection_chunk=16, eta_max=0.1, eta_start=0.01), NANO),
     "balanced": (Config(layers=12), Training(steps=5000, warmup=200, batch=8)),
     "deep": (Config(width=384, layers=32, heads=6, segment=768, hidden=768),
              Training(steps=20000, warmup=1000, batch=8, lr=1e-3)),

@@ -42,6 +42,7 @@ from tools.timetable import timetable  # noqa: E402
 ORDER = ("config", "autograd", "functions", "kernels", "layers", "optimizers", "memory", "titans", "mixers", "cms",
          "state", "decode", "hope", "data", "shards", "train")
 PICTURES = ("loss.png", "levels.png")  # of nano
+LIMIT = 65536  # bytes that it reads on for docs/nano.md
 FORMULAS: dict[str, dict[str, tuple[str, ...]]] = {  # what the block does: equations, and where each is computed
     "the memories are read": {"A 83": ("titans.py::SelfModifyingTitans.chunk",)},
     "and written at every token, each with a target of its own": {
@@ -204,9 +205,14 @@ def reached(folder: Path) -> dict[str, Any]:
             "validation": {name: round(bits, 3) for name, bits in ends[-1]["validation_bits_per_byte"].items()},
             "moves": Counter(str(chunk) for x in steps for chunk in x["fired"]),
             "sample": "step " + sample.removeprefix("step "),
-            "reading on": {learn: {"all": round(found["bits per byte"], 3)} | {
-                p: round(bits, 3) for p, bits in found["by position"].items() if config.segment <= int(p) < 65536}
-                for file in folder.glob("*/text.json") for learn, found in read_json(file)["results"].items()}}
+            "reading on": read_on(folder, config.segment)}
+
+
+def read_on(folder: Path, segment: int) -> dict[str, dict[str, float]]:
+    """Bits per byte, by position beyond the first segment and of all, for every way to learn that was measured."""
+    return {learn: {p: round(bits, 3) for p, bits in found["by position"].items() if segment <= int(p) < LIMIT} | {
+                "all": round(found["bits per byte"], 3)}
+            for file in folder.glob("*/text.json") for learn, found in read_json(file)["results"].items()}
 
 
 def kept(name: str) -> dict[str, Any]:
@@ -249,7 +255,7 @@ def reading() -> str:
     """Bits per byte by position: everything forgotten after a segment, memories carried on, levels learning, too."""
     read = {learn: kept("nano")["reading on"][learn] for learn in ("off", "memory", "all")}
     rows = [(p if p == "all" else f"{(int(p) + 1) // 2:,} to {int(p):,}", *(f"{bits[p]:.3f}" for bits in read.values()))
-            for p in sorted(read["off"], key=lambda p: (p == "all", len(p), p))]
+            for p in read["off"]]
     return table(" · ".join(["position", *(f"`--learn {learn}`" for learn in read)]), rows)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.claims.needles import SEEDS, best, learned, models
+from apps.claims.needles import best, learned, models
 from apps.claims.study import Study, interval, said, verdict
 from apps.tasks import VALUES, WORDS, needles
 from autograd import no_grad
@@ -52,7 +52,7 @@ def read(model: Hope, length: int, times: int) -> dict[str, float]:
 
 
 def measure(study: Study) -> dict[str, Any]:
-    study.seeds, found, costs = min(study.seeds, SEEDS), {}, {}
+    found, costs = {}, {}
     lengths = LENGTHS if study.share == 1 else LENGTHS[:2]
     for name, config in models().items():
         rate = best(study, name, config)

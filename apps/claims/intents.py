@@ -38,7 +38,7 @@ from hope import Hope, State, count, drifted
 from layers import cross_entropy
 
 PAPER = "class-incremental intents: Hope above in-context learning, EWC and InCA (Fig. 6)"
-FAMILY, SEEDS, LEAST, BEFORE, STEPS = Family(groups=5, words=2, meanings=10, said=2, own=True), 5, 0.9, 250, 360
+FAMILY, LEAST, BEFORE, STEPS = Family(groups=5, words=2, meanings=10, said=2, own=True), 0.9, 250, 360
 LONG = True  # more than ten minutes of a core
 MODELS = {name: LEVELS[name] for name in ("ICL", "1 additional level", "3 additional levels")}
 PASSES, STREAMS, STRENGTHS = 10, 64, (0.0, 1e4, 1e5, 1e6)
@@ -100,7 +100,6 @@ def prototypes(model: Hope, seed: int) -> np.ndarray:
 
 
 def measure(study: Study) -> dict[str, Any]:
-    study.seeds = min(study.seeds, SEEDS)
     seeds = range(study.seeds)
     first = pretrained(study, FAMILY, BEFORE)
 

@@ -24,14 +24,13 @@ from hope import Hope, count
 
 PAPER = ("needles with several keys: every number of levels above in-context learning, more levels better, a longer "
          "slowest period worse (Fig. 7)")
-FAMILY, SEEDS, LEAST, BEFORE, STEPS = Family(groups=8, words=2, meanings=8, said=1), 5, 0.9, 250, 300
+FAMILY, LEAST, BEFORE, STEPS = Family(groups=8, words=2, meanings=8, said=1), 0.9, 250, 300
 LONG = True  # more than ten minutes of a core
 MODELS = {"ICL": (), "1": (1, NEVER, NEVER, NEVER), "1, 2": (1, 2, NEVER, NEVER), "1, 2, 4": (1, 2, 4, NEVER),
           "1, 1": (1, 1, NEVER, NEVER), "1, 4": (1, 4, NEVER, NEVER)}
 
 
 def measure(study: Study) -> dict[str, Any]:
-    study.seeds = min(study.seeds, SEEDS)
     first = pretrained(study, replace(FAMILY, said=2), BEFORE)
 
     def model(chunks: Sequence[int], rate: float, seed: int) -> Hope:
